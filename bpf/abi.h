@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What the kernel side and the Python side must agree on, declared once.
+ *
+ * agent/datapath/abi.py reads this file: it understands `#define NAME NUMBER`, `enum`,
+ * `struct` of the fixed-width types below (nested structs and arrays of them included), and the
+ * GH_MAPS table. Keep to that subset. Every struct is laid out without implicit padding.
+ *
+ * Addresses are 128-bit; an IPv4 address is held IPv4-mapped (::ffff:a.b.c.d).
+ * Names say units (_ns) and byte order (_be); all else is host order.
+ * Zero is always the closed value: verdict 0 is deny, identity 0 and class 0 are unknown and match no allow.
+ */
+#ifndef GATEHOUSE_ABI_H
+#define GATEHOUSE_ABI_H
+
+/* ---- numbers ------------------------------------------------------------------------- */
+
+#define IDENTITY_UNKNOWN      0
+#define IDENTITY_HOST         1
+#define IDENTITY_WORLD        2
+#define IDENTITY_UNMANAGED    3
+#define IDENTITY_HEALTH       4
+#define IDENTITY_INIT         5
+#define IDENTITY_REMOTE_NODE  6
+#define IDENTITY_APISERVER    7
+#define IDENTITY_INGRESS      8
+#define IDENTITY_WORLD_IPV4   9
+#define IDENTITY_WORLD_IPV6   10
+#define IDENTITY_CLUSTER_MIN  256
+#define IDENTITY_CLUSTER_MAX  65535
+#define IDENTITY_LOCAL_MIN    16777217
+
+/* A policy_class key with this remote holds the row of every remote that has no row of its own. */
+#define CLASS_ANY             0xffffffffffffffff
+
+/* Rule ids that are not the hash of a written rule. */
+#define RULE_NONE             0
+#define RULE_NOT_ISOLATED     1
+#define RULE_HOST             2
+#define RULE_SELF             3
+
+/* policy_row keys: bits of (row, protocol, zero, port) that an entry fixes. */
+#define ROW_BITS_ANY          64
+#define ROW_BITS_PROTOCOL     80
+#define ROW_BITS_PORT         96
+
+/* A pod that reaches itself through a service sees this peer: 169.254.42.1 and fdff:6761:7465::1. */
+#define HAIRPIN_V4_BE_BYTES   "\xa9\xfe\x2a\x01"
+#define HAIRPIN_V6_BE_BYTES   "\xfd\xff\x67\x61\x74\x65\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01"
+
+/* How many backends the datapath tries before it gives up on a flow whose reply tuple is taken. */
+#define BACKEND_TRIES         4
+
+enum direction { DIRECTION_INGRESS = 0, DIRECTION_EGRESS = 1 };
+
+enum verdict { VERDICT_DENY = 0, VERDICT_ALLOW = 1 };
+
+enum event_type { EVENT_NEW = 1, EVENT_END = 2, EVENT_DROP = 3 };
+
+enum hook { HOOK_FROM_POD = 1, HOOK_TO_POD = 2 };
+
+/* Why a packet was dropped (or refused: the sender was told at once). Index of the counters map. */
+enum drop_reason {
+	DROP_NONE = 0,              /* not dropped: counts packets passed */
+	DROP_UNKNOWN_ENDPOINT = 1,  /* the interface is not (or no longer) an endpoint's */
+	DROP_SPOOFED_SOURCE = 2,    /* the source address is not the endpoint's own */
+	DROP_WRONG_DESTINATION = 3, /* delivered to an interface that does not own the address */
+	DROP_UNSUPPORTED_PROTOCOL = 4, /* neither IP nor ARP, or a VLAN tag */
+	DROP_MALFORMED = 5,         /* truncated or contradictory headers */
+	DROP_SOURCE_ROUTE = 6,      /* IPv4 source route, IPv6 routing header */
+	DROP_EXTENSION_HEADERS = 7, /* more IPv6 extension headers than are followed */
+	DROP_FRAGMENT_UNKNOWN = 8,  /* a later fragment whose first was not seen */
+	DROP_FRAGMENT_TINY = 9,     /* a first fragment too short for its ports, or one that overlaps it */
+	DROP_POLICY_EGRESS = 10,    /* no egress rule allows it */
+	DROP_POLICY_INGRESS = 11,   /* no ingress rule allows it */
+	DROP_UNKNOWN_IDENTITY = 12, /* the remote address has no identity */
+	DROP_CONNTRACK_FULL = 13,   /* no room to track a new flow */
+	DROP_TUPLE_TAKEN = 14,      /* every backend tried already has a flow from this source port */
+	DROP_NO_BACKEND = 15,       /* refused: the service has no ready backend */
+	DROP_ICMP_UNRELATED = 16,   /* an ICMP error that belongs to no tracked flow */
+	DROP_LINK_CONTROL = 17,     /* ARP, neighbour discovery or multicast that a pod has no use for */
+	DROP_TRANSLATION = 18,      /* rewriting the packet failed */
+	DROP_SCTP_PORT = 19,        /* an SCTP service that changes the port, where the checksum cannot follow */
+	DROP_INTERNAL = 20,         /* a map or scratch space that must exist does not */
+	DROP_REASONS = 21
+};
+
+/* Index of the tallies map: what else the datapath counts. */
+enum tally {
+	TALLY_EVENTS_LOST = 0,      /* the ring was full */
+	TALLY_CONNTRACK_FULL = 1,
+	TALLY_FRAGMENT_FULL = 2,
+	TALLY_REJUDGED = 3,         /* live flows judged anew after a policy change */
+	TALLIES = 4
+};
+
+enum conntrack_flags {
+	CT_REPLY = 1,        /* this entry is for packets towards the originator */
+	CT_SERVICE = 2,      /* translate: the destination (forward) or the source (reply) */
+	CT_HAIRPIN = 4,      /* forward: the source becomes the hairpin address; reply: back */
+	CT_ESTABLISHED = 8,  /* both directions have been seen */
+	CT_FIN = 16,         /* a FIN has passed in this entry's direction */
+	CT_CLOSED = 32,      /* RST, or FIN in both: short time-out; a SYN starts anew */
+	CT_ENDED = 64,       /* the end has been reported */
+	CT_LOCAL = 128       /* both ends are local pods: never legitimate at to-pod */
+};
+
+enum service_flags { SERVICE_CLUSTER_IP = 1 };
+
+/* ---- values -------------------------------------------------------------------------- */
+
+struct address { __u8 bytes[16]; };
+
+/* A local pod. The same value stands under its interface (as a source) and under each of its
+ * addresses (as a destination), so that one write changes subject and class together. */
+struct endpoint {
+	__u64 subject;              /* whose rows judge it */
+	__u64 class_v4;             /* what others' rows see in its IPv4 address */
+	__u64 class_v6;
+	struct address ipv4;        /* zero: it has none */
+	struct address ipv6;
+	__u32 identity;
+	__u32 ifindex;              /* host side of its veth */
+	__u8 mac[6];                /* pod side of its veth */
+	__u8 host_mac[6];           /* host side of its veth */
+	__u32 id;                   /* the endpoint's number, for people */
+};
+
+struct ipcache_key { __u32 prefixlen; struct address address; };
+struct ipcache_value { __u64 remote_class; __u32 identity; __u32 pad; };
+
+struct policy_class_key { __u64 subject; __u64 remote_class; __u32 direction; __u32 pad; };
+struct policy_class_value { __u64 row; };
+
+struct policy_row_key {
+	__u32 prefixlen;
+	__u32 row_high_be;          /* the row id, most significant half first, big-endian: */
+	__u32 row_low_be;           /* an LPM key is compared from its first byte on */
+	__u8 protocol;
+	__u8 zero;
+	__u16 port_be;              /* ICMP: 0 */
+};
+struct policy_row_value { __u64 rule; __u8 verdict; __u8 pad[7]; };
+
+struct tuple {
+	struct address source;
+	struct address destination;
+	__u16 source_port_be;       /* ICMP echo request: its id; reply: 0 */
+	__u16 destination_port_be;  /* ICMP echo request: 0; reply: its id */
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+/* A flow has two entries: under the tuple its originator sends (before translation), and
+ * under the tuple its answers carry (before they are translated back). Either is enough for
+ * a packet of its direction; expiry is the later of the two. */
+struct conntrack {
+	__u64 expires_ns;           /* CLOCK_MONOTONIC, coarse */
+	__u64 created_ns;
+	__u64 epoch;                /* the epoch at which it was judged; another means: judge again */
+	__u64 packets;              /* of this entry's direction */
+	__u64 bytes;
+	__u64 rule_egress;          /* who allowed it, RULE_NONE where that side is not judged here */
+	__u64 rule_ingress;
+	struct address nat_address; /* forward: the backend; reply: the frontend */
+	__u32 source_identity;      /* of the originator */
+	__u32 destination_identity;
+	__u16 nat_port_be;
+	__u8 flags;
+	__u8 verdict;               /* of the last judgement */
+	__u32 ifindex;              /* the originator's or, from outside, the destination's */
+};
+
+struct fragment_key { struct address source; struct address destination; __u32 id; __u8 protocol; __u8 pad[3]; };
+struct fragment_value { __u16 source_port_be; __u16 destination_port_be; };
+
+struct service_key { struct address address; __u16 port_be; __u8 protocol; __u8 pad; };
+struct service_value { __u64 pool; __u32 count; __u32 flags; };   /* count 0: refuse */
+struct backend_key { __u64 pool; __u32 slot; __u32 pad; };
+struct backend_value { struct address address; __u16 port_be; __u16 pad[3]; };
+
+struct config {
+	__u64 timeout_tcp_ns;       /* established */
+	__u64 timeout_syn_ns;       /* not yet answered */
+	__u64 timeout_close_ns;
+	__u64 timeout_udp_ns;       /* answered UDP and SCTP */
+	__u64 timeout_other_ns;     /* unanswered UDP and SCTP, ICMP */
+};
+
+/* An event is about one packet; addresses are those after service translation, in the
+ * direction of the originator for NEW and END, of the packet for DROP. */
+struct event {
+	__u64 time_ns;              /* CLOCK_MONOTONIC */
+	__u64 rule_egress;          /* who decided, RULE_NONE where that side was not judged */
+	__u64 rule_ingress;
+	__u64 packets;              /* END: of both directions */
+	__u64 bytes;
+	struct address source;
+	struct address destination;
+	struct address service;     /* the frontend, zero if none */
+	__u32 source_identity;
+	__u32 destination_identity;
+	__u32 ifindex;
+	__u16 source_port_be;
+	__u16 destination_port_be;
+	__u16 service_port_be;
+	__u8 type;
+	__u8 verdict;
+	__u8 reason;
+	__u8 protocol;
+	__u8 hook;
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 egress_judged;         /* the source is a local pod: its egress rules were asked */
+	__u8 ingress_judged;
+};
+
+/* ---- maps: M(type, name, key, value, max_entries, flags) -----------------------------
+ * Types and flags are the kernel's (BPF_MAP_TYPE_…, BPF_F_…). Sizes are defaults. */
+
+#define GH_MAPS(M) \
+	M(HASH,         interfaces,     __u32,                   struct endpoint,           8192,    0) \
+	M(HASH,         endpoints,      struct address,          struct endpoint,           16384,   0) \
+	M(LPM_TRIE,     ipcache,        struct ipcache_key,      struct ipcache_value,      524288,  NO_PREALLOC) \
+	M(HASH,         policy_class,   struct policy_class_key, struct policy_class_value, 1048576, NO_PREALLOC) \
+	M(LPM_TRIE,     policy_row,     struct policy_row_key,   struct policy_row_value,   1048576, NO_PREALLOC) \
+	M(HASH,         conntrack,      struct tuple,            struct conntrack,          524288,  NO_PREALLOC) \
+	M(LRU_HASH,     conntrack_host, struct tuple,            struct conntrack,          16384,   0) \
+	M(LRU_HASH,     fragments,      struct fragment_key,     struct fragment_value,     8192,    0) \
+	M(HASH,         services,       struct service_key,      struct service_value,      131072,  NO_PREALLOC) \
+	M(HASH,         backends,       struct backend_key,      struct backend_value,      1048576, NO_PREALLOC) \
+	M(ARRAY,        config,         __u32,                   struct config,             1,       0) \
+	M(ARRAY,        epoch,          __u32,                   __u64,                     1,       0) \
+	M(PERCPU_ARRAY, drops,          __u32,                   __u64,                     DROP_REASONS, 0) \
+	M(PERCPU_ARRAY, tallies,        __u32,                   __u64,                     TALLIES, 0) \
+	M(RINGBUF,      events,         void,                    void,                      4194304, 0)
+
+#endif
