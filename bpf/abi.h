@@ -214,6 +214,7 @@ struct event {
 	__u8 icmp_code;
 	__u8 egress_judged;         /* the source is a local pod: its egress rules were asked */
 	__u8 ingress_judged;
+	__u8 pad[4];
 };
 
 /* ---- maps: M(type, name, key, value, max_entries, flags) -----------------------------

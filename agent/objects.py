@@ -1,0 +1,112 @@
+"""Kubernetes objects as the agent needs them: defaults filled in, validated, with where they were written.
+
+Sources produce these, whatever they read; NetworkPolicies arrive as policies.model.Policy.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from policies.model import ObjectRef, Origin, Policy
+
+
+class Namespace(msgspec.Struct, frozen=True):
+    ref: ObjectRef
+    origin: Origin
+    labels: dict[str, str]  # with kubernetes.io/metadata.name
+
+
+class Container(msgspec.Struct, frozen=True):
+    name: str
+    command: tuple[str, ...] = ()  # command + args; empty: nothing is run
+    env: dict[str, str] = {}
+    working_dir: str = ""
+
+
+class DeclaredPort(msgspec.Struct, frozen=True):
+    name: str  # "" where it has none
+    protocol: int
+    number: int
+
+
+class Pod(msgspec.Struct, frozen=True):
+    ref: ObjectRef
+    origin: Origin
+    labels: dict[str, str]
+    node: str = ""  # spec.nodeName; "" means this node
+    service_account: str = "default"
+    host_network: bool = False
+    addresses: tuple[bytes, ...] = ()  # status.podIPs, 16 bytes each; () lets IPAM choose
+    ports: tuple[DeclaredPort, ...] = ()
+    containers: tuple[Container, ...] = ()
+    restart_always: bool = True
+    ready: bool = True  # status.conditions Ready; true where there is no status
+
+
+class ServicePort(msgspec.Struct, frozen=True):
+    name: str
+    protocol: int
+    port: int
+    target: int | str  # number, or the name of a container port
+
+
+class Service(msgspec.Struct, frozen=True):
+    ref: ObjectRef
+    origin: Origin
+    type: str  # ClusterIP | NodePort | LoadBalancer | ExternalName
+    selector: dict[str, str] | None  # None: endpoints come from slices alone
+    addresses: tuple[bytes, ...]  # clusterIPs given; () with headless False: to be allocated
+    headless: bool
+    ports: tuple[ServicePort, ...]
+    families: tuple[str, ...] = ()  # spec.ipFamilies: "IPv4", "IPv6"; () for what the cluster has
+    publish_not_ready: bool = False
+
+
+class SlicePort(msgspec.Struct, frozen=True):
+    name: str
+    protocol: int
+    port: int
+
+
+class SliceEndpoint(msgspec.Struct, frozen=True):
+    """Conditions as discovery/v1 defaults them: ready and serving true, terminating false."""
+
+    addresses: tuple[bytes, ...]
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
+    node: str = ""
+
+
+class EndpointSlice(msgspec.Struct, frozen=True):
+    ref: ObjectRef
+    origin: Origin
+    service: str  # label kubernetes.io/service-name
+    ports: tuple[SlicePort, ...]
+    endpoints: tuple[SliceEndpoint, ...]
+
+
+Object = Namespace | Pod | Service | EndpointSlice | Policy
+
+
+class Problem(msgspec.Struct, frozen=True, order=True):
+    """Something the user wrote that is not in force as written. `path` is a field path such as spec.ingress[0].ports[1]."""
+
+    file: str
+    line: int
+    message: str
+    path: str = ""
+    subject: str = ""  # "NetworkPolicy shop/web", where it is known
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        field = f"{self.path}: " if self.path else ""
+        what = f"{self.subject}: " if self.subject else ""
+        return f"{where}: {what}{field}{self.message}"
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One step of the world: an object is now thus, or (None) is gone."""
+
+    ref: ObjectRef
+    object: Object | None
