@@ -86,6 +86,16 @@ class EndpointSlice(msgspec.Struct, frozen=True):
     endpoints: tuple[SliceEndpoint, ...]
 
 
+class Interface(msgspec.Struct, frozen=True):
+    """Where a local pod hangs off its node: a fact that agent.endpoints reports once the pod's namespace stands."""
+
+    index: int  # of the host side of the veth, in the node's namespace
+    name: str
+    mac: bytes  # of the pod's side
+    host_mac: bytes
+    netns: str  # path
+
+
 Object = Namespace | Pod | Service | EndpointSlice | Policy
 
 
