@@ -1,0 +1,180 @@
+"""What an agent is told: one typed value, filled from flags and GATEHOUSE_* variables.
+
+Each field is a flag of `gatehouse agent` (pod_cidrs: --pod-cidrs) and a variable (GATEHOUSE_POD_CIDRS);
+a flag wins over its variable. Lists are comma-separated, sizes and time-outs are NAME=NUMBER pairs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, inspect
+
+from policies.address import Prefix, parse_address
+
+PREFIX = "GATEHOUSE_"
+DEFAULT_STATE_DIR = "/var/lib/gatehouse"
+TIMEOUTS = ("tcp", "syn", "close", "udp", "other")
+
+# A Service named gatehouse makes Kubernetes put GATEHOUSE_SERVICE_HOST, GATEHOUSE_PORT_53_UDP … into pods' environment.
+_SERVICE_LINK = re.compile(r"GATEHOUSE_(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP|SCTP).*)?)")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message is one sentence that says what to do."""
+
+
+def _doc(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    manifests: Annotated[str, _doc("Folder of manifests (*.yaml, *.yml, *.json).")]
+    source: Annotated[Literal["directory"], _doc("Where objects come from.")] = "directory"
+    state_dir: Annotated[str, _doc("Sockets, allocations and logs; one agent per folder.")] = DEFAULT_STATE_DIR
+    node: Annotated[str, _doc("Name of this node; default: the host's name.")] = ""
+    pod_cidrs: Annotated[tuple[str, ...], _doc("Blocks pods get their addresses from, one a family.")] = (
+        "10.244.0.0/24",
+        "fd00:10:244::/64",
+    )
+    service_cidrs: Annotated[tuple[str, ...], _doc("Blocks services without a clusterIP get theirs from.")] = (
+        "10.96.0.0/16",
+        "fd00:10:96::/112",
+    )
+    node_addresses: Annotated[tuple[str, ...], _doc("Addresses of this node; default: those of its interfaces.")] = ()
+    mtu: Annotated[int, Meta(ge=1280, le=65535), _doc("MTU of the pods' interfaces.")] = 1500
+    map_sizes: Annotated[dict[str, int], _doc("Capacity of BPF maps, such as conntrack=1000000.")] = {}
+    timeouts: Annotated[dict[str, float], _doc("Conntrack time-outs in seconds: tcp, syn, close, udp, other.")] = {}
+    labels_include: Annotated[tuple[str, ...], _doc("Only labels that match one of these make an identity.")] = ()
+    labels_exclude: Annotated[tuple[str, ...], _doc("Labels that make no identity, besides the built-in ones.")] = ()
+    flows_ring: Annotated[
+        int, Meta(ge=16, le=10_000_000), _doc("How many flow records `observe` can look back on.")
+    ] = 16384
+    node_sysctls: Annotated[bool, _doc("Whether the node's forwarding and rp_filter settings may be changed.")] = True
+    remove_on_exit: Annotated[bool, _doc("Remove pods, programs, maps and state when the agent stops.")] = False
+    log_format: Annotated[Literal["text", "json"], _doc("Format of the log on stderr.")] = "text"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], _doc("Least severity that is logged.")] = "info"
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """A field of Config as people are told of it. `shape`: "list", "pairs", "switch" or "text"."""
+
+    field: str
+    shape: str
+    description: str
+    default: Any
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.field.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.field.upper()
+
+
+def settings() -> list[Setting]:
+    """Every setting, in the order of Config's fields."""
+    info = inspect.type_info(Config)
+    assert isinstance(info, inspect.StructType)
+    found = []
+    for field in info.fields:
+        assert isinstance(field.type, inspect.Metadata)
+        kind = field.type.type
+        shape = "text"
+        if isinstance(kind, inspect.VarTupleType):
+            shape = "list"
+        elif isinstance(kind, inspect.DictType):
+            shape = "pairs"
+        elif isinstance(kind, inspect.BoolType):
+            shape = "switch"
+        text = (field.type.extra_json_schema or {}).get("description", "")
+        default = field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
+        found.append(Setting(field.name, shape, text, None if default is msgspec.NODEFAULT else default))
+    return found
+
+
+def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Field → text of the GATEHOUSE_* variables that are set. Raises ConfigError for one that means nothing."""
+    found: dict[str, str] = {}
+    for name, text in environ.items():
+        if not name.startswith(PREFIX) or _SERVICE_LINK.fullmatch(name):
+            continue
+        field = name.removeprefix(PREFIX).lower()
+        if field not in Config.__struct_fields__:
+            raise ConfigError(f"{name} is not a setting of Gatehouse; see `gatehouse agent --help`")
+        found[field] = text
+    return found
+
+
+def build(texts: Mapping[str, str]) -> Config:
+    """A checked Config from field → text, as flags and variables give it. Raises ConfigError."""
+    if unknown := set(texts) - set(Config.__struct_fields__):
+        raise ConfigError(f"{sorted(unknown)[0]} is not a setting of Gatehouse; see `gatehouse agent --help`")
+    values = {s.field: _split(s, texts[s.field]) for s in settings() if s.field in texts}
+    values["node"] = values.get("node") or os.uname().nodename
+    try:
+        config = msgspec.convert(values, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_say(str(error))) from None
+    _check(config)
+    return config
+
+
+def _split(setting: Setting, text: str) -> Any:
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if setting.shape == "list":
+        return items
+    if setting.shape == "pairs":
+        if bad := [item for item in items if "=" not in item]:
+            raise ConfigError(f"{setting.flag}: {bad[0]!r} is not NAME=NUMBER")
+        return dict(item.split("=", 1) for item in items)
+    return text
+
+
+def _check(config: Config) -> None:
+    for field in ("pod_cidrs", "service_cidrs"):
+        families = [_prefix(field, text).is_v4 for text in getattr(config, field)]
+        if len(set(families)) != len(families):
+            raise ConfigError(f"{_flag(field)}: give at most one block for each of IPv4 and IPv6")
+    if not config.pod_cidrs:
+        raise ConfigError("--pod-cidrs: give at least one block")
+    pods = [_prefix("pod_cidrs", t) for t in config.pod_cidrs]
+    for service in (_prefix("service_cidrs", t) for t in config.service_cidrs):
+        if any(pod.covers(service) or service.covers(pod) for pod in pods):
+            raise ConfigError(f"--service-cidrs: {service} overlaps a block of --pod-cidrs")
+    for text in config.node_addresses:
+        try:
+            parse_address(text)
+        except ValueError as error:
+            raise ConfigError(f"--node-addresses: {error}") from None
+    if unknown := set(config.timeouts) - set(TIMEOUTS):
+        raise ConfigError(f"--timeouts: {sorted(unknown)[0]!r} is none of {', '.join(TIMEOUTS)}")
+    for field in ("timeouts", "map_sizes"):
+        if bad := [name for name, number in getattr(config, field).items() if number <= 0]:
+            raise ConfigError(f"{_flag(field)}: {bad[0]} must be above 0")
+
+
+def _prefix(field: str, text: str) -> Prefix:
+    try:
+        return Prefix.parse(text)
+    except ValueError:
+        raise ConfigError(f"{_flag(field)}: {text!r} is not a block of addresses such as 10.244.0.0/24") from None
+
+
+def _flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def _say(message: str) -> str:
+    """msgspec's sentence with the flag for the path: "Expected `int` >= 1280 - at `$.mtu`" → "--mtu: expected …"."""
+    text, _, path = message.partition(" - at `$.")
+    field = re.split(r"[`\[]", path)[0]
+    if not field:
+        missing = re.search(r"missing required field `(\w+)`", text)
+        return f"{_flag(missing.group(1))} is missing" if missing else text
+    return f"{_flag(field)}: {text[0].lower()}{text[1:]}"
