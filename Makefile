@@ -1,0 +1,77 @@
+# Gatehouse's commands. Each sets up what it needs on a fresh Debian 12 machine (as root); a second run starts in seconds.
+#
+#   make demo     a small cluster-in-a-box: policies enforced on real traffic
+#   make test     every test (ARGS="-k name" to choose; ARGS="--judgements 200000" for a longer differential test)
+#   make check    ruff, mypy --strict, import contracts
+#   make bench    speed and size, as ratios within one run
+#   make kernels  every program and packet table on Debian's 6.1 and 6.12 kernels, in QEMU
+#   make insns    instructions per BPF program, as this kernel's verifier counts them
+#   make lock     choose newer Python packages and pin them
+#   make clean    remove what the above made in this folder, and anything a demo or test left on the machine
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+DEBIAN := python3 python3-venv python3-bpfcc linux-libc-dev iproute2 procps iputils-ping make gcc libc6-dev
+BENCH_DEBIAN := util-linux
+PY := .venv/bin/python
+JOBS ?= auto
+ARGS ?=
+
+.PHONY: help demo test check bench kernels insns lock clean setup
+
+help:
+	@sed -n '3,11{s/^# *//;p}' Makefile
+
+# One stamp for the packages, one for the venv: make redoes what changed, and nothing else.
+.venv/debian: Makefile
+	@missing=$$(for p in $(DEBIAN) $(BENCH_DEBIAN); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q ' installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  [ "$$(id -u)" = 0 ] || { echo "set-up: run as root, or install first:" $$missing >&2; exit 1; }; \
+	  echo "set-up: installing Debian packages:" $$missing; \
+	  apt-get -qq update; DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null; \
+	fi
+	@mkdir -p .venv; touch $@
+
+.venv/python: requirements.lock pyproject.toml | .venv/debian
+	@[ -x $(PY) ] || { echo "set-up: making .venv (with Debian's bcc visible)"; /usr/bin/python3 -m venv --system-site-packages .venv; }
+	@echo "set-up: installing pinned Python packages"
+	@$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock 2> >(grep -v ^WARNING >&2)
+	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . 2> >(grep -v ^WARNING >&2)
+	@touch $@
+
+setup: .venv/debian .venv/python
+
+demo: setup
+	@.venv/bin/gatehouse demo $(ARGS)
+
+test: setup
+	@echo "test: running everything on $(JOBS) workers (ARGS=\"-k name\" to choose)"
+	@$(PY) -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
+
+check: setup
+	@echo "check: ruff"; .venv/bin/ruff check .; .venv/bin/ruff format --check .
+	@echo "check: mypy --strict"; .venv/bin/mypy
+	@echo "check: import contracts"; .venv/bin/lint-imports --no-logo 2>/dev/null || .venv/bin/lint-imports
+
+bench: setup
+	@$(PY) -m tests.bench $(ARGS)
+
+kernels: setup
+	@for k in 6.1 6.12; do echo "kernels: Debian's $$k, emulated"; \
+	  tests/kernels/vm.py --kernel $$k -- $(PY) -m pytest -q -p no:cacheprovider --timeout 900 tests/bpf $(ARGS) || exit 1; done
+
+insns: setup
+	@$(PY) -m agent.datapath.programs --stats
+
+lock: .venv/debian
+	@/usr/bin/python3 -m venv build/lock && build/lock/bin/pip install -q pip-tools 2> >(grep -v ^WARNING >&2)
+	@build/lock/bin/python -m piptools compile -q --extra dev --generate-hashes --allow-unsafe --strip-extras --upgrade \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
+
+clean:
+	@if [ -x .venv/bin/gatehouse ] && [ "$$(id -u)" = 0 ]; then .venv/bin/gatehouse cleanup --all; fi
+	@rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
