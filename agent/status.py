@@ -1,0 +1,156 @@
+"""What an agent tells about itself and what it manages: the field names people's programs rely on.
+
+These are the answers of the agent's socket and the `-o json` output of the commands. Fields are added, never renamed.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+# What an endpoint's `state` can be, in the order a pod goes through them.
+ENDPOINT_STATES = ("waiting", "creating", "ready", "degraded", "removing", "remote", "failed")
+
+
+class Revision(msgspec.Struct, frozen=True):
+    """`desired`: the newest change read that may concern it; `realized`: the newest that is in force in the kernel."""
+
+    desired: int
+    realized: int
+
+
+class EndpointView(msgspec.Struct, frozen=True, kw_only=True):
+    id: int
+    namespace: str
+    name: str
+    ips: tuple[str, ...]
+    identity: int
+    labels: dict[str, str]
+    netns: str  # path, "" where it has none of its own
+    interface: str  # host side of the veth
+    state: str  # one of ENDPOINT_STATES
+    policy_revision: Revision
+    node: str
+    host_network: bool
+    isolated: tuple[str, ...]  # directions in which some policy isolates it
+    problem: str
+
+
+class IdentityView(msgspec.Struct, frozen=True, kw_only=True):
+    id: int
+    kind: str  # reserved | cluster | cidr
+    namespace: str
+    labels: dict[str, str]
+    endpoints: int  # pods that have it
+    name: str  # of a reserved one, or the block of a CIDR identity
+
+
+class BackendView(msgspec.Struct, frozen=True, kw_only=True):
+    address: str
+    port: int
+
+
+class FrontendView(msgspec.Struct, frozen=True, kw_only=True):
+    address: str
+    protocol: str
+    port: int
+    name: str
+    backends: tuple[BackendView, ...]
+
+
+class ServiceView(msgspec.Struct, frozen=True, kw_only=True):
+    namespace: str
+    name: str
+    type: str
+    ips: tuple[str, ...]
+    frontends: tuple[FrontendView, ...]
+    origin: str
+    problem: str
+
+
+class PolicyView(msgspec.Struct, frozen=True, kw_only=True):
+    kind: str
+    namespace: str
+    name: str
+    isolates: tuple[str, ...]
+    rules: int
+    endpoints: tuple[str, ...]  # NAMESPACE/NAME of the local pods it selects
+    origin: str
+    problem: str
+
+
+class NodeView(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    local: bool
+    addresses: tuple[str, ...]
+    pod_cidrs: tuple[str, ...]
+    pods: int
+
+
+class ProgramView(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    id: int
+    instructions: int
+    attached: int  # interfaces
+
+
+class MapView(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    entries: int
+    capacity: int
+    full: int  # writes refused for want of room since the agent started
+
+
+class DatapathView(msgspec.Struct, frozen=True, kw_only=True):
+    pins: str
+    abi_hash: str
+    source_hash: str
+    programs: tuple[ProgramView, ...]
+    maps: tuple[MapView, ...]
+
+
+class ProcessView(msgspec.Struct, frozen=True, kw_only=True):
+    state: str  # running | restarting | stopped
+    pid: int
+    restarts: int
+    problem: str
+
+
+class FlowsView(msgspec.Struct, frozen=True, kw_only=True):
+    process: ProcessView
+    events_lost: int  # the kernel's ring was full
+    records_lost: int  # a reader was too slow
+
+
+class ProblemView(msgspec.Struct, frozen=True, kw_only=True):
+    file: str
+    line: int
+    subject: str
+    path: str
+    message: str
+
+
+class StatusView(msgspec.Struct, frozen=True, kw_only=True):
+    """`state`: starting | ready | degraded | stopping; `reasons` says why it is degraded, one sentence each."""
+
+    state: str
+    reasons: tuple[str, ...]
+    version: str
+    pid: int
+    node: str
+    state_dir: str
+    started: str  # RFC 3339, UTC
+    uptime_s: float
+    resident_bytes: int
+    kernel: str
+    revision: Revision
+    datapath: DatapathView
+    endpoints: dict[str, int]  # state → how many
+    namespaces: int
+    policies: int
+    services: int
+    identities: int
+    problems: tuple[ProblemView, ...]
+    drops: dict[str, int]  # reason → packets
+    rejudged: int  # live flows judged anew after a policy change
+    map_full: int  # sum of the maps' `full`
+    flows: FlowsView
