@@ -1,0 +1,1 @@
+"""The cluster-in-a-box that `gatehouse demo` builds: manifests, the servers its pods run, and the probes."""
