@@ -32,7 +32,7 @@ def is_v4(address: bytes) -> bool:
     return address.startswith(V4_MAPPED)
 
 
-class Prefix(msgspec.Struct, frozen=True, order=True):
+class Prefix(msgspec.Struct, frozen=True, order=True, gc=False, cache_hash=True):
     """A CIDR block. `bits` counts from the start of the 128-bit form: 10.0.0.0/8 has 104.
 
     One family never contains the other: ::/0 holds no IPv4 address, although the mapped form lies inside it.
