@@ -12,7 +12,7 @@ KERNEL_MIN = (6, 1)
 DEBIAN_PYTHON = "/usr/bin/python3"
 
 
-class CannotStart(Exception):  # noqa: N818  (a state of affairs, said to a person)
+class CannotStart(Exception):
     """One sentence that says what is wrong and what to do."""
 
 

@@ -1,0 +1,248 @@
+"""What a running agent holds: status, endpoints, identities, services, policies, nodes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import typer
+
+from agent.api import client
+from agent.cli.output import STATE_DIR, Column, Format, Output, StateDir, duration, emit, emit_json, labels, table
+from agent.status import (
+    EndpointView,
+    FrontendView,
+    IdentityView,
+    NodeView,
+    PolicyView,
+    ServiceView,
+    StatusView,
+)
+
+View = TypeVar("View", bound=msgspec.Struct)
+
+
+def register(app: typer.Typer) -> None:
+    for command in (status, endpoints, identities, services, policies, nodes):
+        app.command()(command)
+
+
+def status(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -> None:
+    """How the agent and its datapath are.
+
+    Exit status: 0 ready, 1 degraded, starting or stopping (a line says why), 2 no agent answers.
+
+    JSON, one object: state, reasons, version, pid, node, state_dir, started, uptime_s, resident_bytes, kernel,
+    revision {desired, realized}, datapath {pins, abi_hash, source_hash, programs [{name, id, instructions, attached}],
+    maps [{name, entries, capacity, full}]}, endpoints {STATE: number}, namespaces, policies, services, identities,
+    problems [{file, line, subject, path, message}], drops {REASON: packets}, rejudged, map_full,
+    flows {process {state, pid, restarts, problem}, events_lost, records_lost}.
+
+    \b
+    Examples:
+      gatehouse status
+      gatehouse status -o json | jq .drops
+    """
+    found = _ask(state_dir, "status", StatusView)
+    if output is Format.JSON:
+        emit_json(found)
+    else:
+        print(_describe(found))
+    sys.exit(0 if found.state == "ready" else 1)
+
+
+def endpoints(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -> None:
+    """Pods of this node, and those of other nodes that are known.
+
+    JSON, an array of: id, namespace, name, ips, identity, labels, netns, interface, state, policy_revision {desired,
+    realized}, node, host_network, isolated, problem. `realized` is never ahead of what the kernel enforces.
+
+    \b
+    Examples:
+      gatehouse endpoints
+      gatehouse endpoints -o json | jq '.[] | select(.state != "ready")'
+    """
+    columns = [
+        Column("ID", lambda e: e.id or ""),
+        Column("NAMESPACE", lambda e: e.namespace),
+        Column("NAME", lambda e: e.name),
+        Column("IPS", lambda e: ",".join(e.ips)),
+        Column("IDENTITY", lambda e: e.identity or ""),
+        Column("STATE", lambda e: e.state),
+        Column("ISOLATED", lambda e: ",".join(e.isolated)),
+        Column("POLICY", _policy_revision),
+        Column("LABELS", lambda e: labels(e.labels)),
+        Column("PROBLEM", lambda e: e.problem),
+    ]
+    emit(_list(state_dir, "endpoints", EndpointView), output, columns, "no endpoints: no Pod manifest has been read")
+
+
+def identities(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -> None:
+    """Security identities: what each number stands for.
+
+    JSON, an array of: id, kind (reserved, cluster, cidr), namespace, labels, endpoints (how many pods have it), name.
+
+    \b
+    Examples:
+      gatehouse identities
+      gatehouse identities -o json | jq '.[] | select(.kind == "cluster")'
+    """
+    columns = [
+        Column("ID", lambda i: i.id),
+        Column("KIND", lambda i: i.kind),
+        Column("NAMESPACE", lambda i: i.namespace),
+        Column("NAME", lambda i: i.name),
+        Column("LABELS", lambda i: labels(i.labels)),
+        Column("ENDPOINTS", lambda i: i.endpoints),
+    ]
+    emit(_list(state_dir, "identities", IdentityView), output, columns, "no identities")
+
+
+def services(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -> None:
+    """Services, their frontends and the backends new flows can get.
+
+    JSON, an array of: namespace, name, type, ips, frontends [{address, protocol, port, name, backends [{address,
+    port}]}], origin, problem.
+
+    \b
+    Examples:
+      gatehouse services
+      gatehouse services -o json | jq '.[].frontends[] | select(.backends == [])'
+    """
+    found = _list(state_dir, "services", ServiceView)
+    if output is Format.JSON:
+        emit_json(found)
+        return
+    if not found:
+        print("no services: no Service manifest has been read", file=sys.stderr)
+        return
+    rows = [row for service in found for row in _service_rows(service)]
+    print(table(["NAMESPACE", "NAME", "TYPE", "FRONTEND", "BACKENDS", "PROBLEM"], rows))
+
+
+def policies(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -> None:
+    """Policies in force and the local pods they select.
+
+    JSON, an array of: kind, namespace, name, isolates, rules (how many), endpoints (NAMESPACE/NAME), origin
+    (file:line), problem (why it only isolates, where it could not be understood).
+
+    \b
+    Examples:
+      gatehouse policies
+      gatehouse policies -o json | jq '.[] | select(.endpoints == [])'
+    """
+    columns = [
+        Column("KIND", lambda p: p.kind),
+        Column("NAMESPACE", lambda p: p.namespace),
+        Column("NAME", lambda p: p.name),
+        Column("ISOLATES", lambda p: ",".join(p.isolates)),
+        Column("RULES", lambda p: p.rules),
+        Column("ENDPOINTS", lambda p: len(p.endpoints)),
+        Column("ORIGIN", lambda p: p.origin),
+        Column("PROBLEM", lambda p: p.problem),
+    ]
+    emit(_list(state_dir, "policies", PolicyView), output, columns, "no policies: every pod may talk to every other")
+
+
+def nodes(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -> None:
+    """This node, and the nodes that pods are known to run on.
+
+    JSON, an array of: name, local, addresses, pod_cidrs, pods.
+
+    \b
+    Example:
+      gatehouse nodes -o json
+    """
+    columns = [
+        Column("NAME", lambda n: n.name + (" (this)" if n.local else "")),
+        Column("ADDRESSES", lambda n: ",".join(n.addresses)),
+        Column("POD CIDRS", lambda n: ",".join(n.pod_cidrs)),
+        Column("PODS", lambda n: n.pods),
+    ]
+    emit(_list(state_dir, "nodes", NodeView), output, columns, "no nodes")
+
+
+def _policy_revision(endpoint: EndpointView) -> str:
+    revision = endpoint.policy_revision
+    if revision.realized == revision.desired:
+        return str(revision.realized)
+    return f"{revision.realized} (wanted {revision.desired})"
+
+
+def _service_rows(service: ServiceView) -> list[list[str]]:
+    head = [service.namespace, service.name, service.type]
+    if not service.frontends:
+        return [[*head, ",".join(service.ips), "", service.problem]]
+    return [[*head, _frontend(f), _backends(f), service.problem] for f in service.frontends]
+
+
+def _frontend(frontend: FrontendView) -> str:
+    return f"{_socket(frontend.address, frontend.port)}/{frontend.protocol}"
+
+
+def _backends(frontend: FrontendView) -> str:
+    shown = [_socket(b.address, b.port) for b in frontend.backends[:3]]
+    more = len(frontend.backends) - len(shown)
+    return ",".join(shown) + (f" and {more} more" if more else "") if shown else "none: refused"
+
+
+def _socket(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _describe(s: StatusView) -> str:
+    lines = [
+        ("State", s.state),
+        *[("", f"! {reason}") for reason in s.reasons],
+        ("Agent", f"gatehouse {s.version}, pid {s.pid}, up {duration(s.uptime_s)}, {s.resident_bytes >> 20} MB"),
+        ("Node", f"{s.node}, kernel {s.kernel}"),
+        ("State dir", s.state_dir),
+        ("Revision", f"{s.revision.realized} realized, {s.revision.desired} desired"),
+        ("Endpoints", ", ".join(f"{n} {state}" for state, n in s.endpoints.items()) or "none"),
+        (
+            "Objects",
+            f"{s.policies} policies, {s.services} services, {s.namespaces} namespaces, {s.identities} identities",
+        ),
+        ("Flows", _flows(s)),
+        ("Pins", s.datapath.pins),
+        ("Programs", f"source {s.datapath.source_hash}, ABI {s.datapath.abi_hash}"),
+        *[
+            ("", f"{p.name}: id {p.id}, {p.instructions} instructions, on {p.attached} interfaces")
+            for p in s.datapath.programs
+        ],
+        ("Maps", ""),
+        *[
+            ("", f"{m.name}: {m.entries} of {m.capacity}" + (f", refused {m.full} for want of room" if m.full else ""))
+            for m in s.datapath.maps
+        ],
+        ("Drops", ", ".join(f"{n} {reason}" for reason, n in s.drops.items()) or "none"),
+        ("Re-judged", f"{s.rejudged} live flows after policy changes"),
+        ("Problems", "" if s.problems else "none"),
+        *[("", _problem(p.file, p.line, p.subject, p.path, p.message)) for p in s.problems],
+    ]
+    width = max(len(title) for title, _ in lines)
+    return "\n".join(f"{title:<{width}}  {text}".rstrip() for title, text in lines)
+
+
+def _flows(s: StatusView) -> str:
+    process = s.flows.process
+    text = f"{process.state}, pid {process.pid}, restarted {process.restarts} times"
+    text += f", lost {s.flows.events_lost} events and {s.flows.records_lost} records"
+    return f"{text}: {process.problem}" if process.problem else text
+
+
+def _problem(file: str, line: int, subject: str, path: str, message: str) -> str:
+    from agent.objects import Problem
+
+    return str(Problem(file, line, message, path, subject))
+
+
+def _ask(state_dir: Path, op: str, kind: type[View]) -> View:
+    return msgspec.convert(client.call(state_dir / "agent.sock", op), kind)
+
+
+def _list(state_dir: Path, op: str, kind: type[View]) -> list[View]:
+    found = client.call(state_dir / "agent.sock", op)
+    return [msgspec.convert(item, kind) for item in found]

@@ -1,0 +1,98 @@
+"""`gatehouse agent` and `gatehouse cleanup`."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agent.cli.output import STATE_DIR, StateDir
+from agent.config import Setting, build, environment, settings
+
+AGENT_HELP = """Run the node agent for the network namespace it is started in.
+
+Reads objects, compiles them and keeps the kernel's maps to that. Pods of the directory source become network
+namespaces on veths and the commands of their containers run inside. The datapath goes on without the agent: stop or
+kill it, and what was allowed stays allowed, what was denied stays denied; the next agent takes over. Remove
+everything with --remove-on-exit, or later with `gatehouse cleanup`.
+
+Lists are separated by commas, sizes and time-outs are NAME=NUMBER pairs. Every flag has a GATEHOUSE_ variable.
+
+\b
+Examples:
+  gatehouse agent --manifests ./manifests
+  gatehouse agent --manifests ./m --node a --state-dir /run/gatehouse-a --pod-cidrs 10.1.0.0/24,fd00:1::/64
+  gatehouse agent --manifests ./m --timeouts udp=30,tcp=86400 --map-sizes conntrack=1000000
+  ip netns exec node-b gatehouse agent --manifests ./m --node b --state-dir /run/gatehouse-b
+
+\b
+Exit status: 0 after an orderly stop, 2 where it cannot start (one sentence on stderr says why).
+"""
+
+
+def register(app: typer.Typer) -> None:
+    agent.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [_parameter(setting) for setting in settings()]
+    )
+    app.command(help=AGENT_HELP)(agent)
+    app.command()(cleanup)
+
+
+def _parameter(setting: Setting) -> inspect.Parameter:
+    flags = [setting.flag]
+    if setting.shape == "switch":
+        flags = ["--remove-on-exit/--keep" if setting.field == "remove_on_exit" else f"{flags[0]}/--no-{flags[0][2:]}"]
+    default: Any = setting.default
+    if isinstance(default, (tuple, list)):
+        default = ",".join(default)
+    text = setting.description if default in ("", None, {}) else f"{setting.description} [default: {default}]"
+    option = typer.Option(*flags, envvar=setting.variable, help=text, show_default=False, metavar=_metavar(setting))
+    kind: Any = bool | None if setting.shape == "switch" else str | None
+    return inspect.Parameter(
+        setting.field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+    )
+
+
+def _metavar(setting: Setting) -> str | None:
+    return {"list": "LIST", "pairs": "PAIRS", "text": "TEXT"}.get(setting.shape)
+
+
+def agent(**flags: Any) -> None:
+    """Hand over to a lean process of the same pid: typer and what it imports are not needed by an agent."""
+    from agent import preflight
+
+    texts = environment()
+    texts |= {field: str(value) for field, value in flags.items() if value is not None}
+    config = build(texts)
+    preflight.check()
+    import msgspec
+
+    argument = msgspec.json.encode(config).decode()
+    os.execv(sys.executable, [sys.executable, "-m", "agent", argument])  # noqa: S606
+
+
+def cleanup(
+    state_dir: StateDir = STATE_DIR,
+    all_: Annotated[bool, typer.Option("--all", help="Of every agent that ever ran on this machine.")] = False,
+) -> None:
+    """Remove all that agents left: pods, interfaces, programs, maps, processes, state.
+
+    Refuses while the agent is running: stop it first.
+
+    \b
+    Examples:
+      gatehouse cleanup --state-dir /run/gatehouse-a
+      gatehouse cleanup --all
+    """
+    from agent import cleanup as cleaning
+    from agent import preflight
+
+    preflight.check_root()
+    found = cleaning.known_state_dirs() if all_ else [Path(state_dir)]
+    for folder in found:
+        removed = cleaning.clean(folder)
+        print(f"{folder}: " + (", ".join(f"{count} {what}" for what, count in removed.items()) or "nothing to remove"))
