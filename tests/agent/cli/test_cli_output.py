@@ -1,0 +1,129 @@
+"""Tables and the description of an agent: what people read."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from agent.cli.listings import _backends, _describe, _policy_revision
+from agent.cli.output import Column, Format, duration, emit, labels, table
+from agent.status import (
+    BackendView,
+    DatapathView,
+    EndpointView,
+    FlowsView,
+    FrontendView,
+    MapView,
+    ProblemView,
+    ProcessView,
+    ProgramView,
+    Revision,
+    StatusView,
+)
+
+ENDPOINT = EndpointView(
+    id=7,
+    namespace="shop",
+    name="web-0",
+    ips=("10.244.0.5", "fd00:10:244::5"),
+    identity=300,
+    labels={"app": "web"},
+    netns="/run/netns/x",
+    interface="gh1",
+    state="ready",
+    policy_revision=Revision(4, 3),
+    node="a",
+    host_network=False,
+    isolated=("ingress",),
+    problem="",
+)
+
+STATUS = StatusView(
+    state="degraded",
+    reasons=("map policy_row is full: 3 writes are waiting for room",),
+    version="0.1.0",
+    pid=12,
+    node="a",
+    state_dir="/s",
+    started="2026-01-01T00:00:00Z",
+    uptime_s=3700.0,
+    resident_bytes=60 << 20,
+    kernel="6.1.0",
+    revision=Revision(9, 8),
+    datapath=DatapathView(
+        pins="/sys/fs/bpf/gatehouse/x",
+        abi_hash="aa",
+        source_hash="bb",
+        programs=(ProgramView(name="from_pod", id=5, instructions=3000, attached=2),),
+        maps=(MapView(name="policy_row", entries=10, capacity=10, full=3),),
+    ),
+    endpoints={"ready": 2},
+    namespaces=1,
+    policies=3,
+    services=1,
+    identities=2,
+    problems=(ProblemView(file="m/a.yaml", line=3, subject="Pod a/b", path="spec", message="is missing"),),
+    drops={"policy_ingress": 4},
+    rejudged=1,
+    map_full=3,
+    flows=FlowsView(
+        process=ProcessView(state="running", pid=13, restarts=0, problem=""), events_lost=0, records_lost=0
+    ),
+)
+
+
+def test_columns_line_up_and_empty_cells_show() -> None:
+    assert table(["A", "LONGER"], [["wide cell", ""], ["x", "y"]]) == "A          LONGER\nwide cell  -\nx          y"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5.9, "5s"), (190, "3m10s"), (18120, "5h02m"), (12 * 86400 + 3 * 3600, "12d3h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_labels_are_sorted() -> None:
+    assert labels({"b": "2", "a": "1"}) == "a=1,b=2"
+
+
+def test_json_listing_has_the_documented_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    emit([ENDPOINT], Format.JSON, [], "none")
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["ips"] == ["10.244.0.5", "fd00:10:244::5"]
+    assert found["policy_revision"] == {"desired": 4, "realized": 3}
+    assert {"id", "namespace", "name", "identity", "labels", "netns", "interface", "state"} <= set(found)
+
+
+def test_empty_listing_keeps_stdout_for_the_listing(capsys: pytest.CaptureFixture[str]) -> None:
+    emit([], Format.TABLE, [Column("ID", str)], "no pods")
+    assert capsys.readouterr() == ("", "no pods\n")
+    emit([], Format.JSON, [], "no pods")
+    assert capsys.readouterr() == ("[]\n", "")
+
+
+def test_a_policy_that_is_not_yet_in_force_shows() -> None:
+    assert _policy_revision(ENDPOINT) == "3 (wanted 4)"
+    assert _policy_revision(msgspec.structs.replace(ENDPOINT, policy_revision=Revision(4, 4))) == "4"
+
+
+def test_many_backends_are_counted() -> None:
+    backends = tuple(BackendView(address=f"10.0.0.{i}", port=80) for i in range(5))
+    frontend = FrontendView(address="10.96.0.1", protocol="TCP", port=80, name="", backends=backends)
+    assert _backends(frontend) == "10.0.0.0:80,10.0.0.1:80,10.0.0.2:80 and 2 more"
+    assert _backends(msgspec.structs.replace(frontend, backends=())) == "none: refused"
+
+
+def test_status_says_what_is_wrong() -> None:
+    text = _describe(STATUS)
+    for line in (
+        "! map policy_row is full: 3 writes are waiting for room",
+        "policy_row: 10 of 10, refused 3 for want of room",
+        "m/a.yaml:3: Pod a/b: spec: is missing",
+        "4 policy_ingress",
+        "8 realized, 9 desired",
+        "up 1h01m, 60 MB",
+    ):
+        assert line in text
