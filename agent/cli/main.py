@@ -10,7 +10,8 @@ from agent.api.protocol import ApiError
 from agent.cli import listings, node, observe, policy, run
 from agent.cli.output import Failure
 from agent.config import ConfigError
-from agent.preflight import CannotStart
+from agent.datapath.mounts import Unmet
+from agent.lock import Taken
 
 app = typer.Typer(
     name="gatehouse",
@@ -41,7 +42,7 @@ def main() -> None:
     """Entry point: what goes wrong is one sentence on stderr and an exit status, never a traceback."""
     try:
         app()
-    except (Failure, ApiError, CannotStart, ConfigError) as error:
+    except (Failure, ApiError, Taken, Unmet, ConfigError) as error:
         print(f"gatehouse: {error}", file=sys.stderr)
         sys.exit(error.status if isinstance(error, Failure) else 2)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does

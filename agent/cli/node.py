@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agent.cli.output import STATE_DIR, StateDir
+from agent.cli.output import STATE_DIR, Failure, StateDir
 from agent.config import Setting, build, environment, settings
 
 AGENT_HELP = """Run the node agent for the network namespace it is started in.
@@ -63,14 +63,14 @@ def _metavar(setting: Setting) -> str | None:
 
 def agent(**flags: Any) -> None:
     """Hand over to a lean process of the same pid: typer and what it imports are not needed by an agent."""
-    from agent import preflight
+    import msgspec
+
+    from agent.datapath import mounts
 
     texts = environment()
     texts |= {field: str(value) for field, value in flags.items() if value is not None}
     config = build(texts)
-    preflight.check()
-    import msgspec
-
+    mounts.require_host()
     argument = msgspec.json.encode(config).decode()
     os.execv(sys.executable, [sys.executable, "-m", "agent", argument])  # noqa: S606
 
@@ -89,9 +89,10 @@ def cleanup(
       gatehouse cleanup --all
     """
     from agent import cleanup as cleaning
-    from agent import preflight
+    from agent.datapath import mounts
 
-    preflight.check_root()
+    if missing := mounts.check_root():
+        raise Failure(missing)
     found = cleaning.known_state_dirs() if all_ else [Path(state_dir)]
     for folder in found:
         removed = cleaning.clean(folder)
