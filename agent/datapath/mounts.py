@@ -1,0 +1,133 @@
+"""What the host must offer: privileges, kernel, packages, and the file systems that are mounted where they are not."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import platform
+import re
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+BPFFS = Path("/sys/fs/bpf")
+OWN_CGROUP2 = Path("/run/gatehouse/cgroup2")
+INCLUDE = Path("/usr/include")
+OLDEST_KERNEL = (6, 1)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Unmet(Exception):
+    """The host lacks something; each line of the message is a sentence that says what to do."""
+
+
+# ---- requirements --------------------------------------------------------------------------------------------
+
+
+def require_host() -> None:
+    """Raises Unmet with a sentence for everything that is missing to load the datapath."""
+    checks: tuple[Callable[[], str], ...] = (check_root, check_kernel, check_bcc, check_headers)
+    missing = [sentence for check in checks if (sentence := check())]
+    if missing:
+        raise Unmet("\n".join(missing))
+
+
+def check_root(uid: int | None = None) -> str:
+    """A sentence where there is something to do, else empty; so are the other checks."""
+    if (os.geteuid() if uid is None else uid) == 0:
+        return ""
+    return "Gatehouse loads programs into the kernel and needs root: run it with sudo."
+
+
+def check_kernel(release: str = "") -> str:
+    release = release or platform.release()
+    version = re.match(r"(\d+)\.(\d+)", release)
+    if version and (int(version[1]), int(version[2])) >= OLDEST_KERNEL:
+        return ""
+    wanted = ".".join(map(str, OLDEST_KERNEL))
+    return f"This kernel is {release} and Gatehouse needs {wanted} or newer: upgrade it (Debian 12 has 6.1) and reboot."
+
+
+def check_bcc(find: Callable[[str], object] = importlib.util.find_spec) -> str:
+    if find("bcc"):
+        return ""
+    return (
+        f"{sys.executable} cannot import bcc: run `apt-get install python3-bpfcc` and use /usr/bin/python3 or a venv "
+        "made with `/usr/bin/python3 -m venv --system-site-packages`; the package called bcc on PyPI is another thing."
+    )
+
+
+def check_headers(include: Path = INCLUDE) -> str:
+    if (include / "linux" / "pkt_cls.h").is_file() and (arch_include(include) / "types.h").is_file():
+        return ""
+    return f"There are no Linux headers in {include}: run `apt-get install linux-libc-dev`."
+
+
+def arch_include(include: Path = INCLUDE) -> Path:
+    """Where this architecture's asm/*.h are: Debian keeps them under the multiarch name."""
+    multiarch = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
+    folder = include / str(multiarch) / "asm"
+    return folder if folder.is_dir() else include / "asm"
+
+
+# ---- file systems --------------------------------------------------------------------------------------------
+
+
+def ensure_bpffs() -> Path:
+    """The folder to pin under, on a bpffs that outlives this process. Mounts it where it is not. Raises Unmet.
+
+    `ip netns exec` puts a fresh /sys into a mount namespace of its own. A bpffs mounted there would go, with all its
+    pins, when the last process of it ends: then the one that process 1 sees is used.
+    """
+    if is_mounted(BPFFS, "bpf", Path("/proc/self/mountinfo").read_text()):
+        return BPFFS
+    if not _in_mount_namespace_of_its_own():
+        _mount("bpf", BPFFS, "bpf")
+        return BPFFS
+    if not is_mounted(BPFFS, "bpf", Path("/proc/1/mountinfo").read_text()):
+        command = ["nsenter", "--target=1", "--mount", "mount", "-t", "bpf", "bpf", str(BPFFS)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise Unmet(f"Mounting bpffs failed ({result.stderr.strip()}): run `mount -t bpf bpf {BPFFS}` on the host.")
+    return Path("/proc/1/root") / BPFFS.relative_to("/")
+
+
+def _in_mount_namespace_of_its_own() -> bool:
+    """Whether process 1 is known to see other mounts; where it cannot be asked, nothing can be mounted there either."""
+    try:
+        return Path("/proc/self/ns/mnt").readlink() != Path("/proc/1/ns/mnt").readlink()
+    except PermissionError:
+        return False
+
+
+def ensure_cgroup2() -> Path:
+    """Where the unified cgroup hierarchy is mounted; it is mounted where it is not. Raises Unmet."""
+    for folder, kind in mounted(Path("/proc/self/mountinfo").read_text()):
+        if kind == "cgroup2":
+            return folder
+    OWN_CGROUP2.mkdir(parents=True, exist_ok=True)
+    _mount("cgroup2", OWN_CGROUP2, "cgroup2")
+    return OWN_CGROUP2
+
+
+def mounted(mountinfo: str) -> Iterator[tuple[Path, str]]:
+    """Mount points and file system types of a /proc/PID/mountinfo (proc(5)), in the order they were mounted."""
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        yield Path(re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), before.split()[4])), after.split()[0]
+
+
+def is_mounted(folder: Path, kind: str, mountinfo: str) -> bool:
+    """Whether a file system of that type is what one sees in `folder`: the last one mounted there."""
+    kinds = [k for point, k in mounted(mountinfo) if point == folder]
+    return bool(kinds) and kinds[-1] == kind
+
+
+def _mount(source: str, target: Path, kind: str) -> None:
+    if _libc.mount(source.encode(), os.fsencode(target), kind.encode(), 0, None):
+        reason = os.strerror(ctypes.get_errno())
+        raise Unmet(f"Mounting {kind} failed ({reason}): run `mount -t {kind} {source} {target}` as root.")
