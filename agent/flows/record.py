@@ -1,0 +1,127 @@
+"""Events of the datapath → flow records. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.datapath.abi import Abi, be16
+from agent.flows.clock import WallClock
+from agent.flows.flow import Endpoint, Flow, FlowType, Icmp, PolicyRule, ServicePort, Verdict
+from agent.flows.names import Names
+from policies.address import format_address
+from policies.model import Protocol
+
+INGRESS, EGRESS = "ingress", "egress"
+TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")  # RFC 9293, least significant bit first
+NO_ADDRESS = bytes(16)
+
+TCP = 6
+PORT_PROTOCOLS = frozenset(Protocol.BY_NAME.values())
+ICMP_PROTOCOLS = frozenset({1, 58})
+
+
+class Recorder:
+    """Builds records. `event` arguments are named tuples of struct event, as abi.records["event"].records gives."""
+
+    def __init__(self, abi: Abi, names: Names, clock: WallClock) -> None:
+        constants = abi.constants
+        self._names = names
+        self._clock = clock
+        self._end, self._drop = constants.EVENT_END, constants.EVENT_DROP
+        self._types = {
+            constants.EVENT_NEW: FlowType.NEW,
+            constants.EVENT_END: FlowType.END,
+            constants.EVENT_DROP: FlowType.DROP,
+        }
+        self._allow = constants.VERDICT_ALLOW
+        self._from_pod = constants.HOOK_FROM_POD
+        self._no_rule = constants.RULE_NONE
+        self._refused = frozenset({constants.DROP_NO_BACKEND})
+        self._by_policy = {constants.DROP_POLICY_EGRESS: EGRESS, constants.DROP_POLICY_INGRESS: INGRESS}
+        self._reasons = drop_reasons(abi)
+
+    def flows(self, seq: int, event: Any) -> tuple[Flow, ...]:
+        """One record for each side that was judged; of a drop, one for the side that dropped it."""
+        if event.type == self._drop or not (event.egress_judged and event.ingress_judged):
+            return (self._flow(seq, event, self._direction(event)),)
+        return self._flow(seq, event, EGRESS), self._flow(seq, event, INGRESS)
+
+    def _direction(self, event: Any) -> str:
+        by_policy = self._by_policy.get(event.reason)
+        if by_policy is not None:
+            return by_policy
+        if event.type != self._drop and event.egress_judged != event.ingress_judged:
+            return EGRESS if event.egress_judged else INGRESS
+        return EGRESS if event.hook == self._from_pod else INGRESS
+
+    def _flow(self, seq: int, event: Any, direction: str) -> Flow:
+        protocol = event.protocol
+        ended = event.type == self._end
+        return Flow(
+            time=self._clock.text(event.time_ns),
+            seq=seq,
+            type=self._types[event.type],
+            verdict=self._verdict(event),
+            drop_reason=self._reasons.get(event.reason),
+            direction=direction,
+            source=self._endpoint(event, event.source, event.source_port_be, event.source_identity),
+            destination=self._endpoint(event, event.destination, event.destination_port_be, event.destination_identity),
+            protocol=Protocol.BY_NUMBER.get(protocol, str(protocol)),
+            policy=self._policy(event, direction),
+            service=self._service(event),
+            node=self._names.node,
+            packets=event.packets if ended else None,
+            bytes=event.bytes if ended else None,
+            tcp_flags=tcp_flags(event.tcp_flags) if protocol == TCP and not ended else None,
+            icmp=Icmp(event.icmp_type, event.icmp_code) if protocol in ICMP_PROTOCOLS and not ended else None,
+            ifindex=event.ifindex,
+        )
+
+    def _verdict(self, event: Any) -> Verdict:
+        if event.reason in self._refused:
+            return Verdict.REFUSED
+        allowed = event.verdict == self._allow and event.type != self._drop
+        return Verdict.FORWARDED if allowed else Verdict.DROPPED
+
+    def _policy(self, event: Any, direction: str) -> PolicyRule | None:
+        """None where no rules were asked; without a rule, a drop by policy is the default deny."""
+        rule = event.rule_egress if direction == EGRESS else event.rule_ingress
+        if rule == self._no_rule and self._by_policy.get(event.reason) != direction:
+            return None
+        return self._names.rule(rule, event.time_ns)
+
+    def _endpoint(self, event: Any, address: bytes, port_be: int, identity: int) -> Endpoint:
+        pod = self._names.pod(address, event.time_ns)
+        return Endpoint(
+            identity=identity,
+            namespace=pod.namespace if pod else None,
+            pod=pod.name if pod else None,
+            ip=format_address(address),
+            port=be16(port_be) if event.protocol in PORT_PROTOCOLS else None,
+            labels=self._names.labels(identity, event.time_ns),
+        )
+
+    def _service(self, event: Any) -> ServicePort | None:
+        if event.service == NO_ADDRESS:
+            return None
+        port = be16(event.service_port_be)
+        name = self._names.service(event.service, port, event.protocol, event.time_ns)
+        return ServicePort(
+            namespace=name.namespace if name else None,
+            name=name.name if name else None,
+            ip=format_address(event.service),
+            port=port if event.protocol in PORT_PROTOCOLS else None,
+        )
+
+
+def drop_reasons(abi: Abi) -> dict[int, str]:
+    """Number → name; DROP_NONE and the count at the end are no reasons."""
+    return {
+        reason.value: reason.name.removeprefix("DROP_")
+        for reason in abi.enums["drop_reason"]
+        if reason.name is not None and reason.name not in ("DROP_NONE", "DROP_REASONS")
+    }
+
+
+def tcp_flags(bits: int) -> tuple[str, ...]:
+    return tuple(name for position, name in enumerate(TCP_FLAGS) if bits >> position & 1)
