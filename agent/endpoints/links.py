@@ -1,0 +1,202 @@
+"""Requests about links, addresses, routes and neighbours, as bytes for netlink; and how the kernel's answers read.
+
+Addresses are 16 bytes, IPv4 held IPv4-mapped (policies.address).
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import NamedTuple
+
+from agent.endpoints.netlink import (
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    Reply,
+    Request,
+    attribute,
+    attributes,
+    number,
+    text,
+)
+from policies.address import V4_MAPPED, format_address, is_v4
+
+# linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/neighbour.h
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+RTM_NEWADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_NEWNEIGH = 20, 22, 24, 28
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_OPERSTATE, IFLA_LINKINFO = 1, 3, 4, 5, 16, 18
+IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 20, 26, 27, 28
+IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
+IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
+IFLA_INET_CONF, IFLA_INET6_ADDR_GEN_MODE = 1, 8
+ADDR_GEN_MODE_NONE = 1
+IFF_UP = 0x1
+OPERSTATE_UP = 6
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+IFA_F_NODAD, IFA_F_PERMANENT, IFA_F_TENTATIVE, IFA_F_NOPREFIXROUTE = 0x02, 0x80, 0x40, 0x200
+RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
+RT_TABLE_MAIN, RTN_UNICAST, RTNH_F_ONLINK = 254, 1, 4
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
+RTPROT_GATEHOUSE = 71  # our own mark on routes: `ip route show proto 71`
+NDA_DST, NDA_LLADDR, NUD_PERMANENT = 1, 2, 0x80
+
+# linux/ip.h IPV4_DEVCONF_*: of the host side of a pod's veth
+_HOST_SIDE_CONF = {
+    1: 1,  # forwarding
+    4: 0,  # accept_redirects
+    6: 0,  # send_redirects
+    8: 0,  # rp_filter: the datapath checks sources, and redirected replies come by other interfaces
+    9: 0,  # accept_source_route
+}
+
+_ALIAS_BYTES = 255  # IFALIASZ, with its NUL
+_LINK = struct.Struct("=BxHiII")
+_ADDRESS = struct.Struct("=BBBBI")
+_ROUTE = struct.Struct("=BBBBBBBBI")
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")
+
+
+class Link(NamedTuple):
+    ifindex: int
+    name: str
+    mac: bytes
+    peer: int  # interface index of the other side, in its own namespace; 0: none
+    up: bool  # administratively
+    operational: bool  # carrier, and the kernel sends by it
+
+
+class Bound(NamedTuple):
+    """An address on an interface."""
+
+    ifindex: int
+    address: bytes
+    tentative: bool
+    is_global: bool
+
+
+def _ifinfo(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
+    return _LINK.pack(socket.AF_UNSPEC, 0, index, flags, change)
+
+
+def add_veth(name: str, peer_name: str, peer_netns: int, mtu: int) -> Request:
+    """A veth pair, both ends down; the peer is made in the namespace behind the descriptor `peer_netns`.
+
+    One queue each: by default the kernel makes one for each possible CPU, which veth has no use for.
+    """
+    common = number(IFLA_NUM_TX_QUEUES, 1) + number(IFLA_NUM_RX_QUEUES, 1) + number(IFLA_MTU, mtu)
+    peer = _ifinfo() + text(IFLA_IFNAME, peer_name) + common + number(IFLA_NET_NS_FD, peer_netns)
+    info = text(IFLA_INFO_KIND, "veth") + attribute(IFLA_INFO_DATA, attribute(VETH_INFO_PEER, peer))
+    body = _ifinfo() + text(IFLA_IFNAME, name) + common + attribute(IFLA_LINKINFO, info)
+    return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"add veth {name}")
+
+
+def configure_host_side(name: str) -> Request:
+    """No link-local address, no reverse-path filter, no redirects."""
+    conf = attribute(IFLA_INET_CONF, b"".join(number(key, value) for key, value in _HOST_SIDE_CONF.items()))
+    families = attribute(socket.AF_INET, conf) + attribute(socket.AF_INET6, _no_link_local())
+    body = _ifinfo() + text(IFLA_IFNAME, name) + attribute(IFLA_AF_SPEC, families)
+    return Request(RTM_SETLINK, 0, body, f"configure {name}")
+
+
+def name_host_side(index: int, mac: bytes, alias: str) -> Request:
+    """The alias tells people which pod is behind the link (`ip link` shows it)."""
+    body = _ifinfo(index) + attribute(IFLA_ADDRESS, mac) + text(IFLA_IFALIAS, alias[:_ALIAS_BYTES])
+    return Request(RTM_SETLINK, 0, body, f"set MAC and alias of link {index}")
+
+
+def set_mac(index: int, mac: bytes) -> Request:
+    return Request(RTM_SETLINK, 0, _ifinfo(index) + attribute(IFLA_ADDRESS, mac), f"set MAC of link {index}")
+
+
+def _no_link_local() -> bytes:
+    return attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([ADDR_GEN_MODE_NONE]))
+
+
+def set_up(index: int) -> Request:
+    return Request(RTM_SETLINK, 0, _ifinfo(index, IFF_UP, IFF_UP), f"set link {index} up")
+
+
+def set_up_without_link_local(index: int) -> Request:
+    spec = attribute(IFLA_AF_SPEC, attribute(socket.AF_INET6, _no_link_local()))
+    return Request(RTM_SETLINK, 0, _ifinfo(index, IFF_UP, IFF_UP) + spec, f"set link {index} up")
+
+
+def get_link(name: str) -> Request:
+    return Request(RTM_GETLINK, 0, _ifinfo() + text(IFLA_IFNAME, name), f"look up link {name}")
+
+
+def get_link_by_index(index: int) -> Request:
+    return Request(RTM_GETLINK, 0, _ifinfo(index), f"look up link {index}")
+
+
+def set_group(index: int, group: int) -> Request:
+    return Request(RTM_SETLINK, 0, _ifinfo(index) + number(IFLA_GROUP, group), f"put link {index} into group {group}")
+
+
+def delete_group(group: int) -> Request:
+    """Delete every link of a device group at once: one wait of the kernel's instead of one a link."""
+    return Request(RTM_DELLINK, 0, _ifinfo() + number(IFLA_GROUP, group), f"delete the links of group {group}")
+
+
+def add_address(index: int, address: bytes) -> Request:
+    """A /32 or /128 that is usable at once (no duplicate address detection)."""
+    family, raw = _split(address)
+    flags = IFA_F_PERMANENT | IFA_F_NODAD | IFA_F_NOPREFIXROUTE
+    body = _ADDRESS.pack(family, len(raw) * 8, IFA_F_PERMANENT | IFA_F_NODAD, RT_SCOPE_UNIVERSE, index)
+    body += attribute(IFA_LOCAL, raw) + attribute(IFA_ADDRESS, raw) + number(IFA_FLAGS, flags)
+    return Request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body, f"add address {format_address(address)}")
+
+
+def list_addresses() -> Request:
+    """Every address of the namespace: only where there are few."""
+    return Request(RTM_GETADDR, NLM_F_DUMP, _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0), "list addresses")
+
+
+def route_to_host(index: int, address: bytes) -> Request:
+    """The one address is reached by this link, without a gateway."""
+    family, raw = _split(address)
+    scope = RT_SCOPE_LINK if family == socket.AF_INET else RT_SCOPE_UNIVERSE
+    body = _ROUTE.pack(family, len(raw) * 8, 0, 0, RT_TABLE_MAIN, RTPROT_GATEHOUSE, scope, RTN_UNICAST, 0)
+    body += attribute(RTA_DST, raw) + number(RTA_OIF, index)
+    return Request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body, f"add route to {format_address(address)}")
+
+
+def default_route(index: int, gateway: bytes) -> Request:
+    """Everything else by this link; the gateway need not be on it (it is a neighbour entry and nothing more)."""
+    family, raw = _split(gateway)
+    body = _ROUTE.pack(family, 0, 0, 0, RT_TABLE_MAIN, RTPROT_GATEHOUSE, RT_SCOPE_UNIVERSE, RTN_UNICAST, RTNH_F_ONLINK)
+    body += attribute(RTA_GATEWAY, raw) + number(RTA_OIF, index)
+    return Request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body, f"add default route via {format_address(gateway)}")
+
+
+def add_neighbour(index: int, address: bytes, mac: bytes) -> Request:
+    family, raw = _split(address)
+    body = _NEIGHBOUR.pack(family, index, NUD_PERMANENT, 0, 0) + attribute(NDA_DST, raw) + attribute(NDA_LLADDR, mac)
+    return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body, f"add neighbour {format_address(address)}")
+
+
+def read_link(reply: Reply) -> Link:
+    _, _, index, flags, _ = _LINK.unpack_from(reply.body)
+    found = dict(attributes(reply.body[_LINK.size :]))
+    return Link(
+        index,
+        found[IFLA_IFNAME].rstrip(b"\0").decode(errors="replace"),
+        found.get(IFLA_ADDRESS, b""),
+        struct.unpack("=I", found[IFLA_LINK])[0] if IFLA_LINK in found else 0,
+        bool(flags & IFF_UP),
+        found.get(IFLA_OPERSTATE) == bytes([OPERSTATE_UP]),
+    )
+
+
+def read_address(reply: Reply) -> Bound:
+    family, _, flags, scope, index = _ADDRESS.unpack_from(reply.body)
+    found = dict(attributes(reply.body[_ADDRESS.size :]))
+    raw = found.get(IFA_LOCAL, found.get(IFA_ADDRESS, b""))
+    address = V4_MAPPED + raw if family == socket.AF_INET else raw
+    return Bound(index, address, bool(flags & IFA_F_TENTATIVE), scope == RT_SCOPE_UNIVERSE)
+
+
+def _split(address: bytes) -> tuple[int, bytes]:
+    return (socket.AF_INET, address[12:]) if is_v4(address) else (socket.AF_INET6, address)
