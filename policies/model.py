@@ -189,7 +189,8 @@ class RemoteClass(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
 
 
 class Subject(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
-    """What rules can tell apart in a pod they apply to: its identity and those of its named ports that some ingress rule names."""
+    """What rules can tell apart in a pod they apply to: its identity and those of its named ports that some
+    ingress rule names."""
 
     identity: int
     ports: frozenset[ContainerPort] = frozenset()

@@ -1,0 +1,97 @@
+"""The remote classes some address has, found by what rules ask for: identity, prefix or named port."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from policies.address import Prefix
+from policies.model import CidrBlock, NamedPort, Peer, RemoteClass
+from policies.selectors import SelectorIndex
+
+
+class ClassIndex:
+    """Which classes are in use. The caller counts how many addresses have each."""
+
+    def __init__(self, selectors: SelectorIndex) -> None:
+        self._selectors = selectors
+        self._classes: set[RemoteClass] = set()
+        self._by_identity: dict[int, tuple[RemoteClass, ...]] = {}
+        self._by_prefix: dict[Prefix, tuple[RemoteClass, ...]] = {}
+        self._by_port: dict[NamedPort, tuple[RemoteClass, ...]] = {}
+
+    def __contains__(self, remote: RemoteClass) -> bool:
+        return remote in self._classes
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+    def add(self, remote: RemoteClass) -> bool:
+        """False where it is in use already."""
+        if remote in self._classes:
+            return False
+        self._classes.add(remote)
+        _append(self._by_identity, remote.identity, remote)
+        for prefix in remote.prefixes:
+            _append(self._by_prefix, prefix, remote)
+        for port in named_ports(remote):
+            _append(self._by_port, port, remote)
+        return True
+
+    def drop(self, remote: RemoteClass) -> bool:
+        """False where it is not in use."""
+        if remote not in self._classes:
+            return False
+        self._classes.discard(remote)
+        _remove(self._by_identity, remote.identity, remote)
+        for prefix in remote.prefixes:
+            _remove(self._by_prefix, prefix, remote)
+        for port in named_ports(remote):
+            _remove(self._by_port, port, remote)
+        return True
+
+    def of_identity(self, identity: int) -> Sequence[RemoteClass]:
+        return self._by_identity.get(identity, ())
+
+    def naming(self, port: NamedPort) -> Sequence[RemoteClass]:
+        """Classes that give a port this name."""
+        return self._by_port.get(port, ())
+
+    def matched(self, peer: Peer) -> Iterator[RemoteClass]:
+        """Classes in use that a peer matches."""
+        if isinstance(peer, CidrBlock):
+            for remote in self._by_prefix.get(peer.block, ()):
+                if remote.prefixes.isdisjoint(peer.excepts):
+                    yield remote
+            return
+        by_identity = self._by_identity
+        for identity in self._selectors.matched(peer):
+            yield from by_identity.get(identity, ())
+
+    def matches(self, peers: tuple[Peer, ...] | None, remote: RemoteClass) -> bool:
+        """Whether one class is among the peers of a rule (None: any remote is)."""
+        return peers is None or any(self._matches(peer, remote) for peer in peers)
+
+    def _matches(self, peer: Peer, remote: RemoteClass) -> bool:
+        if isinstance(peer, CidrBlock):
+            return peer.block in remote.prefixes and remote.prefixes.isdisjoint(peer.excepts)
+        return self._selectors.matches(peer, remote.identity)
+
+
+def named_ports(remote: RemoteClass) -> set[NamedPort]:
+    return {NamedPort(port.protocol, port.name) for port in remote.ports}
+
+
+K = TypeVar("K")
+
+
+def _append(index: dict[K, tuple[RemoteClass, ...]], key: K, remote: RemoteClass) -> None:
+    index[key] = (*index.get(key, ()), remote)
+
+
+def _remove(index: dict[K, tuple[RemoteClass, ...]], key: K, remote: RemoteClass) -> None:
+    rest = tuple(other for other in index[key] if other != remote)
+    if rest:
+        index[key] = rest
+    else:
+        del index[key]

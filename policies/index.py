@@ -1,0 +1,299 @@
+"""The policy state of a node, kept incrementally: the rows of its subjects, and which must be compiled again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Set
+from itertools import chain
+
+from policies.address import Prefix
+from policies.classes import ClassIndex, named_ports
+from policies.compile import Side, named_by
+from policies.model import (
+    CidrBlock,
+    Direction,
+    NamedPort,
+    ObjectRef,
+    PodSelector,
+    Policy,
+    RemoteClass,
+    Row,
+    Rule,
+    Subject,
+    Workload,
+)
+from policies.multimap import MultiMap
+from policies.selectors import SelectorIndex
+from policies.terms import PortName, TermCount, Terms
+
+Trait = PodSelector | Prefix | NamedPort
+"""What a rule can ask of a remote class: to be selected, to lie in a block, to name a port."""
+
+MANY_CLASSES = 64
+"""From so many dirty classes on, compiling the whole subject is cheaper."""
+
+
+class PolicyIndex:
+    """Namespaces, identities, policies, the remote classes in use and the local subjects.
+
+    Order of calls does not matter; `take_dirty` tells what changed in the result. A subject whose identity has no
+    known workload is denied everything: nobody can say which policies isolate it.
+    """
+
+    def __init__(self) -> None:
+        self._selectors = SelectorIndex()
+        self._classes = ClassIndex(self._selectors)
+        self._terms = TermCount()
+        self._policies: dict[ObjectRef, Policy] = {}
+        self._selecting: MultiMap[PodSelector, ObjectRef] = MultiMap()  # subject selector → policies
+        self._asking: MultiMap[Trait, ObjectRef] = MultiMap()  # trait → policies with a rule that asks for it
+        self._subjects: MultiMap[int, Subject] = MultiMap()  # local subjects by identity
+        self._selected: MultiMap[PodSelector, int] = MultiMap()  # subject selector → identities of local subjects
+        self._applying: MultiMap[int, PodSelector] = MultiMap()  # the reverse
+        self._sides: dict[tuple[Subject, Direction], Side] = {}
+        self._dirty: dict[Subject, set[RemoteClass] | None] = {}
+
+    # ---- changes
+
+    def set_namespace(self, name: str, labels: Mapping[str, str] | None) -> None:
+        """Labels with kubernetes.io/metadata.name; None where the namespace is gone."""
+        for selector, identity in self._selectors.set_namespace(name, labels):
+            self._toggled(selector, identity)
+
+    def set_identity(self, identity: int, workload: Workload | None) -> None:
+        known = self._selectors.workload(identity) is not None
+        for selector in self._selectors.set_identity(identity, workload):
+            self._toggled(selector, identity)
+        if known is not (workload is not None):
+            self._dirty_whole(identity)
+
+    def set_policy(self, ref: ObjectRef, policy: Policy | None) -> None:
+        old = self._policies.get(ref)
+        if policy is None:
+            self._policies.pop(ref, None)
+        else:
+            self._policies[ref] = policy
+        if _force(old) == _force(policy):
+            return
+        self._terms.replace(old, policy)
+        if policy is not None:
+            self._enter(policy)
+        if old is not None:
+            self._dirty_selected(old)
+            self._leave(old, policy)
+        if policy is not None:
+            self._dirty_selected(policy)
+
+    def add_class(self, remote: RemoteClass) -> None:
+        """An address has this class now. Counting the addresses is up to the caller."""
+        if self._classes.add(remote):
+            self._dirty_class(remote)
+
+    def drop_class(self, remote: RemoteClass) -> None:
+        if self._classes.drop(remote):
+            self._dirty_class(remote)
+
+    def add_subject(self, subject: Subject) -> None:
+        """A local pod is this subject now. Counting the pods is up to the caller."""
+        if subject in self._subjects.get(subject.identity, ()):
+            return
+        if subject.identity not in self._subjects:
+            for selector in self._selectors.matching(subject.identity):
+                if selector in self._selecting:
+                    self._link(selector, subject.identity)
+        self._subjects.put(subject.identity, subject)
+        self._spoil(subject)
+
+    def drop_subject(self, subject: Subject) -> None:
+        """No local pod is this subject any more; its entries are the caller's to delete."""
+        if subject not in self._subjects.get(subject.identity, ()):
+            return
+        self._spoil(subject)
+        del self._dirty[subject]
+        self._subjects.take(subject.identity, subject)
+        if subject.identity not in self._subjects:
+            for selector in tuple(self._applying.get(subject.identity, ())):
+                self._unlink(selector, subject.identity)
+
+    # ---- what changed
+
+    def take_dirty(self) -> dict[Subject, set[RemoteClass] | None]:
+        """Subjects in use whose rows may have changed since the last call: in these classes, or (None) in any.
+
+        Classes may be ones that were dropped meanwhile: their entries are to be deleted.
+        """
+        dirty = {s: None if c is not None and len(c) >= MANY_CLASSES else c for s, c in self._dirty.items()}
+        self._dirty = {}
+        return dirty
+
+    def take_changed_terms(self) -> Terms:
+        """Prefixes and port names that came into use or went out of it since the last call.
+
+        Addresses under these prefixes and pods with ports of these names may have another class or subject now.
+        """
+        return self._terms.take_changed()
+
+    # ---- what is in force
+
+    def prefixes(self) -> Set[Prefix]:
+        """Blocks and excepts of ipBlocks: those covering an address belong into its RemoteClass. A live view."""
+        return self._terms.prefixes()
+
+    def egress_port_names(self) -> Set[PortName]:
+        """Names that egress rules use: such ports of a remote pod belong into its RemoteClass. A live view."""
+        return self._terms.egress_ports()
+
+    def ingress_port_names(self) -> Set[PortName]:
+        """Names that ingress rules use: such ports of a local pod belong into its Subject. A live view."""
+        return self._terms.ingress_ports()
+
+    def compile(self, subject: Subject) -> dict[tuple[Direction, RemoteClass | None], Row]:
+        """Every policy_class entry of a subject: the class's own row, or (None) that of any other remote.
+
+        A class's own row holds all that applies to it, rules for any remote included. No entry at all is a deny.
+        """
+        if self._selectors.workload(subject.identity) is None:
+            return {}
+        return {
+            (direction, remote): row
+            for direction in Direction
+            for remote, row in self._side(subject, direction).rows(self._classes).items()
+        }
+
+    def compile_class(self, subject: Subject, remote: RemoteClass) -> dict[tuple[Direction, RemoteClass | None], Row]:
+        """The entries of one class alone; a direction without one falls to the row of any remote."""
+        if remote not in self._classes or self._selectors.workload(subject.identity) is None:
+            return {}
+        rows = ((d, self._side(subject, d).row(remote, self._classes)) for d in Direction)
+        return {(direction, remote): row for direction, row in rows if row is not None}
+
+    def policies(self) -> Iterable[Policy]:
+        return self._policies.values()
+
+    def policy(self, ref: ObjectRef) -> Policy | None:
+        return self._policies.get(ref)
+
+    def policies_of(self, subject: Subject) -> list[Policy]:
+        """Policies that select a subject, by name."""
+        selectors: Iterable[PodSelector] = self._applying.get(subject.identity, ())
+        if subject.identity not in self._subjects:
+            selectors = (s for s in self._selectors.matching(subject.identity) if s in self._selecting)
+        return [self._policies[ref] for ref in sorted(chain.from_iterable(self._selecting[s] for s in selectors))]
+
+    def subjects_of(self, ref: ObjectRef) -> set[Subject]:
+        """Local subjects that a policy selects."""
+        policy = self._policies.get(ref)
+        identities: Iterable[int] = () if policy is None else self._selected.get(policy.subject, ())
+        return {subject for identity in identities for subject in self._subjects[identity]}
+
+    def selected_identities(self, ref: ObjectRef) -> list[int]:
+        """Identities, local or not, that a policy selects; sorted."""
+        policy = self._policies.get(ref)
+        return [] if policy is None else list(self._selectors.matched(policy.subject))
+
+    def problems(self) -> list[Policy]:
+        """Policies that could not be understood, and only isolate."""
+        return sorted((p for p in self._policies.values() if p.problem), key=lambda p: p.ref)
+
+    # ---- inside: policies
+
+    def _enter(self, policy: Policy) -> None:
+        new = policy.subject not in self._selecting
+        self._selectors.add(policy.subject)
+        self._selecting.put(policy.subject, policy.ref)
+        if new:
+            for identity in self._subjects:
+                if self._selectors.matches(policy.subject, identity):
+                    self._link(policy.subject, identity)
+        for trait in _traits(policy):
+            if isinstance(trait, PodSelector):
+                self._selectors.add(trait)
+            self._asking.put(trait, policy.ref)
+
+    def _leave(self, old: Policy, successor: Policy | None) -> None:
+        """`successor` has entered already, under the same ref: what both ask for stays."""
+        kept = set() if successor is None else _traits(successor)
+        for trait in _traits(old):
+            if isinstance(trait, PodSelector):
+                self._selectors.drop(trait)
+            if trait not in kept:
+                self._asking.take(trait, old.ref)
+        if successor is None or successor.subject != old.subject:
+            self._selecting.take(old.subject, old.ref)
+        if old.subject not in self._selecting:
+            for identity in tuple(self._selected.get(old.subject, ())):
+                self._unlink(old.subject, identity)
+        self._selectors.drop(old.subject)
+
+    def _side(self, subject: Subject, direction: Direction) -> Side:
+        key = (subject, direction)
+        side = self._sides.get(key)
+        if side is None:
+            side = Side(subject, direction, self.policies_of(subject))
+            if subject in self._subjects.get(subject.identity, ()):
+                self._sides[key] = side
+        return side
+
+    # ---- inside: which subjects a selector applies to
+
+    def _link(self, selector: PodSelector, identity: int) -> None:
+        self._selected.put(selector, identity)
+        self._applying.put(identity, selector)
+
+    def _unlink(self, selector: PodSelector, identity: int) -> None:
+        self._selected.take(selector, identity)
+        self._applying.take(identity, selector)
+
+    def _toggled(self, selector: PodSelector, identity: int) -> None:
+        """A selector matches an identity now, or does so no more."""
+        if selector in self._selecting and identity in self._subjects:
+            if self._selectors.matches(selector, identity):
+                self._link(selector, identity)
+            else:
+                self._unlink(selector, identity)
+            self._dirty_whole(identity)
+        classes = self._classes.of_identity(identity)
+        if classes and selector in self._asking:
+            self._dirty_classes(selector, classes)
+
+    # ---- inside: what is dirty
+
+    def _dirty_selected(self, policy: Policy) -> None:
+        for identity in self._selected.get(policy.subject, ()):
+            self._dirty_whole(identity)
+
+    def _dirty_whole(self, identity: int) -> None:
+        for subject in self._subjects.get(identity, ()):
+            self._spoil(subject)
+
+    def _spoil(self, subject: Subject) -> None:
+        self._dirty[subject] = None
+        for direction in Direction:
+            self._sides.pop((subject, direction), None)
+
+    def _dirty_class(self, remote: RemoteClass) -> None:
+        """A class came into use or went out of it: subjects with rules that may tell it apart."""
+        traits: Iterator[Trait] = chain(self._selectors.matching(remote.identity), remote.prefixes, named_ports(remote))
+        for trait in traits:
+            if trait in self._asking:
+                self._dirty_classes(trait, (remote,))
+
+    def _dirty_classes(self, trait: Trait, classes: Iterable[RemoteClass]) -> None:
+        for ref in self._asking[trait]:
+            for identity in self._selected.get(self._policies[ref].subject, ()):
+                for subject in self._subjects[identity]:
+                    dirty = self._dirty.setdefault(subject, set())
+                    if dirty is not None:
+                        dirty.update(classes)
+
+
+def _force(policy: Policy | None) -> tuple[PodSelector, frozenset[Direction], tuple[Rule, ...]] | None:
+    """The part of a policy that decides; where it was written does not."""
+    return None if policy is None else (policy.subject, policy.isolates, policy.rules)
+
+
+def _traits(policy: Policy) -> set[Trait]:
+    """What a class must have for the policy to treat it otherwise than any remote."""
+    rules = [r for r in policy.rules if r.ref.direction in policy.isolates]
+    peers = {peer for rule in rules for peer in rule.peers or ()}
+    named: set[Trait] = set(named_by(r for r in rules if r.ref.direction is Direction.EGRESS))
+    return named | {peer.block if isinstance(peer, CidrBlock) else peer for peer in peers}
