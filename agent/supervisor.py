@@ -1,0 +1,139 @@
+"""A process beside the agent that outlives it: adopted if it runs already, started if not, started again if it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from agent import log as logs
+from agent.api.address import socket_address
+from agent.status import ProcessView
+
+BACKOFF_S = (0.2, 10.0)
+STEADY_S = 30.0
+"""A process that ran for this long starts anew without delay."""
+STOP_S = 5.0
+
+log = logs.get("supervisor")
+
+
+class Supervisor:
+    """Keeps one process running, which listens at `path`. It is known by who listens there, not by a pid file.
+
+    A process that runs with another command line (other maps, another version's arguments) is replaced.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], path: Path, log_path: Path) -> None:
+        self.name = name
+        self._command = tuple(command)
+        self._path = path
+        self._log_path = log_path
+        self._pidfd = -1
+        self._child: subprocess.Popen[bytes] | None = None
+        self._pid = 0
+        self._restarts = 0
+        self._problem = ""
+
+    def view(self) -> ProcessView:
+        state = "running" if self._pidfd >= 0 else ("restarting" if self._problem else "stopped")
+        return ProcessView(
+            state=state, pid=self._pid if state == "running" else 0, restarts=self._restarts, problem=self._problem
+        )
+
+    async def run(self) -> None:
+        """Until cancelled; the process then goes on. `stop` ends it."""
+        delay = BACKOFF_S[0]
+        await self._adopt()
+        while True:
+            started = time.monotonic()
+            if self._pidfd < 0:
+                self._start()
+            status = await self._ended()
+            if time.monotonic() - started > STEADY_S:
+                delay = BACKOFF_S[0]
+            self._restarts += 1
+            self._problem = f"it ended ({status}), see {self._log_path}; started again after {delay:g} s"
+            log.warning("process ended", process=self.name, status=status, again_in_s=delay)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, BACKOFF_S[1])
+
+    async def stop(self) -> None:
+        """End the process, politely first. Once `run` has been cancelled."""
+        if self._pidfd < 0:
+            await self._adopt()
+        if self._pidfd >= 0:
+            await self._terminate()
+
+    async def _adopt(self) -> None:
+        pid = listener_pid(self._path)
+        if not pid:
+            return
+        try:
+            self._pidfd = os.pidfd_open(pid)
+            running = tuple(os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")[:-1])
+        except OSError:
+            self._forget()
+            return
+        self._pid = pid
+        if running == self._command:
+            log.info("process adopted", process=self.name, pid=pid)
+        else:
+            log.info("process replaced: it was started with another command", process=self.name, pid=pid)
+            await self._terminate()
+
+    def _start(self) -> None:
+        with self._log_path.open("ab") as output:
+            self._child = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        self._pid = self._child.pid
+        self._pidfd = os.pidfd_open(self._pid)
+        log.info("process started", process=self.name, pid=self._pid)
+
+    async def _ended(self) -> str:
+        """Wait for the end; how it ended, as far as a process that is no child of ours can be asked."""
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+        descriptor = self._pidfd
+        loop.add_reader(descriptor, done.set)
+        try:
+            await done.wait()
+        finally:
+            loop.remove_reader(descriptor)
+        status = f"status {self._child.wait()}" if self._child else "status unknown"
+        self._forget()
+        return status
+
+    async def _terminate(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STOP_S):
+                    await self._ended()
+                return
+
+    def _forget(self) -> None:
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+        self._pidfd, self._pid, self._child = -1, 0, None
+
+
+def listener_pid(path: Path) -> int:
+    """The process that listens at a UNIX socket; 0 where none does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            with socket_address(path) as address:
+                probe.connect(address)
+        except OSError:
+            return 0
+        credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return int(struct.unpack("3i", credentials)[0])
