@@ -63,8 +63,8 @@ def run(
 def network(ifindexes: Iterable[int]) -> Iterator[None]:
     """Enter a new network namespace that has a device (one end of a veth) for each index, and leave it at the end.
 
-    It belongs to the calling thread and goes when left. Each index is above 1; indexes from 2^30 on are taken by
-    the other ends.
+    It belongs to the calling thread and goes when left. Use indexes from 100 to 2^30: below are the tunnel devices
+    some kernels put into every namespace, above are the other ends.
     """
     with Path("/proc/thread-self/ns/net").open() as before:
         _checked(_libc.unshare(_CLONE_NEWNET), "unshare")
