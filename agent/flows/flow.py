@@ -35,7 +35,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 class PolicyRule(msgspec.Struct, frozen=True):
-    """What decided: a rule someone wrote, or (kind Builtin) one that is always there, such as default-deny."""
+    """What decided: a rule someone wrote, or (kind Built-in) one that is always there, such as default-deny."""
 
     kind: str
     namespace: str

@@ -25,8 +25,8 @@ from policies.model import Protocol
 
 PAST_ENTRIES = 8192
 
-BUILTIN = "Builtin"
-"""The kind of a rule nobody wrote: default-deny, not-isolated, host, self."""
+BUILT_IN = "Built-in"
+"""The kind of a rule nobody wrote: default-deny, not-isolated, node, self. As in policies.model."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -213,9 +213,9 @@ def _apply(table: Table[K, V], key: K, value: V, now_ns: int, *, gone: bool) -> 
 
 def builtin_rules(abi: Abi) -> dict[int, PolicyRule]:
     """RULE_… of bpf/abi.h. That no rule decided means: an isolated pod, and none of its rules allows it."""
-    names = {"RULE_NONE": "default-deny"}
+    names = {"RULE_NONE": "default-deny", "RULE_HOST": "node"}
     return {
-        number: PolicyRule(BUILTIN, "", names.get(name, _label(name, "RULE_")), "")
+        number: PolicyRule(BUILT_IN, "", names.get(name, _label(name, "RULE_")), "")
         for name, number in abi.constants.items()
         if name.startswith("RULE_")
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from agent.datapath.abi import Abi, be16
@@ -28,15 +29,10 @@ class Recorder:
         self._names = names
         self._clock = clock
         self._end, self._drop = constants.EVENT_END, constants.EVENT_DROP
-        self._types = {
-            constants.EVENT_NEW: FlowType.NEW,
-            constants.EVENT_END: FlowType.END,
-            constants.EVENT_DROP: FlowType.DROP,
-        }
-        self._allow = constants.VERDICT_ALLOW
+        self._types = event_types(abi)
+        self._verdict = verdict_of(abi)
         self._from_pod = constants.HOOK_FROM_POD
         self._no_rule = constants.RULE_NONE
-        self._refused = frozenset({constants.DROP_NO_BACKEND})
         self._by_policy = {constants.DROP_POLICY_EGRESS: EGRESS, constants.DROP_POLICY_INGRESS: INGRESS}
         self._reasons = drop_reasons(abi)
 
@@ -77,12 +73,6 @@ class Recorder:
             ifindex=event.ifindex,
         )
 
-    def _verdict(self, event: Any) -> Verdict:
-        if event.reason in self._refused:
-            return Verdict.REFUSED
-        allowed = event.verdict == self._allow and event.type != self._drop
-        return Verdict.FORWARDED if allowed else Verdict.DROPPED
-
     def _policy(self, event: Any, direction: str) -> PolicyRule | None:
         """None where no rules were asked; without a rule, a drop by policy is the default deny."""
         rule = event.rule_egress if direction == EGRESS else event.rule_ingress
@@ -112,6 +102,26 @@ class Recorder:
             ip=format_address(event.service),
             port=port if event.protocol in PORT_PROTOCOLS else None,
         )
+
+
+def verdict_of(abi: Abi) -> Callable[[Any], Verdict]:
+    drop, allow, refused = abi.constants.EVENT_DROP, abi.constants.VERDICT_ALLOW, abi.constants.DROP_NO_BACKEND
+
+    def verdict(event: Any) -> Verdict:
+        if event.verdict == allow and event.type != drop:
+            return Verdict.FORWARDED
+        return Verdict.REFUSED if event.reason == refused else Verdict.DROPPED
+
+    return verdict
+
+
+def event_types(abi: Abi) -> dict[int, FlowType]:
+    constants = abi.constants
+    return {
+        constants.EVENT_NEW: FlowType.NEW,
+        constants.EVENT_END: FlowType.END,
+        constants.EVENT_DROP: FlowType.DROP,
+    }
 
 
 def drop_reasons(abi: Abi) -> dict[int, str]:

@@ -99,10 +99,10 @@ def test_each_kind_of_delta_names_its_kind_of_thing() -> None:
 @pytest.mark.parametrize(
     ("number", "expected"),
     [
-        ("RULE_NONE", "Builtin|default-deny"),
-        ("RULE_NOT_ISOLATED", "Builtin|not-isolated"),
-        ("RULE_HOST", "Builtin|host"),
-        ("RULE_SELF", "Builtin|self"),
+        ("RULE_NONE", "Built-in|default-deny"),
+        ("RULE_NOT_ISOLATED", "Built-in|not-isolated"),
+        ("RULE_HOST", "Built-in|node"),
+        ("RULE_SELF", "Built-in|self"),
     ],
 )
 def test_rules_that_nobody_wrote_have_fixed_names(number: str, expected: str) -> None:

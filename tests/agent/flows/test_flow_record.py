@@ -109,7 +109,7 @@ DROPPED = {"type": DROP, "verdict": DENY}
 CASES: list[tuple[str, dict[str, Any], list[tuple[str, str, str, str | None, str | None]]]] = [
     ("egress alone", ONLY_OUT, [("egress", "new", "FORWARDED", None, "shop/client egress[1]")]),
     ("ingress alone", ONLY_IN, [("ingress", "new", "FORWARDED", None, "shop/web ingress[0]")]),
-    ("the node", ONLY_IN | {"rule_ingress": C.RULE_HOST}, [("ingress", "new", "FORWARDED", None, "host")]),
+    ("the node", ONLY_IN | {"rule_ingress": C.RULE_HOST}, [("ingress", "new", "FORWARDED", None, "node")]),
     (
         "not isolated",
         {"rule_egress": C.RULE_NOT_ISOLATED},

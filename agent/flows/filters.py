@@ -1,0 +1,304 @@
+"""What `observe` can ask for. Pure.
+
+Values of one option are alternatives, different options must all hold. Those that need no names are decided on the
+event itself, before a record is built: that is what makes looking for little in a flood cheap.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from fnmatch import fnmatchcase
+from typing import Any
+
+import msgspec
+
+from agent.datapath.abi import Abi, be16
+from agent.flows.flow import Endpoint, Flow, FlowType, Verdict
+from agent.flows.names import reserved_labels
+from agent.flows.record import PORT_PROTOCOLS, drop_reasons, event_types, verdict_of
+from policies.address import Prefix
+from policies.model import Protocol
+
+EventTest = Callable[[Any], bool]
+FlowTest = Callable[[Flow], bool]
+
+
+class FilterError(ValueError):
+    """A filter that cannot be understood; the message names the option and says what it takes."""
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """`event` and `flow` must both hold. Times are wall-clock ns, `since` inclusive, `until` exclusive."""
+
+    event_tests: tuple[EventTest, ...] = ()
+    flow_tests: tuple[FlowTest, ...] = ()
+    since_ns: int | None = None
+    until_ns: int | None = None
+
+    def event(self, event: Any, wall_ns: int) -> bool:
+        if self.since_ns is not None and wall_ns < self.since_ns:
+            return False
+        if self.until_ns is not None and wall_ns >= self.until_ns:
+            return False
+        return all(test(event) for test in self.event_tests)
+
+    def flow(self, flow: Flow) -> bool:
+        return all(test(flow) for test in self.flow_tests)
+
+
+class Option(msgspec.Struct, frozen=True):
+    """One option of `observe`: --NAME with `_` as `-`. All may be given several times, but since and until."""
+
+    name: str
+    metavar: str
+    help: str
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option("verdict", "VERDICT", "FORWARDED, DROPPED or REFUSED"),
+    Option("drop_reason", "REASON", "why it was dropped, such as POLICY_INGRESS"),
+    Option("type", "TYPE", "new, end or drop"),
+    Option("pod", "[NS/]NAME", "either side is this pod; * is a wildcard, NS/ every pod of the namespace"),
+    Option("from_pod", "[NS/]NAME", "the source is this pod"),
+    Option("to_pod", "[NS/]NAME", "the destination is this pod"),
+    Option("namespace", "NS", "either side is a pod of this namespace"),
+    Option("from_ip", "CIDR", "the source address lies in it"),
+    Option("to_ip", "CIDR", "the destination address (after service translation) lies in it"),
+    Option("from_label", "KEY[=VALUE]", "the source has this label; several by comma must all be there"),
+    Option("to_label", "KEY[=VALUE]", "the destination has this label"),
+    Option("identity", "NUMBER", "either side has this identity; host, world-ipv4 and the like are understood"),
+    Option("protocol", "NAME", "TCP, UDP, SCTP, ICMP, ICMPv6 or a number"),
+    Option("port", "PORT", "source or destination port"),
+    Option("to_port", "PORT", "destination port (after service translation)"),
+    Option("policy", "[NS/]NAME", "the policy whose rule decided"),
+    Option("service", "[NS/]NAME", "the service the client spoke to"),
+    Option("since", "TIME", "not before: 5m, 1h30m or a time such as 2026-01-31T12:00:00Z"),
+    Option("until", "TIME", "before: as for since"),
+)
+NAMES = frozenset(option.name for option in OPTIONS)
+
+
+def parse(options: Mapping[str, Sequence[str]], now_ns: int, abi: Abi) -> Filter:
+    """Options by name, with their values as they were written. `now_ns`: wall clock. Raises FilterError."""
+    given = {name.replace("-", "_"): values for name, values in options.items() if values}
+    unknown = sorted(given.keys() - NAMES)
+    if unknown:
+        raise FilterError(f"there is no filter {', '.join(unknown)}; there are {', '.join(o.name for o in OPTIONS)}")
+    events = event_makers(abi)
+    return Filter(
+        event_tests=tuple(_each(name, values, events[name]) for name, values in given.items() if name in events),
+        flow_tests=tuple(
+            _each(name, values, _FLOW_TESTS[name]) for name, values in given.items() if name in _FLOW_TESTS
+        ),
+        since_ns=_bound("since", given, now_ns, min),
+        until_ns=_bound("until", given, now_ns, max),
+    )
+
+
+def _each(name: str, values: Sequence[str], make: Callable[[str], Callable[[Any], bool]]) -> Callable[[Any], bool]:
+    """One test that holds where that of any value does."""
+    tests = []
+    for value in values:
+        try:
+            tests.append(make(value))
+        except ValueError as error:
+            raise FilterError(f"--{name.replace('_', '-')} {value}: {error}") from None
+    if len(tests) == 1:
+        return tests[0]
+    return lambda subject: any(test(subject) for test in tests)
+
+
+# ---- on the event --------------------------------------------------------------------------------------------
+
+
+def event_makers(abi: Abi) -> dict[str, Callable[[str], EventTest]]:
+    """By option: value → test of an event. The makers raise ValueError."""
+    reasons = {name: number for number, name in drop_reasons(abi).items()}
+    types = {kind.value: number for number, kind in event_types(abi).items()}
+    verdict = verdict_of(abi)
+    reserved = {labels[0].removeprefix("reserved:"): number for number, labels in reserved_labels(abi).items()}
+
+    def by_verdict(text: str) -> EventTest:
+        wanted = Verdict(_one_of(text.upper(), Verdict))
+        return lambda event: verdict(event) is wanted
+
+    def by_reason(text: str) -> EventTest:
+        wanted = reasons[_one_of(text.upper().removeprefix("DROP_"), reasons)]
+        return lambda event: event.reason == wanted
+
+    def by_type(text: str) -> EventTest:
+        wanted = types[_one_of(text.lower(), FlowType)]
+        return lambda event: event.type == wanted
+
+    def by_identity(text: str) -> EventTest:
+        wanted = reserved.get(text.lower())
+        if wanted is None:
+            wanted = _number(text, 0, 2**32 - 1)
+        return lambda event: wanted in (event.source_identity, event.destination_identity)
+
+    return {
+        "verdict": by_verdict,
+        "drop_reason": by_reason,
+        "type": by_type,
+        "identity": by_identity,
+        "protocol": _by_protocol,
+        "port": _by_port,
+        "to_port": _by_to_port,
+        "from_ip": _by_from_ip,
+        "to_ip": _by_to_ip,
+    }
+
+
+def _by_protocol(text: str) -> EventTest:
+    by_name = {name.upper(): number for number, name in Protocol.BY_NUMBER.items()}
+    wanted = by_name[text.upper()] if text.upper() in by_name else _number(text, 0, 255)
+    return lambda event: event.protocol == wanted
+
+
+def _by_port(text: str) -> EventTest:
+    wanted = be16(_number(text, 1, 65535))
+    return lambda e: wanted in (e.source_port_be, e.destination_port_be) and e.protocol in PORT_PROTOCOLS
+
+
+def _by_to_port(text: str) -> EventTest:
+    wanted = be16(_number(text, 1, 65535))
+    return lambda event: event.destination_port_be == wanted and event.protocol in PORT_PROTOCOLS
+
+
+def _by_from_ip(text: str) -> EventTest:
+    block = Prefix.parse(text)
+    return lambda event: block.contains(event.source)
+
+
+def _by_to_ip(text: str) -> EventTest:
+    block = Prefix.parse(text)
+    return lambda event: block.contains(event.destination)
+
+
+# ---- on the record -------------------------------------------------------------------------------------------
+
+
+def _by_pod(text: str) -> FlowTest:
+    wanted = _pattern(text)
+    return lambda flow: _is_pod(flow.source, wanted) or _is_pod(flow.destination, wanted)
+
+
+def _by_from_pod(text: str) -> FlowTest:
+    wanted = _pattern(text)
+    return lambda flow: _is_pod(flow.source, wanted)
+
+
+def _by_to_pod(text: str) -> FlowTest:
+    wanted = _pattern(text)
+    return lambda flow: _is_pod(flow.destination, wanted)
+
+
+def _by_namespace(text: str) -> FlowTest:
+    return lambda flow: text in (flow.source.namespace, flow.destination.namespace)
+
+
+def _by_from_label(text: str) -> FlowTest:
+    wanted = _labels(text)
+    return lambda flow: wanted(flow.source.labels)
+
+
+def _by_to_label(text: str) -> FlowTest:
+    wanted = _labels(text)
+    return lambda flow: wanted(flow.destination.labels)
+
+
+def _by_policy(text: str) -> FlowTest:
+    wanted = _pattern(text)
+    return lambda flow: flow.policy is not None and fnmatchcase(f"{flow.policy.namespace}/{flow.policy.name}", wanted)
+
+
+def _by_service(text: str) -> FlowTest:
+    wanted = _pattern(text)
+    return lambda flow: (
+        flow.service is not None
+        and flow.service.name is not None
+        and fnmatchcase(f"{flow.service.namespace}/{flow.service.name}", wanted)
+    )
+
+
+_FLOW_TESTS: dict[str, Callable[[str], FlowTest]] = {
+    "pod": _by_pod,
+    "from_pod": _by_from_pod,
+    "to_pod": _by_to_pod,
+    "namespace": _by_namespace,
+    "from_label": _by_from_label,
+    "to_label": _by_to_label,
+    "policy": _by_policy,
+    "service": _by_service,
+}
+
+
+def _is_pod(side: Endpoint, wanted: str) -> bool:
+    return side.pod is not None and fnmatchcase(f"{side.namespace}/{side.pod}", wanted)
+
+
+def _pattern(text: str) -> str:
+    """NS/NAME as a wildcard pattern: a name alone is meant in any namespace, NS/ is the whole namespace."""
+    if text.count("/") > 1 or not text.strip("/"):
+        raise ValueError("give NAME or NAMESPACE/NAME")
+    if "/" not in text:
+        return f"*/{text}"
+    return text + "*" if text.endswith("/") else text
+
+
+def _labels(text: str) -> Callable[[Iterable[str]], bool]:
+    terms = [term.strip() for term in text.split(",")]
+    if not all(terms):
+        raise ValueError("give KEY=VALUE or KEY")
+
+    def holds(labels: Iterable[str]) -> bool:
+        present = tuple(labels)
+        return all(
+            term in present if "=" in term else any(label.partition("=")[0] == term for label in present)
+            for term in terms
+        )
+
+    return holds
+
+
+# ---- values --------------------------------------------------------------------------------------------------
+
+_UNITS_NS = {"d": 86_400 * 10**9, "h": 3_600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6}
+_PART = re.compile(r"(\d+)(ms|[dhms])")
+
+
+def parse_time(text: str, now_ns: int) -> int:
+    """Wall-clock ns of a time, or of so long before now. A time without a zone is local. Raises ValueError."""
+    if re.fullmatch(f"({_PART.pattern})+", text):
+        return now_ns - sum(int(count) * _UNITS_NS[unit] for count, unit in _PART.findall(text))
+    try:
+        moment = datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise ValueError("give 30s, 5m, 1h30m, or a time such as 2026-01-31T12:00:00Z") from None
+    return int(moment.timestamp()) * 10**9 + moment.microsecond * 1000
+
+
+def _bound(
+    name: str, given: Mapping[str, Sequence[str]], now_ns: int, widest: Callable[[Iterable[int]], int]
+) -> int | None:
+    if name not in given:
+        return None
+    try:
+        return widest([parse_time(text, now_ns) for text in given[name]])
+    except ValueError as error:
+        raise FilterError(f"--{name} {' '.join(given[name])}: {error}") from None
+
+
+def _one_of(text: str, names: Iterable[str]) -> str:
+    known = list(names)
+    if text not in known:
+        raise ValueError(f"give one of {', '.join(known)}")
+    return text
+
+
+def _number(text: str, low: int, high: int) -> int:
+    if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+        raise ValueError(f"give a number from {low} to {high}")
+    return int(text)
