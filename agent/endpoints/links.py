@@ -51,7 +51,7 @@ _HOST_SIDE_CONF = {
     9: 0,  # accept_source_route
 }
 
-_ALIAS_BYTES = 255  # IFALIASZ, with its NUL
+_ALIAS_BYTES = 255  # IFALIASZ, less the NUL
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
@@ -102,7 +102,7 @@ def configure_host_side(name: str) -> Request:
 
 def name_host_side(index: int, mac: bytes, alias: str) -> Request:
     """The alias tells people which pod is behind the link (`ip link` shows it)."""
-    body = _ifinfo(index) + attribute(IFLA_ADDRESS, mac) + text(IFLA_IFALIAS, alias[:_ALIAS_BYTES])
+    body = _ifinfo(index) + attribute(IFLA_ADDRESS, mac) + attribute(IFLA_IFALIAS, alias.encode()[:_ALIAS_BYTES])
     return Request(RTM_SETLINK, 0, body, f"set MAC and alias of link {index}")
 
 

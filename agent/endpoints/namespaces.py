@@ -108,13 +108,16 @@ def give_name(netns: int, name: str) -> Path:
     _prepare_run_dir()
     take_name(name)
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
-    source = f"/proc/thread-self/fd/{netns}"
     try:
-        _check(_libc.mount(source.encode(), bytes(path), b"none", _MS_BIND, None), f"name network namespace {name}")
+        _bind(f"/proc/thread-self/fd/{netns}", path)
     except OSError:
         path.unlink()
         raise
     return path
+
+
+def _bind(source: str, target: Path) -> None:
+    _check(_libc.mount(source.encode(), bytes(target), b"none", _MS_BIND, None), f"bind {source} to {target}")
 
 
 def take_name(name: str) -> None:
