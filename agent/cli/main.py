@@ -10,8 +10,6 @@ from agent.api.protocol import ApiError
 from agent.cli import listings, node, observe, policy, run
 from agent.cli.output import Failure
 from agent.config import ConfigError
-from agent.datapath.mounts import Unmet
-from agent.lock import Taken
 
 app = typer.Typer(
     name="gatehouse",
@@ -42,7 +40,7 @@ def main() -> None:
     """Entry point: what goes wrong is one sentence on stderr and an exit status, never a traceback."""
     try:
         app()
-    except (Failure, ApiError, Taken, Unmet, ConfigError) as error:
+    except (Failure, ApiError, ConfigError) as error:
         print(f"gatehouse: {error}", file=sys.stderr)
         sys.exit(error.status if isinstance(error, Failure) else 2)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
@@ -50,3 +48,7 @@ def main() -> None:
         sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

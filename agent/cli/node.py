@@ -70,7 +70,10 @@ def agent(**flags: Any) -> None:
     texts = environment()
     texts |= {field: str(value) for field, value in flags.items() if value is not None}
     config = build(texts)
-    mounts.require_host()
+    try:
+        mounts.require_host()
+    except mounts.Unmet as unmet:
+        raise Failure(str(unmet)) from None
     argument = msgspec.json.encode(config).decode()
     os.execv(sys.executable, [sys.executable, "-m", "agent", argument])  # noqa: S606
 
