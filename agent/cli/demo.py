@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the cluster running, to play with.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove what --keep left, and build nothing.")] = False,
 ) -> None:
     """Build a small cluster in network namespaces, enforce policy on it, and show it.
 
@@ -36,13 +37,18 @@ def demo(
     Examples:
       gatehouse demo
       gatehouse demo --keep
+      gatehouse demo --remove
 
     \b
     Exit status: 0 if every probe went as expected, 1 if one did not, 2 if the cluster could not be built.
     """
     from agent.datapath import mounts
-    from agent.demo.box import Box, BoxError
+    from agent.demo.box import Box, BoxError, remove_kept
 
+    if remove:
+        for folder in remove_kept():
+            say(f"removed {folder}")
+        return
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         mounts.require_host()
@@ -55,7 +61,7 @@ def demo(
     raise typer.Exit(0 if good else 1)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
     """SIGTERM ends the demo as Ctrl-C does: through the clean-up."""
     raise KeyboardInterrupt
 
@@ -84,11 +90,11 @@ def show(box: Box) -> bool:
 
 def await_ready(box: Box) -> None:
     """Until the agent says that all it has read is in force."""
+    from time import monotonic, sleep
+
     from agent.api import client
     from agent.api.protocol import ApiError, UnreachableError
     from agent.demo.box import BoxError
-
-    from time import monotonic, sleep
 
     deadline = monotonic() + READY_S
     while monotonic() < deadline and box.agent is not None and box.agent.poll() is None:
@@ -140,8 +146,7 @@ The cluster is still running. Manifests in {box.manifests} can be edited; change
   gatehouse exec shop/web {state} -- ip address
   gatehouse policy explain --manifests {box.manifests} --help
 
-To remove it: kill {box.agent.pid if box.agent else ""}; gatehouse cleanup {state}; \
-ip netns delete {box.node}; ip netns delete {box.outside}; rm -r {box.folder}"""
+  gatehouse demo --remove"""
 
 
 def say(text: str) -> None:

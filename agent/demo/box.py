@@ -1,11 +1,13 @@
-"""The box the demo's cluster lives in: a namespace that is the node, one that is the world outside, an agent in the node.
+"""The box the demo's cluster lives in: a namespace that is the node, one that is the world outside, an agent.
 
-Nothing of it touches the machine's own network. `Box` is a context manager: leaving it removes everything, also after an interrupt.
+Nothing of it touches the machine's own network. `Box` is a context manager: leaving it removes everything, also
+after an interrupt.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -18,6 +20,7 @@ NODE_ADDRESSES = ("203.0.113.1/32", "2001:db8:1::1/128")
 OUTSIDE_ADDRESSES = ("198.51.100.10/32", "198.51.100.66/32", "2001:db8:100::10/128")
 OUTSIDE_PORTS = ("tcp:443", "tcp:80")
 STOP_S = 20.0
+PREFIX = "gatehouse-demo-"
 
 HERE = Path(__file__).parent
 
@@ -29,12 +32,12 @@ class BoxError(RuntimeError):
 class Box:
     """Namespaces, the servers outside, and the agent. `keep` leaves it all running when the block ends in order."""
 
-    def __init__(self, keep: bool = False) -> None:
+    def __init__(self, keep: bool = False, folder: Path | None = None) -> None:
         self.keep = keep
-        self.folder = Path(tempfile.mkdtemp(prefix="gatehouse-demo-"))
+        self.folder = folder or Path(tempfile.mkdtemp(prefix=PREFIX))
         self.state_dir = self.folder / "state"
         self.manifests = self.folder / "manifests"
-        self.node = f"gatehouse-demo-{os.getpid()}"
+        self.node = self.folder.name
         self.outside = f"{self.node}-outside"
         self.agent: subprocess.Popen[bytes] | None = None
         self._servers: subprocess.Popen[bytes] | None = None
@@ -118,6 +121,36 @@ class Box:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def remove_kept() -> list[Path]:
+    """Remove the boxes that --keep left; returns their folders."""
+    folders = sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
+    for folder in folders:
+        box = Box(folder=folder)
+        for name in (box.node, box.outside):
+            if Path("/run/netns", name).exists():
+                for pid in ip("netns", "pids", name).split():
+                    stop_pid(int(pid))
+        box.remove()
+    return folders
+
+
+def stop_pid(pid: int) -> None:
+    """SIGTERM a process that is not our child, and await its end; SIGKILL it when it takes too long."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        for number, wait_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, None)):
+            signal.pidfd_send_signal(fd, number)
+            if select.select([fd], [], [], wait_s)[0]:
+                return
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(fd)
+
+
 def stop(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
@@ -127,7 +160,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def ip(*arguments: str) -> None:
+def ip(*arguments: str) -> str:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise BoxError(f"`ip {' '.join(arguments)}` failed: {done.stderr.strip()}")
+    return done.stdout

@@ -1,7 +1,7 @@
 """One probe, run where the client is: `python3 -I probe.py tcp|udp ADDRESS PORT SECONDS [FROM]`.
 
-Prints one JSON line: {"result": "answered" | "refused" | "dropped", "answer": text, "source_port": number}. Dropped means that
-nothing came back in time. Needs nothing but the standard library, as it runs inside pods.
+Prints one JSON line: {"result": "answered" | "refused" | "dropped", "answer": text, "source_port": number}.
+Dropped means that nothing came back in time. Needs nothing but the standard library, as it runs inside pods.
 """
 
 import json
@@ -33,4 +33,4 @@ def probe(protocol: str, address: str, port: int, seconds: float, source: str = 
 
 
 if __name__ == "__main__":
-    print(json.dumps(probe(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), *sys.argv[5:])))
+    print(json.dumps(probe(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), *sys.argv[5:])))  # noqa: T201
