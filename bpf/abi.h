@@ -51,6 +51,9 @@
 /* How many backends the datapath tries before it gives up on a flow whose reply tuple is taken. */
 #define BACKEND_TRIES         4
 
+/* Extension headers of one IPv6 packet that are followed. */
+#define EXTENSION_HEADERS     6
+
 enum direction { DIRECTION_INGRESS = 0, DIRECTION_EGRESS = 1 };
 
 enum verdict { VERDICT_DENY = 0, VERDICT_ALLOW = 1 };
@@ -217,6 +220,9 @@ struct event {
 	__u8 pad[4];
 };
 
+/* What the datapath knows of the packet in hand (packet.h); user space has no use for it. */
+struct scratch { __u8 bytes[768]; };
+
 /* ---- maps: M(type, name, key, value, max_entries, flags) -----------------------------
  * Types and flags are the kernel's (BPF_MAP_TYPE_…, BPF_F_…). Sizes are defaults. */
 
@@ -234,6 +240,7 @@ struct event {
 	M(ARRAY,        config,         __u32,                   struct config,             1,       0) \
 	M(ARRAY,        epoch,          __u32,                   __u64,                     1,       0) \
 	M(PERCPU_ARRAY, drops,          __u32,                   __u64,                     DROP_REASONS, 0) \
+	M(PERCPU_ARRAY, scratch,        __u32,                   struct scratch,            1,       0) \
 	M(PERCPU_ARRAY, tallies,        __u32,                   __u64,                     TALLIES, 0) \
 	M(RINGBUF,      events,         void,                    void,                      4194304, 0)
 

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What is known of the packet in hand. It stands in a per-CPU map: a BPF stack is 512 bytes, and the verifier forgets
+ * what memory of a map holds, which keeps the paths it walks few. Programs of one CPU never interrupt each other here:
+ * tc runs them with bottom halves off.
+ */
+#ifndef GATEHOUSE_PACKET_H
+#define GATEHOUSE_PACKET_H
+
+#include "maps.h"
+
+#define ETHERNET_SIZE 14
+#define ETHERTYPE_IPV4 0x0800
+#define ETHERTYPE_ARP 0x0806
+#define ETHERTYPE_IPV6 0x86dd
+
+#define PASS 0                  /* TC_ACT_OK */
+#define DROP 2                  /* TC_ACT_SHOT */
+
+#define PROTO_ICMP 1
+#define PROTO_TCP 6
+#define PROTO_UDP 17
+#define PROTO_ICMPV6 58
+#define PROTO_SCTP 132
+
+#define TCP_FIN 1
+#define TCP_SYN 2
+#define TCP_RST 4
+#define TCP_ACK 16
+
+#define QUOTE_MAX 128           /* of a refused packet, in the ICMP message that says so */
+
+/* An IP header: the packet's own, or the one an ICMP error quotes. */
+struct header {
+	struct address source;
+	struct address destination;
+	__u32 fragment_id;
+	__u32 at;               /* where it starts, from the start of the frame */
+	__u32 l4;               /* where what it carries starts, behind extension headers */
+	__u32 end;              /* where the packet ends by its own account */
+	__u16 fragment_offset;  /* bytes */
+	__u8 more_fragments;
+	__u8 is_fragment;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+/* One end of a flow, as policy sees it. */
+struct party {
+	__u64 subject;
+	__u64 remote_class;
+	__u32 identity;
+	__u32 ifindex;          /* 0: no local pod */
+};
+
+struct packet {
+	struct tuple tuple;     /* as it came; of an ICMP error: that of the packet it quotes, turned round */
+	struct tuple after;     /* as it will leave: service addresses translated */
+	struct header outer;
+	struct party source;    /* the flow's originator … */
+	struct party destination; /* … and the other end, after translation */
+	__u64 rule_egress;
+	__u64 rule_ingress;
+	__u32 length;
+	__u8 ipv6;
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 is_error;          /* an ICMP error: it belongs to another flow */
+	__u8 is_reply;          /* it travels towards the flow's originator */
+	__u8 flags;             /* of its conntrack entry */
+	__u8 hook;
+	__u8 egress_judged;
+	__u8 ingress_judged;
+	__u8 pad[2];
+	/* The rest is set before it is read; what is above starts as zero. */
+	__u64 now_ns;           /* coarse */
+	__u64 epoch;
+	struct header inner;
+	struct tuple answer;    /* the key of the flow's other entry */
+	struct tuple other;
+	struct conntrack entry;
+	__u8 message[8 + QUOTE_MAX];
+};
+_Static_assert(sizeof(struct packet) <= sizeof(struct scratch), "struct scratch is too small");
+
+/* Addresses and tuples are bytes to the compiler; all of those it meets here start at a multiple of 8. */
+typedef __u64 __attribute__((may_alias)) word;
+
+INLINE void copy_address(struct address *to, const struct address *from)
+{
+	((word *)to)[0] = ((const word *)from)[0];
+	((word *)to)[1] = ((const word *)from)[1];
+}
+
+INLINE bool same_address(const struct address *a, const struct address *b)
+{
+	return ((const word *)a)[0] == ((const word *)b)[0] && ((const word *)a)[1] == ((const word *)b)[1];
+}
+
+INLINE bool is_no_address(const struct address *a)
+{
+	return !(((const word *)a)[0] | ((const word *)a)[1]);
+}
+
+INLINE void copy_tuple(struct tuple *to, const struct tuple *from)
+{
+#pragma unroll
+	for (int i = 0; i < sizeof(*to) / 8; i++)
+		((word *)to)[i] = ((const word *)from)[i];
+}
+
+INLINE void turn_round(struct tuple *to, const struct tuple *from)
+{
+	copy_address(&to->source, &from->destination);
+	copy_address(&to->destination, &from->source);
+	to->source_port_be = from->destination_port_be;
+	to->destination_port_be = from->source_port_be;
+	*(__u32 *)&to->protocol = from->protocol;
+}
+
+INLINE bool has_ports(__u8 protocol)
+{
+	return protocol == PROTO_TCP || protocol == PROTO_UDP || protocol == PROTO_SCTP;
+}
+
+/* The scratch space, cleared as far as it is read unset. NULL cannot happen, but the verifier wants it asked. */
+INLINE struct packet *packet_of(struct __sk_buff *skb, __u8 hook)
+{
+	__u32 zero = 0;
+	struct packet *p = LOOKUP(scratch, &zero);
+
+	if (!p)
+		return NULL;
+	__builtin_memset(p, 0, __builtin_offsetof(struct packet, now_ns));
+	p->hook = hook;
+	p->length = skb->len;
+	return p;
+}
+
+#endif

@@ -1,0 +1,333 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* From bytes to a tuple. Headers are copied out of the packet, so it need not be linear. */
+#ifndef GATEHOUSE_PARSE_H
+#define GATEHOUSE_PARSE_H
+
+#include "fragment.h"
+
+struct ipv4_header {
+	__u8 version_and_length;
+	__u8 tos;
+	__u16 length_be;
+	__u16 id_be;
+	__u16 fragment_be;
+	__u8 ttl;
+	__u8 protocol;
+	__u16 checksum;
+	__u32 source;
+	__u32 destination;
+};
+
+struct ipv6_header {
+	__u32 version_and_flow_be;
+	__u16 length_be;
+	__u8 next;
+	__u8 hop_limit;
+	struct address source;
+	struct address destination;
+};
+
+/* What every IPv6 extension header starts with, read as the longest of them here. */
+struct extension_header {
+	__u8 next;
+	__u8 length;            /* fragment: reserved */
+	union {
+		__u16 offset_be;                                /* fragment */
+		struct { __u8 routing_type, segments_left; };   /* routing */
+	};
+	__u32 id;               /* fragment */
+};
+
+/* The first bytes of TCP, UDP, SCTP and ICMP. */
+struct l4_header {
+	union {
+		struct { __u16 source_port_be, destination_port_be; };
+		struct { __u8 icmp_type, icmp_code; __u16 icmp_checksum; };
+	};
+	__u16 icmp_id;
+	__u16 icmp_sequence;
+};
+
+#define IPV4_SIZE 20
+#define IPV6_SIZE 40
+#define TCP_SIZE 20
+#define TCP_FLAGS_AT 13
+
+#define IPV4_OPTION_END 0
+#define IPV4_OPTION_NOP 1
+#define IPV4_OPTION_LSRR 131
+#define IPV4_OPTION_SSRR 137
+#define IPV4_OPTIONS_MAX 40
+
+#define EXTENSION_HOP_BY_HOP 0
+#define EXTENSION_ROUTING 43
+#define EXTENSION_FRAGMENT 44
+#define EXTENSION_AH 51
+#define EXTENSION_DESTINATION 60
+
+INLINE void map_ipv4(struct address *to, __u32 ipv4)
+{
+	((__u32 *)to)[0] = 0;
+	((__u32 *)to)[1] = 0;
+	((__u32 *)to)[2] = bpf_htonl(0xffff);
+	((__u32 *)to)[3] = ipv4;
+}
+
+/* RFC 791: a source route lets the sender choose the path, and so where the packet really goes. */
+INLINE enum drop_reason refuse_source_route(struct __sk_buff *skb, const struct header *h)
+{
+	__u32 at = h->at + IPV4_SIZE;
+
+	for (int i = 0; i < IPV4_OPTIONS_MAX; i++) {
+		__u8 option[2] = {};
+
+		if (at >= h->l4)
+			break;
+		if (bpf_skb_load_bytes(skb, at, option, 1))
+			return DROP_MALFORMED;
+		if (option[0] == IPV4_OPTION_END)
+			break;
+		if (option[0] == IPV4_OPTION_LSRR || option[0] == IPV4_OPTION_SSRR)
+			return DROP_SOURCE_ROUTE;
+		if (option[0] == IPV4_OPTION_NOP) {
+			at++;
+			continue;
+		}
+		if (bpf_skb_load_bytes(skb, at + 1, option + 1, 1) || option[1] < 2)
+			return DROP_MALFORMED;
+		at += option[1];
+	}
+	return at > h->l4 ? DROP_MALFORMED : DROP_NONE;
+}
+
+INLINE enum drop_reason parse_ipv4(struct __sk_buff *skb, struct header *h, bool quoted)
+{
+	struct ipv4_header ip;
+	__u32 header_size, length;
+	__u16 fragment;
+
+	if (bpf_skb_load_bytes(skb, h->at, &ip, sizeof(ip)))
+		return DROP_MALFORMED;
+	header_size = (ip.version_and_length & 15) * 4;
+	length = bpf_ntohs(ip.length_be);
+	if (ip.version_and_length >> 4 != 4 || header_size < IPV4_SIZE || length < header_size)
+		return DROP_MALFORMED;
+	h->l4 = h->at + header_size;
+	h->end = h->at + length;
+	if (quoted && h->end > skb->len)
+		h->end = skb->len;
+	if (h->end > skb->len || h->l4 > h->end)
+		return DROP_MALFORMED;
+
+	fragment = bpf_ntohs(ip.fragment_be);
+	h->fragment_offset = (fragment & 0x1fff) * 8;
+	h->more_fragments = fragment >> 13 & 1;
+	h->fragment_id = ip.id_be;
+	h->protocol = ip.protocol;
+	map_ipv4(&h->source, ip.source);
+	map_ipv4(&h->destination, ip.destination);
+	return quoted || header_size == IPV4_SIZE ? DROP_NONE : refuse_source_route(skb, h);
+}
+
+INLINE bool is_extension(__u8 protocol)
+{
+	return protocol == EXTENSION_HOP_BY_HOP || protocol == EXTENSION_ROUTING || protocol == EXTENSION_FRAGMENT ||
+	       protocol == EXTENSION_AH || protocol == EXTENSION_DESTINATION;
+}
+
+/* Returns whether `h->protocol` is an extension header that was stepped over; sets `reason` if it must not pass. */
+INLINE bool step_over_extension(struct __sk_buff *skb, struct header *h, enum drop_reason *reason)
+{
+	struct extension_header extension;
+	__u8 kind = h->protocol;
+
+	if (!is_extension(kind))
+		return false;
+	if (h->l4 + sizeof(extension) > h->end || bpf_skb_load_bytes(skb, h->l4, &extension, sizeof(extension))) {
+		*reason = DROP_MALFORMED;
+		return false;
+	}
+	h->protocol = extension.next;
+	if (kind == EXTENSION_FRAGMENT) {
+		if (h->is_fragment)
+			*reason = DROP_MALFORMED;
+		h->is_fragment = 1;
+		h->fragment_offset = bpf_ntohs(extension.offset_be) & 0xfff8;
+		h->more_fragments = bpf_ntohs(extension.offset_be) & 1;
+		h->fragment_id = extension.id;
+		h->l4 += 8;
+		if (h->fragment_offset && is_extension(h->protocol)) /* its real protocol is in the first one */
+			*reason = DROP_FRAGMENT_UNKNOWN;
+		return !h->fragment_offset; /* what follows a later fragment's header is data */
+	}
+	if (kind == EXTENSION_ROUTING && (extension.segments_left || !extension.routing_type)) /* RFC 5095 */
+		*reason = DROP_SOURCE_ROUTE;
+	h->l4 += kind == EXTENSION_AH ? (extension.length + 2) * 4 : (extension.length + 1) * 8;
+	if (h->l4 > h->end)
+		*reason = DROP_MALFORMED;
+	return true;
+}
+
+INLINE enum drop_reason parse_ipv6(struct __sk_buff *skb, struct header *h, bool quoted)
+{
+	enum drop_reason reason = DROP_NONE;
+	struct ipv6_header ip;
+
+	if (bpf_skb_load_bytes(skb, h->at, &ip, sizeof(ip)) || bpf_ntohl(ip.version_and_flow_be) >> 28 != 6)
+		return DROP_MALFORMED;
+	h->l4 = h->at + IPV6_SIZE;
+	h->end = h->l4 + bpf_ntohs(ip.length_be);
+	if (quoted && h->end > skb->len)
+		h->end = skb->len;
+	if (h->end > skb->len)
+		return DROP_MALFORMED;
+	h->fragment_offset = 0;
+	h->more_fragments = 0;
+	h->is_fragment = 0;
+	h->protocol = ip.next;
+	copy_address(&h->source, &ip.source);
+	copy_address(&h->destination, &ip.destination);
+	for (int i = 0; i < EXTENSION_HEADERS; i++) {
+		bool again = step_over_extension(skb, h, &reason);
+
+		if (reason || !again)
+			return reason;
+	}
+	return is_extension(h->protocol) ? DROP_EXTENSION_HEADERS : DROP_NONE;
+}
+
+INLINE void icmp_ports(struct tuple *t, bool ipv6, const struct l4_header *l4)
+{
+	if (l4->icmp_type == (ipv6 ? 128 : 8))
+		t->source_port_be = l4->icmp_id;
+	else if (l4->icmp_type == (ipv6 ? 129 : 0))
+		t->destination_port_be = l4->icmp_id;
+}
+
+INLINE bool is_icmp_error(bool ipv6, __u8 type)
+{
+	return ipv6 ? type >= 1 && type <= 4 : type == 3 || type == 11 || type == 12;
+}
+
+/* Neighbour discovery, redirects and multicast listener reports: the gateway's neighbour entry is permanent. */
+INLINE bool is_link_control(bool ipv6, __u8 type)
+{
+	return ipv6 ? (type >= 130 && type <= 137) || type == 143 : type == 5;
+}
+
+INLINE bool is_multicast(bool ipv6, const struct address *a)
+{
+	return ipv6 ? a->bytes[0] == 0xff : (a->bytes[12] & 0xf0) == 0xe0 || *(const __u32 *)&a->bytes[12] == 0xffffffff;
+}
+
+INLINE enum drop_reason parse_header(struct __sk_buff *skb, bool ipv6, struct header *h, bool quoted)
+{
+	return ipv6 ? parse_ipv6(skb, h, quoted) : parse_ipv4(skb, h, quoted);
+}
+
+INLINE void set_tuple(struct tuple *t, const struct header *h)
+{
+	copy_address(&t->source, &h->source);
+	copy_address(&t->destination, &h->destination);
+	t->source_port_be = 0;
+	t->destination_port_be = 0;
+	*(__u32 *)&t->protocol = h->protocol;
+}
+
+/* An ICMP error belongs to the flow of the packet it quotes, and travels against it. */
+INLINE enum drop_reason parse_quoted(struct __sk_buff *skb, struct packet *p)
+{
+	bool ipv6 = p->ipv6;
+	struct header *h = &p->inner;
+	struct l4_header l4;
+
+	p->is_error = 1;
+	h->at = p->outer.l4 + 8;
+	if (parse_header(skb, ipv6, h, true))
+		return DROP_ICMP_UNRELATED;
+	if (!same_address(&h->source, &p->outer.destination) || h->fragment_offset)
+		return DROP_ICMP_UNRELATED;
+	set_tuple(&p->other, h);
+	if (has_ports(h->protocol) || h->protocol == (ipv6 ? PROTO_ICMPV6 : PROTO_ICMP)) {
+		if (bpf_skb_load_bytes(skb, h->l4, &l4, sizeof(l4)))
+			return DROP_ICMP_UNRELATED;
+		if (has_ports(h->protocol)) {
+			p->other.source_port_be = l4.source_port_be;
+			p->other.destination_port_be = l4.destination_port_be;
+		} else if (is_icmp_error(ipv6, l4.icmp_type)) {
+			return DROP_ICMP_UNRELATED;
+		} else {
+			icmp_ports(&p->other, ipv6, &l4);
+		}
+	}
+	turn_round(&p->tuple, &p->other);
+	return DROP_NONE;
+}
+
+INLINE enum drop_reason parse_icmp(struct __sk_buff *skb, struct packet *p, const struct l4_header *l4)
+{
+	p->icmp_type = l4->icmp_type;
+	p->icmp_code = l4->icmp_code;
+	if (is_link_control(p->ipv6, l4->icmp_type))
+		return DROP_LINK_CONTROL;
+	if (is_icmp_error(p->ipv6, l4->icmp_type))
+		return parse_quoted(skb, p);
+	icmp_ports(&p->tuple, p->ipv6, l4);
+	return DROP_NONE;
+}
+
+/* Ports, or what stands for them, and TCP flags. */
+INLINE enum drop_reason parse_l4(struct __sk_buff *skb, struct packet *p)
+{
+	struct header *h = &p->outer;
+	__u8 protocol = h->protocol;
+	bool icmp = protocol == (p->ipv6 ? PROTO_ICMPV6 : PROTO_ICMP);
+	__u32 needed = protocol == PROTO_TCP ? TCP_SIZE : protocol == PROTO_SCTP ? 12 : 8;
+	struct l4_header l4;
+
+	if (!icmp && !has_ports(protocol))
+		return DROP_NONE;
+	if (h->fragment_offset) {
+		if (protocol == PROTO_TCP && h->fragment_offset < TCP_SIZE) /* RFC 3128: it would overlap the flags */
+			return DROP_FRAGMENT_TINY;
+		return fragment_ports(h, &p->tuple);
+	}
+	if (h->l4 + needed > h->end)
+		return h->more_fragments ? DROP_FRAGMENT_TINY : DROP_MALFORMED;
+	if (bpf_skb_load_bytes(skb, h->l4, &l4, sizeof(l4)))
+		return DROP_MALFORMED;
+	if (icmp) {
+		enum drop_reason reason = parse_icmp(skb, p, &l4);
+
+		if (reason || p->is_error)
+			return reason;
+	} else {
+		p->tuple.source_port_be = l4.source_port_be;
+		p->tuple.destination_port_be = l4.destination_port_be;
+	}
+	if (protocol == PROTO_TCP && bpf_skb_load_bytes(skb, h->l4 + TCP_FLAGS_AT, &p->tcp_flags, 1))
+		return DROP_MALFORMED;
+	if (h->more_fragments)
+		fragment_record(h, &p->tuple);
+	return DROP_NONE;
+}
+
+INLINE enum drop_reason parse(struct __sk_buff *skb, struct packet *p)
+{
+	enum drop_reason reason;
+
+	if (skb->protocol == bpf_htons(ETHERTYPE_ARP))
+		return DROP_LINK_CONTROL;
+	p->ipv6 = skb->protocol == bpf_htons(ETHERTYPE_IPV6);
+	if ((!p->ipv6 && skb->protocol != bpf_htons(ETHERTYPE_IPV4)) || skb->vlan_present)
+		return DROP_UNSUPPORTED_PROTOCOL;
+	p->outer.at = ETHERNET_SIZE;
+	reason = parse_header(skb, p->ipv6, &p->outer, false);
+	set_tuple(&p->tuple, &p->outer);
+	if (!reason)
+		reason = is_multicast(p->ipv6, &p->outer.destination) ? DROP_LINK_CONTROL : parse_l4(skb, p);
+	copy_tuple(&p->after, &p->tuple);
+	return reason;
+}
+
+#endif

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Verdict rows: all precedence is settled when they are compiled. What is not found is denied. */
+#ifndef GATEHOUSE_POLICY_H
+#define GATEHOUSE_POLICY_H
+
+#include "packet.h"
+
+INLINE struct policy_class_value *row_for(__u64 subject, __u64 remote_class, __u32 direction)
+{
+	struct policy_class_key key = { .subject = subject, .remote_class = remote_class, .direction = direction };
+	struct policy_class_value *value = LOOKUP(policy_class, &key);
+
+	if (value)
+		return value;
+	key.remote_class = CLASS_ANY;
+	return LOOKUP(policy_class, &key);
+}
+
+/* Asks the rules of one end about the other. Sets `rule` to the one that decided, if one did. */
+INLINE bool policy_allows(const struct party *subject, const struct party *remote, __u32 direction,
+			  __u8 protocol, __u16 port_be, __u64 *rule)
+{
+	struct policy_row_key key = { .prefixlen = ROW_BITS_PORT, .protocol = protocol, .port_be = port_be };
+	struct policy_class_value *row = row_for(subject->subject, remote->remote_class, direction);
+	struct policy_row_value *cell;
+
+	if (!row)
+		return false;
+	key.row_high_be = bpf_htonl(row->row >> 32);
+	key.row_low_be = bpf_htonl(row->row);
+	cell = LOOKUP(policy_row, &key);
+	if (!cell)
+		return false;
+	*rule = cell->rule;
+	return cell->verdict == VERDICT_ALLOW;
+}
+
+/* Judges the flow between p->source and p->destination by the rules of those ends that are local. */
+INLINE enum drop_reason judge(struct packet *p, __u16 port_be)
+{
+	__u8 protocol = p->tuple.protocol;
+
+	p->rule_egress = RULE_NONE;
+	p->rule_ingress = RULE_NONE;
+	p->egress_judged = p->source.ifindex != 0;
+	p->ingress_judged = 0;
+	if (!has_ports(protocol))
+		port_be = 0;
+	if (p->source.ifindex && p->source.ifindex == p->destination.ifindex) {
+		p->ingress_judged = 1;
+		p->rule_egress = RULE_SELF;
+		p->rule_ingress = RULE_SELF;
+		return DROP_NONE;
+	}
+	if (p->source.ifindex) {
+		if (!p->destination.remote_class)
+			return DROP_UNKNOWN_IDENTITY;
+		if (!policy_allows(&p->source, &p->destination, DIRECTION_EGRESS, protocol, port_be, &p->rule_egress))
+			return DROP_POLICY_EGRESS;
+	}
+	if (p->destination.ifindex) {
+		p->ingress_judged = 1;
+		if (!p->source.remote_class)
+			return DROP_UNKNOWN_IDENTITY;
+		if (!policy_allows(&p->destination, &p->source, DIRECTION_INGRESS, protocol, port_be, &p->rule_ingress))
+			return DROP_POLICY_INGRESS;
+	}
+	/* Neither end is local: nobody's rules were asked. */
+	return p->egress_judged || p->ingress_judged ? DROP_NONE : DROP_INTERNAL;
+}
+
+#endif

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Telling a pod at once that nobody is there: its packet becomes an ICMP "port unreachable" (RFC 792, RFC 4443) from the address it asked for. */
+#ifndef GATEHOUSE_REFUSE_H
+#define GATEHOUSE_REFUSE_H
+
+#include "parse.h"
+
+#define ICMP_SIZE 8
+#define REFUSAL_TTL 64
+
+struct ethernet_addresses { __u8 destination[6]; __u8 source[6]; };
+
+/* What ICMPv6's checksum covers beside the message (RFC 8200, 8.1). */
+struct pseudo_header {
+	struct address source;
+	struct address destination;
+	__u32 length_be;
+	__u32 next_be;
+};
+
+INLINE __u16 fold(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+INLINE bool swap_ethernet(struct __sk_buff *skb)
+{
+	struct ethernet_addresses came, goes;
+
+	if (bpf_skb_load_bytes(skb, 0, &came, sizeof(came)))
+		return true;
+	__builtin_memcpy(goes.destination, came.source, 6);
+	__builtin_memcpy(goes.source, came.destination, 6);
+	return bpf_skb_store_bytes(skb, 0, &goes, sizeof(goes), 0);
+}
+
+INLINE bool store_ipv4_header(struct __sk_buff *skb, const struct packet *p, __u32 size)
+{
+	struct ipv4_header ip = {
+		.version_and_length = 0x45,
+		.length_be = bpf_htons(IPV4_SIZE + size),
+		.ttl = REFUSAL_TTL,
+		.protocol = PROTO_ICMP,
+		.source = *(__u32 *)&p->tuple.destination.bytes[12],
+		.destination = *(__u32 *)&p->tuple.source.bytes[12],
+	};
+
+	ip.checksum = fold(bpf_csum_diff(NULL, 0, &ip, sizeof(ip), 0));
+	return bpf_skb_store_bytes(skb, ETHERNET_SIZE, &ip, sizeof(ip), 0);
+}
+
+INLINE bool store_ipv6_header(struct __sk_buff *skb, const struct packet *p, __u32 size)
+{
+	struct ipv6_header ip = {
+		.version_and_flow_be = bpf_htonl(0x60000000),
+		.length_be = bpf_htons(size),
+		.next = PROTO_ICMPV6,
+		.hop_limit = REFUSAL_TTL,
+	};
+
+	copy_address(&ip.source, &p->tuple.destination);
+	copy_address(&ip.destination, &p->tuple.source);
+	return bpf_skb_store_bytes(skb, ETHERNET_SIZE, &ip, sizeof(ip), 0);
+}
+
+INLINE __u32 pseudo_header_sum(const struct packet *p, __u32 size)
+{
+	struct pseudo_header pseudo = { .length_be = bpf_htonl(size), .next_be = bpf_htonl(PROTO_ICMPV6) };
+
+	copy_address(&pseudo.source, &p->tuple.destination);
+	copy_address(&pseudo.destination, &p->tuple.source);
+	return bpf_csum_diff(NULL, 0, &pseudo, sizeof(pseudo), 0);
+}
+
+/* Quotes all up to the first 8 bytes of the transport header, which is what a socket is found by. A later fragment has none. */
+INLINE int refuse(struct __sk_buff *skb, struct packet *p)
+{
+	__u64 quoted = p->outer.l4 + 8 - ETHERNET_SIZE;
+	__u32 ip_size = p->ipv6 ? IPV6_SIZE : IPV4_SIZE;
+	__u32 size;
+
+	asm volatile("" : "+r"(quoted)); /* one value in one register, or the verifier misses that it is bounded */
+	size = ICMP_SIZE + quoted;
+	if (p->outer.fragment_offset || quoted > QUOTE_MAX || quoted < IPV4_SIZE)
+		return DROP;
+	*(word *)p->message = 0;
+	p->message[0] = p->ipv6 ? 1 : 3;
+	p->message[1] = p->ipv6 ? 4 : 3;
+	if (bpf_skb_load_bytes(skb, ETHERNET_SIZE, p->message + ICMP_SIZE, quoted))
+		return DROP;
+	*(__u16 *)&p->message[2] = fold(bpf_csum_diff(NULL, 0, p->message, size, p->ipv6 ? pseudo_header_sum(p, size) : 0));
+	if (bpf_skb_change_tail(skb, ETHERNET_SIZE + ip_size + size, 0) || swap_ethernet(skb) ||
+	    (p->ipv6 ? store_ipv6_header(skb, p, size) : store_ipv4_header(skb, p, size)) ||
+	    bpf_skb_store_bytes(skb, ETHERNET_SIZE + ip_size, p->message, size, 0))
+		return DROP;
+	return bpf_redirect_peer(skb->ifindex, 0);
+}
+
+#endif
