@@ -74,9 +74,11 @@ class Recorder:
         )
 
     def _policy(self, event: Any, direction: str) -> PolicyRule | None:
-        """None where no rules were asked; without a rule, a drop by policy is the default deny."""
+        """None where no rule decided. Dropped by policy without a rule means the default deny."""
         rule = event.rule_egress if direction == EGRESS else event.rule_ingress
-        if rule == self._no_rule and self._by_policy.get(event.reason) != direction:
+        if event.type == self._drop and self._by_policy.get(event.reason) != direction:
+            return None
+        if event.type != self._drop and rule == self._no_rule:
             return None
         return self._names.rule(rule, event.time_ns)
 
