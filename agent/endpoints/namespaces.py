@@ -144,6 +144,17 @@ def open_name(name: str) -> int | None:
         raise
 
 
+def inode_of(name: str) -> int | None:
+    """Number of a named namespace, as in /proc/PID/ns/net; None as for `open_name`."""
+    netns = open_name(name)
+    if netns is None:
+        return None
+    try:
+        return os.fstat(netns).st_ino
+    finally:
+        os.close(netns)
+
+
 def _prepare_run_dir() -> None:
     """Make /run/netns a shared mount, as iproute2 does: other mount namespaces then see names come and go."""
     RUN_DIR.mkdir(parents=True, exist_ok=True)
@@ -178,8 +189,7 @@ def join_machine_mounts() -> bool:
     except OSError:
         return False
     try:
-        _check(_libc.unshare(_CLONE_FS), "part from the working directory of other threads")
-        _check(_libc.setns(mounts, _CLONE_NEWNS), "enter the machine's mount namespace")
+        # A thread that shares its working directory with others may not change its mounts.
+        return bool(_libc.unshare(_CLONE_FS) == 0 and _libc.setns(mounts, _CLONE_NEWNS) == 0)
     finally:
         os.close(mounts)
-    return True
