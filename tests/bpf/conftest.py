@@ -1,0 +1,30 @@
+"""One load of the programs for all tests of a worker; every test starts with the same content of its maps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from frames import FAMILIES, Family
+from kernel import Kernel, load_kernel
+
+from agent.datapath.mounts import Unmet, require_host
+
+
+@pytest.fixture(scope="session")
+def loaded() -> Iterator[Kernel]:
+    try:
+        require_host()
+    except Unmet as unmet:
+        pytest.skip(str(unmet))
+    with load_kernel(f"test-bpf-{os.getpid()}") as kernel:
+        yield kernel
+
+
+@pytest.fixture(params=FAMILIES, ids=["v4", "v6"])
+def kernel(loaded: Kernel, request: pytest.FixtureRequest) -> Kernel:
+    """Fresh content, once for each address family."""
+    family: Family = request.param
+    loaded.reset(family)
+    return loaded
