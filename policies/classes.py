@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence, Set
+from itertools import chain
 from typing import TypeVar
 
 from policies.address import Prefix
-from policies.model import CidrBlock, NamedPort, Peer, RemoteClass
+from policies.model import CidrBlock, NamedPort, Peer, PodSelector, RemoteClass
 from policies.selectors import SelectorIndex
 
 
@@ -57,25 +58,15 @@ class ClassIndex:
         """Classes that give a port this name."""
         return self._by_port.get(port, ())
 
-    def matched(self, peer: Peer) -> Iterator[RemoteClass]:
+    def matched(self, peer: Peer) -> Set[RemoteClass]:
         """Classes in use that a peer matches."""
         if isinstance(peer, CidrBlock):
-            for remote in self._by_prefix.get(peer.block, ()):
-                if remote.prefixes.isdisjoint(peer.excepts):
-                    yield remote
-            return
-        by_identity = self._by_identity
-        for identity in self._selectors.matched(peer):
-            yield from by_identity.get(identity, ())
+            return {c for c in self._by_prefix.get(peer.block, ()) if c.prefixes.isdisjoint(peer.excepts)}
+        return set(chain.from_iterable(filter(None, map(self._by_identity.get, self._selectors.matched(peer)))))
 
-    def matches(self, peers: tuple[Peer, ...] | None, remote: RemoteClass) -> bool:
-        """Whether one class is among the peers of a rule (None: any remote is)."""
-        return peers is None or any(self._matches(peer, remote) for peer in peers)
-
-    def _matches(self, peer: Peer, remote: RemoteClass) -> bool:
-        if isinstance(peer, CidrBlock):
-            return peer.block in remote.prefixes and remote.prefixes.isdisjoint(peer.excepts)
-        return self._selectors.matches(peer, remote.identity)
+    def selecting(self, remote: RemoteClass) -> Set[PodSelector]:
+        """Selectors in use that match a class."""
+        return self._selectors.matching(remote.identity)
 
 
 def named_ports(remote: RemoteClass) -> set[NamedPort]:

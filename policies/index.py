@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
-from itertools import chain
+from itertools import chain, repeat
 
 from policies.address import Prefix
 from policies.classes import ClassIndex, named_ports
@@ -28,7 +28,7 @@ from policies.terms import PortName, TermCount, Terms
 Trait = PodSelector | Prefix | NamedPort
 """What a rule can ask of a remote class: to be selected, to lie in a block, to name a port."""
 
-MANY_CLASSES = 64
+MANY_CLASSES = 256
 """From so many dirty classes on, compiling the whole subject is cheaper."""
 
 
@@ -153,11 +153,11 @@ class PolicyIndex:
         """
         if self._selectors.workload(subject.identity) is None:
             return {}
-        return {
-            (direction, remote): row
-            for direction in Direction
-            for remote, row in self._side(subject, direction).rows(self._classes).items()
-        }
+        out: dict[tuple[Direction, RemoteClass | None], Row] = {}
+        for direction in Direction:
+            for row, remotes in self._side(subject, direction).rows(self._classes):
+                out.update(zip(zip(repeat(direction), remotes), repeat(row)))
+        return out
 
     def compile_class(self, subject: Subject, remote: RemoteClass) -> dict[tuple[Direction, RemoteClass | None], Row]:
         """The entries of one class alone; a direction without one falls to the row of any remote."""

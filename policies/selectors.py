@@ -49,6 +49,7 @@ class SelectorIndex:
         self._filed: dict[Scope, dict[Label | None, tuple[PodSelector, ...]]] = {}
         self._covered: dict[LabelSelector, set[str]] = {}  # namespace selector → namespaces it picks
         self._scopes: MultiMap[str, LabelSelector] = MultiMap()  # namespace → namespace selectors that pick it
+        self._answers: dict[int, frozenset[PodSelector]] = {}  # of `matching`, until something changes
 
     # ---- questions
 
@@ -62,10 +63,13 @@ class SelectorIndex:
     def matches(self, selector: PodSelector, identity: int) -> bool:
         return identity in self._entries[selector]
 
-    def matching(self, identity: int) -> Iterator[PodSelector]:
+    def matching(self, identity: int) -> frozenset[PodSelector]:
         """Selectors in use that match an identity; none where its workload is not known."""
-        workload = self._workloads.get(identity)
-        return iter(()) if workload is None else self._matching(workload)
+        if (answer := self._answers.get(identity)) is None:
+            workload = self._workloads.get(identity)
+            answer = frozenset() if workload is None else frozenset(self._matching(workload))
+            self._answers[identity] = answer
+        return answer
 
     # ---- changes. Each returns what it toggled.
 
@@ -73,6 +77,7 @@ class SelectorIndex:
         """Labels None: the namespace is unknown, no label selector picks it (not even an empty one)."""
         if self._namespaces.get(name) == labels:
             return []
+        self._answers.clear()
         if labels is None:
             del self._namespaces[name]
         else:
@@ -98,6 +103,7 @@ class SelectorIndex:
         old = self._workloads.get(identity)
         if old == workload:
             return []
+        self._answers.clear()
         before = set(self._matching(old)) if old is not None else set()
         after = set(self._matching(workload)) if workload is not None else set()
         if old is not None:
@@ -117,6 +123,7 @@ class SelectorIndex:
         if (entry := self._entries.get(selector)) is not None:
             entry.uses += 1
             return
+        self._answers.clear()
         scope = _scope(selector)
         if isinstance(scope, LabelSelector) and scope not in self._covered:
             self._covered[scope] = set()
@@ -137,6 +144,7 @@ class SelectorIndex:
         entry.uses -= 1
         if entry.uses:
             return
+        self._answers.clear()
         del self._entries[selector]
         scope = _scope(selector)
         folder = self._filed[scope]

@@ -23,8 +23,8 @@ from policies.networkpolicy import parse
 
 Raw = dict[str, Any]
 
-NAMESPACES = ("blue", "green", "red")
-KEYS = ("app", "env", "tier")
+NAMESPACES = ("blue", "green")
+KEYS = ("app", "env")
 VALUES = ("a", "b", "")
 PORT_NAMES = ("dns", "http")
 PROTOCOLS = ("TCP", "UDP", "SCTP")
@@ -84,7 +84,7 @@ def expressions() -> st.SearchStrategy[Raw]:
     values = st.lists(st.sampled_from(VALUES), min_size=1, max_size=2)
     keys = st.sampled_from(KEYS)
     return st.one_of(
-        st.fixed_dictionaries({"key": keys, "operator": st.sampled_from(("In", "NotIn")), "values": values}),
+        st.fixed_dictionaries({"key": keys, "operator": st.sampled_from(("In", "In", "NotIn")), "values": values}),
         st.fixed_dictionaries({"key": keys, "operator": st.sampled_from(("Exists", "DoesNotExist"))}),
     )
 
@@ -143,12 +143,12 @@ def rules(peer_field: str) -> st.SearchStrategy[Raw]:
 @cache
 @st.composite
 def policies(draw: st.DrawFn, namespace: str | None = None, name: str = "p") -> Raw:
-    spec: Raw = {"podSelector": draw(selectors())}
-    types = draw(st.sampled_from(([], ["Ingress"], ["Egress"], ["Ingress", "Egress"])))
+    spec: Raw = {"podSelector": draw(st.just({}) | selectors())}
+    types = draw(st.sampled_from(([], ["Ingress"], ["Egress"], ["Ingress", "Egress"], ["Ingress", "Egress"])))
     if types:
         spec["policyTypes"] = types
     for section, peer_field in (("ingress", "from"), ("egress", "to")):
-        if draw(st.booleans()):
+        if draw(st.sampled_from((True, True, False))):
             spec[section] = draw(st.lists(rules(peer_field), max_size=3))
     metadata = {"namespace": namespace or draw(st.sampled_from(NAMESPACES)), "name": name}
     return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
@@ -187,11 +187,11 @@ def pod_specs(number: int) -> st.SearchStrategy[PodSpec]:
 
 
 @st.composite
-def clusters(draw: st.DrawFn, max_pods: int = 6, max_policies: int = 5) -> Cluster:
+def clusters(draw: st.DrawFn, max_pods: int = 6, max_policies: int = 6) -> Cluster:
     return Cluster(
         namespaces={name: draw(namespace_labels(name)) for name in NAMESPACES},
         pods=tuple(draw(pod_specs(n)) for n in range(draw(st.sampled_from(range(max_pods, 1, -1))))),
-        policies=tuple(draw(policies(name=f"p{n}")) for n in range(draw(st.sampled_from(range(max_policies, -1, -1))))),
+        policies=tuple(draw(policies(name=f"p{n}")) for n in range(draw(st.sampled_from(range(max_policies, 0, -1))))),
     )
 
 
