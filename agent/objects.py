@@ -1,6 +1,7 @@
 """Kubernetes objects as the agent needs them: defaults filled in, validated, with where they were written.
 
 Sources produce these, whatever they read; NetworkPolicies arrive as policies.model.Policy.
+None can be part of a reference cycle, so the collector need not track them (gc=False): there are many.
 """
 
 from __future__ import annotations
@@ -10,26 +11,26 @@ import msgspec
 from policies.model import ObjectRef, Origin, Policy
 
 
-class Namespace(msgspec.Struct, frozen=True):
+class Namespace(msgspec.Struct, frozen=True, gc=False):
     ref: ObjectRef
     origin: Origin
     labels: dict[str, str]  # with kubernetes.io/metadata.name
 
 
-class Container(msgspec.Struct, frozen=True):
+class Container(msgspec.Struct, frozen=True, gc=False):
     name: str
     command: tuple[str, ...] = ()  # command + args; empty: nothing is run
     env: dict[str, str] = {}
     working_dir: str = ""
 
 
-class DeclaredPort(msgspec.Struct, frozen=True):
+class DeclaredPort(msgspec.Struct, frozen=True, gc=False):
     name: str  # "" where it has none
     protocol: int
     number: int
 
 
-class Pod(msgspec.Struct, frozen=True):
+class Pod(msgspec.Struct, frozen=True, gc=False):
     ref: ObjectRef
     origin: Origin
     labels: dict[str, str]
@@ -43,14 +44,14 @@ class Pod(msgspec.Struct, frozen=True):
     ready: bool = True  # status.conditions Ready; true where there is no status
 
 
-class ServicePort(msgspec.Struct, frozen=True):
+class ServicePort(msgspec.Struct, frozen=True, gc=False):
     name: str
     protocol: int
     port: int
     target: int | str  # number, or the name of a container port
 
 
-class Service(msgspec.Struct, frozen=True):
+class Service(msgspec.Struct, frozen=True, gc=False):
     ref: ObjectRef
     origin: Origin
     type: str  # ClusterIP | NodePort | LoadBalancer | ExternalName
@@ -62,13 +63,13 @@ class Service(msgspec.Struct, frozen=True):
     publish_not_ready: bool = False
 
 
-class SlicePort(msgspec.Struct, frozen=True):
+class SlicePort(msgspec.Struct, frozen=True, gc=False):
     name: str
     protocol: int
     port: int
 
 
-class SliceEndpoint(msgspec.Struct, frozen=True):
+class SliceEndpoint(msgspec.Struct, frozen=True, gc=False):
     """Conditions as discovery/v1 defaults them: ready and serving true, terminating false."""
 
     addresses: tuple[bytes, ...]
@@ -78,7 +79,7 @@ class SliceEndpoint(msgspec.Struct, frozen=True):
     node: str = ""
 
 
-class EndpointSlice(msgspec.Struct, frozen=True):
+class EndpointSlice(msgspec.Struct, frozen=True, gc=False):
     ref: ObjectRef
     origin: Origin
     service: str  # label kubernetes.io/service-name
@@ -99,23 +100,29 @@ class Interface(msgspec.Struct, frozen=True):
 Object = Namespace | Pod | Service | EndpointSlice | Policy
 
 
-class Problem(msgspec.Struct, frozen=True, order=True):
-    """Something the user wrote that is not in force as written. `path` is a field path such as spec.ingress[0].ports[1]."""
+class Problem(msgspec.Struct, frozen=True, order=True, gc=False):
+    """Something the user wrote that is not in force as written. `path` is a field path: spec.ingress[0].ports[1].
+
+    A `warning` concerns something that is left out on purpose (a kind that is not handled); the rest is in force.
+    """
 
     file: str
     line: int
     message: str
     path: str = ""
     subject: str = ""  # "NetworkPolicy shop/web", where it is known
+    effect: str = ""  # what is in force instead, where something is
+    warning: bool = False
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else self.file
         field = f"{self.path}: " if self.path else ""
         what = f"{self.subject}: " if self.subject else ""
-        return f"{where}: {what}{field}{self.message}"
+        effect = f" ({self.effect})" if self.effect else ""
+        return f"{where}: {what}{field}{self.message}{effect}"
 
 
-class Change(msgspec.Struct, frozen=True):
+class Change(msgspec.Struct, frozen=True, gc=False):
     """One step of the world: an object is now thus, or (None) is gone."""
 
     ref: ObjectRef

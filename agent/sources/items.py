@@ -1,0 +1,215 @@
+"""One object as it is written → an Item: the object, or what is wrong with it and which object it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import msgspec
+
+from agent.objects import Object, Problem
+from agent.sources import pods, schema, services
+from agent.sources.documents import JsonSource, YamlSource
+from agent.sources.explain import type_error
+from agent.sources.findings import Findings
+from agent.sources.yaml_reader import BadYaml
+from policies import networkpolicy
+from policies.fields import InvalidPolicy
+from policies.model import Direction, ObjectRef, Origin, Policy
+
+Wrong = Sequence[tuple[str, str]]  # (field path, message)
+
+
+class Item(msgspec.Struct, frozen=True, gc=False):
+    """One object as it is written, or a part of the file in which no object can be told.
+
+    `object` is None where it is not valid; `isolating` is then what can be made of a NetworkPolicy.
+    `unidentified`: it may be any object that this file had before.
+    """
+
+    origin: Origin
+    ref: ObjectRef | None = None
+    object: Object | None = None
+    isolating: Policy | None = None
+    problems: tuple[Problem, ...] = ()
+    unidentified: bool = False
+
+    def moved(self, by: int) -> Item:
+        """The same, so many lines further down."""
+        return Item(
+            Origin(self.origin.file, self.origin.line + by),
+            self.ref,
+            _moved(self.object, by),
+            _moved(self.isolating, by),
+            tuple(msgspec.structs.replace(p, line=p.line + by) for p in self.problems),
+            self.unidentified,
+        )
+
+
+def _moved(value: Any, by: int) -> Any:
+    if value is None:
+        return None
+    return msgspec.structs.replace(value, origin=Origin(value.origin.file, value.origin.line + by))
+
+
+class Written(msgspec.Struct, frozen=True):
+    """Values of one object, where its text begins, and how many lines of the file stand before its document."""
+
+    source: YamlSource | JsonSource
+    origin: Origin
+    before: int
+
+    def problems(self, ref: ObjectRef | None, wrong: Wrong, *, warning: bool = False) -> tuple[Problem, ...]:
+        if not wrong:
+            return ()
+        subject = str(ref) if ref else ""
+        lines = self.source.lines([path for path, _ in wrong])
+        return tuple(
+            Problem(self.origin.file, line + self.before + 1, message, path, subject, warning=warning)
+            for (path, message), line in zip(wrong, lines, strict=True)
+        )
+
+    def refused(self, ref: ObjectRef | None, wrong: Wrong, isolating: Policy | None = None) -> Item:
+        return Item(self.origin, ref, None, isolating, self.problems(ref, wrong), unidentified=ref is None)
+
+
+def item(written: Written) -> Item:
+    try:
+        head = written.source.convert(schema.Envelope)
+    except msgspec.ValidationError as error:
+        raw = written.source.value()
+        return written.refused(_named(raw), [type_error(error, raw)])
+    kind, version = head.kind or "", head.api_version or ""
+    if kind not in VERSIONS:
+        return _unknown_kind(written, kind)
+    if version != VERSIONS[kind]:
+        return _unknown_version(written, head)
+    return _policy(written, _ref(head)) if kind == networkpolicy.KIND else _object(written, kind, _ref(head))
+
+
+def _object(written: Written, kind: str, ref: ObjectRef | None) -> Item:
+    findings = Findings()
+    try:
+        found = _READERS[kind](written, findings)
+    except msgspec.ValidationError as error:
+        return written.refused(ref, [type_error(error, written.source.value())])
+    if findings.errors:
+        return written.refused(ref, findings.errors)
+    return Item(written.origin, found.ref, found, problems=written.problems(found.ref, findings.warnings, warning=True))
+
+
+def broken(bad: BadYaml, file: str, before: int) -> Item:
+    """An item for text that cannot be read as values: which object it is, if that much is certain."""
+    ref = _named(bad.partial)
+    origin = Origin(file, bad.faults[0].line + before + 1)
+    subject = str(ref) if ref else ""
+    return Item(
+        origin,
+        ref,
+        isolating=_isolating(bad, origin) if ref is not None and ref.kind == networkpolicy.KIND else None,
+        problems=tuple(Problem(file, f.line + before + 1, f.message, f.path, subject) for f in bad.faults),
+        unidentified=ref is None and _may_be_ours(bad.partial),
+    )
+
+
+def _policy(written: Written, ref: ObjectRef | None) -> Item:
+    raw = written.source.value()
+    try:
+        policy = networkpolicy.parse(raw, written.origin)
+    except InvalidPolicy as invalid:
+        wrong = [(problem.path, problem.message) for problem in invalid.problems]
+        return written.refused(ref, wrong, networkpolicy.salvage(raw, written.origin))
+    return Item(written.origin, policy.ref, policy)
+
+
+def _unknown_kind(written: Written, kind: str) -> Item:
+    if not kind:
+        return written.refused(None, [("kind", "must be given")])
+    if meant := _meant(kind):
+        return written.refused(None, [("kind", f"unknown kind {kind!r}, did you mean {meant}?")])
+    return _not_handled(written, f"not handled: kind {kind}")
+
+
+def _unknown_version(written: Written, head: schema.Envelope) -> Item:
+    """A kind of the same name in another API group is another kind; extensions/… once held NetworkPolicy itself."""
+    kind, version = head.kind or "", head.api_version or ""
+    group, wanted = version.rpartition("/")[0], VERSIONS[kind]
+    if version and group not in (wanted.rpartition("/")[0], "extensions"):
+        return _not_handled(written, f"not handled: kind {kind} of {version}")
+    wrong = [("apiVersion", f"must be {wanted}" + (f", not {version!r}" if version else ""))]
+    isolating = None
+    if kind == networkpolicy.KIND:
+        # What podSelector means is the same in every version there was.
+        isolating = _both_directions(written.source.value(), written.origin, wrong[0][1])
+    return written.refused(_ref(head), wrong, isolating)
+
+
+def _not_handled(written: Written, message: str) -> Item:
+    return Item(written.origin, problems=written.problems(None, [("kind", message)], warning=True))
+
+
+def _isolating(bad: BadYaml, origin: Origin) -> Policy | None:
+    """Of a NetworkPolicy whose text breaks off, if its podSelector is whole: it isolates both directions."""
+    if any(fault.path.startswith(("spec.podSelector", "metadata")) for fault in bad.faults):
+        return None
+    return _both_directions(bad.partial, origin, "; ".join(fault.message for fault in bad.faults))
+
+
+def _both_directions(raw: Any, origin: Origin, problem: str) -> Policy | None:
+    """A policy that isolates the pods its podSelector clearly selects, and allows nothing."""
+    spec = raw.get("spec")
+    if not isinstance(spec, dict) or "podSelector" not in spec:
+        return None
+    certain = {"podSelector": spec["podSelector"], "policyTypes": ["Ingress", "Egress"]}
+    head = {"apiVersion": networkpolicy.API_VERSION, "kind": networkpolicy.KIND, "metadata": raw.get("metadata")}
+    try:
+        policy = networkpolicy.parse({**head, "spec": certain}, origin)
+    except InvalidPolicy:
+        return None
+    return msgspec.structs.replace(policy, isolates=frozenset(Direction), problem=problem)
+
+
+def _may_be_ours(partial: Any) -> bool:
+    """Whether text of which this much was read can hold an object that is handled."""
+    kind = partial.get("kind") if isinstance(partial, dict) else None
+    return not isinstance(kind, str) or kind in VERSIONS or kind.endswith("List") or _meant(kind) is not None
+
+
+def _ref(head: schema.Envelope) -> ObjectRef | None:
+    """Of an object that may not be valid; None without a name."""
+    if not head.kind or head.metadata is None or not head.metadata.name:
+        return None
+    namespace = "" if head.kind == "Namespace" else head.metadata.namespace or "default"
+    return ObjectRef(head.kind, namespace, head.metadata.name)
+
+
+def _named(raw: Any) -> ObjectRef | None:
+    """The object that values are about, whatever else is wrong with them."""
+    try:
+        head = msgspec.convert(raw, schema.Envelope)
+    except msgspec.ValidationError:
+        return None
+    return _ref(head) if head.kind in VERSIONS else None
+
+
+def _meant(kind: str) -> str | None:
+    """The kind of which this one is a misspelling."""
+    close = get_close_matches(kind.lower(), _LOWER, n=1, cutoff=0.87)
+    return _LOWER[close[0]] if close else None
+
+
+_READERS: dict[str, Callable[[Written, Findings], Object]] = {
+    "Namespace": lambda w, f: pods.namespace(w.source.convert(schema.NamespaceDoc), w.origin, f),
+    "Pod": lambda w, f: pods.pod(w.source.convert(schema.PodDoc), w.origin, f),
+    "Service": lambda w, f: services.service(w.source.convert(schema.ServiceDoc), w.origin, f),
+    "EndpointSlice": lambda w, f: services.endpoint_slice(w.source.convert(schema.EndpointSliceDoc), w.origin, f),
+}
+VERSIONS = {
+    "Namespace": "v1",
+    "Pod": "v1",
+    "Service": "v1",
+    "EndpointSlice": "discovery.k8s.io/v1",
+    networkpolicy.KIND: networkpolicy.API_VERSION,
+}
+_LOWER = {kind.lower(): kind for kind in VERSIONS}

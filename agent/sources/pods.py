@@ -1,0 +1,160 @@
+"""Namespace and Pod documents → objects, checked as the API server checks the fields that are used (core/v1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from sys import intern
+
+from agent.objects import Container, DeclaredPort, Namespace, Pod
+from agent.sources import schema
+from agent.sources.findings import (
+    Findings,
+    dns_label,
+    dns_subdomain,
+    labels,
+    port_name,
+    port_number,
+    protocol,
+    reference,
+)
+from policies.address import V4_MAPPED, is_v4, parse_address
+from policies.model import Origin
+
+RESTART_POLICIES = ("Always", "OnFailure", "Never")
+NAME_LABEL = "kubernetes.io/metadata.name"
+
+
+def namespace(doc: schema.NamespaceDoc, origin: Origin, findings: Findings) -> Namespace:
+    """With the label the API server adds (KEP-2161); a manifest cannot give it another value."""
+    ref = reference("Namespace", doc.metadata, findings)
+    given = labels("metadata.labels", doc.metadata.labels, findings)
+    if given.get(NAME_LABEL, ref.name) != ref.name:
+        findings.error(f"metadata.labels[{NAME_LABEL}]", f"must be {ref.name}, the namespace's name")
+    return Namespace(ref, origin, {**given, NAME_LABEL: ref.name})
+
+
+def pod(doc: schema.PodDoc, origin: Origin, findings: Findings) -> Pod:
+    """Init containers are not run, and a variable is set only from a value: both are warnings."""
+    ref = reference("Pod", doc.metadata, findings)
+    spec = doc.spec or schema.PodSpec()
+    if spec.node_name:
+        findings.check("spec.nodeName", spec.node_name, dns_subdomain)
+    if spec.service_account_name:
+        findings.check("spec.serviceAccountName", spec.service_account_name, dns_subdomain)
+    restart = spec.restart_policy or "Always"
+    if restart not in RESTART_POLICIES:
+        findings.error("spec.restartPolicy", f"must be one of {', '.join(RESTART_POLICIES)}, not {restart!r}")
+    if spec.init_containers:
+        findings.warn("spec.initContainers", "init containers are not run")
+    containers = spec.containers or []
+    if not containers:
+        findings.error("spec.containers", "must have at least one container")
+    status = doc.status or schema.PodStatus()
+    return Pod(
+        ref,
+        origin,
+        labels("metadata.labels", doc.metadata.labels, findings),
+        node=intern(spec.node_name or ""),
+        service_account=intern(spec.service_account_name or "default"),
+        host_network=bool(spec.host_network),
+        addresses=_addresses(status, findings),
+        ports=_ports(containers, findings),
+        containers=_containers(containers, findings),
+        restart_always=restart == "Always",
+        ready=_ready(status),
+    )
+
+
+def _containers(given: Sequence[schema.Container], findings: Findings) -> tuple[Container, ...]:
+    seen: set[str] = set()
+    for index, container in enumerate(given):
+        path = f"spec.containers[{index}]"
+        if not container.name:
+            findings.error(f"{path}.name", "must be given")
+        elif problem := dns_label(container.name):
+            findings.error(f"{path}.name", problem)
+        elif container.name in seen:
+            findings.error(f"{path}.name", f"two containers are called {container.name!r}")
+        seen.add(container.name or "")
+    return tuple(
+        Container(
+            c.name or "",
+            command=(*(c.command or ()), *(c.args or ())),
+            env=_environment(f"spec.containers[{index}]", c, findings),
+            working_dir=c.working_dir or "",
+        )
+        for index, c in enumerate(given)
+    )
+
+
+def _environment(path: str, container: schema.Container, findings: Findings) -> dict[str, str]:
+    """Of a name given twice the last value counts, as in a container's environment."""
+    if container.env_from:
+        findings.warn(f"{path}.envFrom", "variables are set from env[].value only")
+    env: dict[str, str] = {}
+    for index, variable in enumerate(container.env or ()):
+        where = f"{path}.env[{index}]"
+        if not variable.name:
+            findings.error(f"{where}.name", "must be given")
+        elif "=" in variable.name or not variable.name.isprintable() or not variable.name.isascii():
+            findings.error(f"{where}.name", f"{variable.name!r} must be printable ASCII without '='")
+        elif variable.value_from is not None:
+            findings.warn(f"{where}.valueFrom", f"variables are set from env[].value only: {variable.name} is not set")
+        elif "\0" in (variable.value or ""):
+            findings.error(f"{where}.value", "must not hold a zero byte")
+        else:
+            env[variable.name] = variable.value or ""
+    return env
+
+
+def _ports(containers: Sequence[schema.Container], findings: Findings) -> tuple[DeclaredPort, ...]:
+    """Of all containers, in order. A name is unique within its container."""
+    declared: list[DeclaredPort] = []
+    for c, container in enumerate(containers):
+        seen: set[str] = set()
+        for p, port in enumerate(container.ports or ()):
+            path = f"spec.containers[{c}].ports[{p}]"
+            if port.name:
+                findings.check(f"{path}.name", port.name, port_name)
+                if port.name in seen:
+                    findings.error(f"{path}.name", f"two ports of the container are called {port.name!r}")
+                seen.add(port.name)
+            number = port_number(f"{path}.containerPort", port.container_port, findings)
+            declared.append(
+                DeclaredPort(intern(port.name or ""), protocol(f"{path}.protocol", port.protocol, findings), number)
+            )
+    return tuple(declared)
+
+
+def _addresses(status: schema.PodStatus, findings: Findings) -> tuple[bytes, ...]:
+    """status.podIPs: at most one of each family, the first equal to podIP where both are given."""
+    given = [(f"status.podIPs[{i}].ip", ip.ip or "") for i, ip in enumerate(status.pod_ips or ())]
+    if status.pod_ip and not given:
+        given = [("status.podIP", status.pod_ip)]
+    elif status.pod_ip and given[0][1] != status.pod_ip:
+        findings.error("status.podIP", f"must be the first of status.podIPs, {given[0][1]!r}")
+    addresses: list[bytes] = []
+    for path, text in given:
+        address = address_of(path, text, findings)
+        if address is not None and any(is_v4(address) == is_v4(other) for other in addresses):
+            findings.error(path, "a pod has at most one address of each family")
+        elif address is not None:
+            addresses.append(address)
+    return tuple(addresses)
+
+
+def address_of(path: str, text: str, findings: Findings) -> bytes | None:
+    """16 bytes. An IPv4-mapped IPv6 address is refused: it could be meant as either family."""
+    try:
+        address = parse_address(text)
+    except ValueError as error:
+        findings.error(path, str(error))
+        return None
+    if ":" in text and address.startswith(V4_MAPPED):
+        findings.error(path, f"{text!r} is an IPv4-mapped IPv6 address: write it as an IPv4 address")
+        return None
+    return address
+
+
+def _ready(status: schema.PodStatus) -> bool:
+    return all(c.status == "True" for c in status.conditions or () if c.type == "Ready")

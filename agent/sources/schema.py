@@ -1,0 +1,143 @@
+"""The fields of Kubernetes objects that are used, as they are written: nothing defaulted, nothing checked but types.
+
+Fields that are not named here are not looked at. msgspec reads these from JSON text or from a YAML document's values.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import field
+
+
+class _Raw(msgspec.Struct, rename="camel", gc=False):
+    pass
+
+
+class Metadata(_Raw):
+    name: str | None = None
+    namespace: str | None = None
+    labels: dict[str, str] | None = None
+
+
+class Name(_Raw):
+    name: str | None = None
+    namespace: str | None = None
+
+
+class Envelope(_Raw):
+    """What tells objects apart."""
+
+    api_version: str | None = None
+    kind: str | None = None
+    metadata: Name | None = None
+
+
+class JsonFile(_Raw):
+    """A JSON file: one object, or a list whose items are read one by one."""
+
+    kind: str | None = None
+    items: list[msgspec.Raw] | None = None
+
+
+class NamespaceDoc(_Raw):
+    metadata: Metadata
+
+
+class ContainerPort(_Raw):
+    name: str | None = None
+    protocol: str | None = None
+    container_port: int | None = None
+
+
+class EnvVar(_Raw):
+    name: str | None = None
+    value: str | None = None
+    value_from: dict[str, object] | None = None
+
+
+class Container(_Raw):
+    name: str | None = None
+    command: list[str] | None = None
+    args: list[str] | None = None
+    env: list[EnvVar] | None = None
+    env_from: list[object] | None = None
+    working_dir: str | None = None
+    ports: list[ContainerPort] | None = None
+
+
+class PodSpec(_Raw):
+    node_name: str | None = None
+    service_account_name: str | None = None
+    host_network: bool | None = None
+    restart_policy: str | None = None
+    containers: list[Container] | None = None
+    init_containers: list[object] | None = None
+
+
+class PodIp(_Raw):
+    ip: str | None = None
+
+
+class Condition(_Raw):
+    type: str | None = None
+    status: str | None = None
+
+
+class PodStatus(_Raw):
+    pod_ip: str | None = field(default=None, name="podIP")
+    pod_ips: list[PodIp] | None = field(default=None, name="podIPs")
+    conditions: list[Condition] | None = None
+
+
+class PodDoc(_Raw):
+    metadata: Metadata
+    spec: PodSpec | None = None
+    status: PodStatus | None = None
+
+
+class ServicePort(_Raw):
+    name: str | None = None
+    protocol: str | None = None
+    port: int | None = None
+    target_port: int | str | None = None
+
+
+class ServiceSpec(_Raw):
+    type: str | None = None
+    selector: dict[str, str] | None = None
+    cluster_ip: str | None = field(default=None, name="clusterIP")
+    cluster_ips: list[str] | None = field(default=None, name="clusterIPs")
+    ip_families: list[str] | None = None
+    ip_family_policy: str | None = None
+    ports: list[ServicePort] | None = None
+    publish_not_ready_addresses: bool | None = None
+
+
+class ServiceDoc(_Raw):
+    metadata: Metadata
+    spec: ServiceSpec | None = None
+
+
+class EndpointConditions(_Raw):
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class Endpoint(_Raw):
+    addresses: list[str] | None = None
+    conditions: EndpointConditions | None = None
+    node_name: str | None = None
+
+
+class SlicePort(_Raw):
+    name: str | None = None
+    protocol: str | None = None
+    port: int | None = None
+
+
+class EndpointSliceDoc(_Raw):
+    metadata: Metadata
+    address_type: str | None = None
+    endpoints: list[Endpoint] | None = None
+    ports: list[SlicePort] | None = None
