@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from enum import IntEnum, IntFlag
+from keyword import iskeyword
 
 from agent.datapath.abi import Abi, AbiError, Constants, MapFlag, MapSpec, MapType
 from agent.datapath.record import PADDING, SCALAR_SIZES, SCALARS, Field, Record
@@ -176,6 +177,8 @@ class _Parser:
             member = tokens.take_name()
             if member in members:
                 raise _error(line, f"struct {name} has two members called {member}")
+            if iskeyword(member) or member.startswith("_"):
+                raise _error(line, f"struct {name}: {member} cannot be the name of an attribute in Python")
             members.append(member)
             count = self._array_length(tokens)
             tokens.take(";")

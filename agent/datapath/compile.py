@@ -8,6 +8,7 @@ Compiler and verifier write to stderr. On failure stdout has one sentence and th
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -17,6 +18,9 @@ from agent.datapath import bpf
 from agent.datapath.maps import Maps
 from agent.datapath.mounts import INCLUDE, arch_include
 from agent.datapath.programs import CFLAGS
+
+ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64", "riscv64": "riscv", "ppc64le": "powerpc", "s390x": "s390"}
+"""The kernel tree's folder names, by `uname -m`."""
 
 
 def main(arguments: list[str]) -> str:
@@ -33,19 +37,21 @@ def main(arguments: list[str]) -> str:
 def assemble_headers(tree: Path, own: Path, installed: Path = INCLUDE) -> None:
     """Build the kernel source tree bcc wants out of `own` (bpf/include) and the installed user-space headers.
 
-    bcc brings a bpf.h of its own; a second one would clash with it, so the tree's is empty.
+    bcc looks in the architecture's folder first: there `own` hides what must not be seen of the installed headers.
     """
-    include = tree / "include"
-    linux = include / "uapi" / "linux"
-    linux.mkdir(parents=True)
-    for part in own.iterdir():
-        (include / part.name).symlink_to(part.resolve())
-    for header in (installed / "linux").iterdir():
-        if header.name != "bpf.h":
-            (linux / header.name).symlink_to(header)
-    (linux / "bpf.h").touch()
-    (include / "uapi" / "asm").symlink_to(arch_include(installed))
-    (include / "uapi" / "asm-generic").symlink_to(installed / "asm-generic")
+    include, arch = tree / "include", tree / "arch" / ARCHITECTURES[platform.machine()]
+    (include / "uapi").mkdir(parents=True)
+    arch.mkdir(parents=True)
+    links = {
+        arch / "include": own,
+        include / "linux": own / "linux",
+        include / "asm": own / "asm",
+        include / "uapi" / "linux": installed / "linux",
+        include / "uapi" / "asm": arch_include(installed),
+        include / "uapi" / "asm-generic": installed / "asm-generic",
+    }
+    for link, target in links.items():
+        link.symlink_to(target.resolve())
 
 
 def _compile(source: Path, numbers: tuple[str, ...], programs_dir: Path, wanted: dict[str, int]) -> str:

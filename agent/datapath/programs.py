@@ -87,9 +87,9 @@ class Programs(Mapping[str, int]):
 
 
 def source_hash(source: Path) -> str:
-    """16 hex digits over the C file, everything else in its folder that it can include, and the flags."""
+    """16 hex digits over the C file's name, all C files and headers of its folder, and the flags."""
     digest = hashlib.sha256(repr((source.name, CFLAGS)).encode())
-    for path in sorted(p for p in source.parent.rglob("*") if p.suffix == ".h" or p == source):
+    for path in sorted(p for p in source.parent.rglob("*") if p.suffix in (".c", ".h")):
         digest.update(f"{path.relative_to(source.parent)} {path.stat().st_size}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -101,7 +101,7 @@ def ensure_loaded(
     """Open the programs pinned for this source; compile, load and pin them first if they are not, or if they use
     maps other than `maps`. `maps` must be those pinned in `pins.maps`. Raises CompileFailed, bpf.BpfError.
     """
-    source = source or bpf_dir() / "gatehouse.c"
+    source = (source or bpf_dir() / "gatehouse.c").resolve()
     digest = source_hash(source)
     folder = pins.programs(digest)
     if not _is_usable(folder, specs, maps.ids()):

@@ -50,7 +50,7 @@ class Record:
         self._zeros = {f.name: f.zero for f in visible}
         self._lengths = tuple((f.name, f.size) for f in visible if f.code.endswith("s"))
         make: Any = namedtuple  # not typing.NamedTuple: which members there are is known at run time only
-        self._tuple: Any = make(name.lstrip("_"), self.names)
+        self._tuple: Any = make(f"struct_{name}", self.names)
         self.pack_values = self.struct.pack
         """Positional pack in the order of `names`; the fast one. Raises struct.error on a wrong count or range."""
         self.unpack_values = self.struct.unpack

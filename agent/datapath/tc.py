@@ -17,7 +17,7 @@ import msgspec
 from agent.datapath import bpf
 from agent.datapath.programs import PROGRAMS, Hook, Programs
 
-_RTM_NEWQDISC, _RTM_NEWTFILTER, _RTM_DELTFILTER, _RTM_GETTFILTER = 36, 44, 45, 46
+_RTM_NEWQDISC, _RTM_GETQDISC, _RTM_NEWTFILTER, _RTM_DELTFILTER, _RTM_GETTFILTER = 36, 38, 44, 45, 46
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_REPLACE, _NLM_F_EXCL, _NLM_F_CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
 _NLM_F_ACK_TLVS = 0x200
 _NLMSG_ERROR, _NLMSGERR_ATTR_MSG = 2, 1
@@ -61,10 +61,12 @@ class Hooks:
 
     def __init__(self, programs: Programs) -> None:
         self._ids = {name: bpf.program_info(fd).id for name, fd in programs.items()}
-        self._attach = [_clsact()]
-        for spec in PROGRAMS:
-            name = f"gatehouse/{spec.name}/{programs.source_hash}"
-            self._attach.append(_new_filter(spec.hook, programs[spec.name], name))
+        self._clsact = _clsact(_RTM_NEWQDISC, _NLM_F_CREATE | _NLM_F_EXCL)
+        self._is_clsact = _clsact(_RTM_GETQDISC, 0)
+        self._filters = [
+            _new_filter(spec.hook, programs[spec.name], f"gatehouse/{spec.name}/{programs.source_hash}")
+            for spec in PROGRAMS
+        ]
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
@@ -72,21 +74,29 @@ class Hooks:
         self._sequence = 0
 
     def attach(self, ifindex: int) -> None:
-        """Both programs, on an interface's ingress and egress. What was there is replaced without a gap: TcError."""
-        for _, error, reason in self._transact((message, ifindex) for message in self._attach):
-            if error not in (0, errno.EEXIST):  # clsact may be there
+        """Both programs, on an interface's ingress and egress; what was there is replaced without a gap.
+
+        Raises TcError. An `ingress` qdisc in clsact's place is refused: it would run both programs on ingress.
+        """
+        if self._transact([(self._clsact, ifindex)])[0][1] == errno.EEXIST:
+            error, reason = self._transact([(self._is_clsact, ifindex)])[0][1:]
+            if error:
+                reason = f"it has an ingress qdisc where clsact belongs ({reason}); remove it with `tc qdisc del`"
+                raise TcError(error, f"attaching to interface {ifindex} failed: {reason}")
+        for _, error, reason in self._transact((message, ifindex) for message in self._filters):
+            if error:
                 raise TcError(error, f"attaching to interface {ifindex} failed: {reason}")
 
     def detach(self, ifindex: int) -> None:
         """Take both off; nothing happens where they, or the interface, are not there. Raises TcError."""
-        messages = [_old_filter(_RTM_DELTFILTER, hook, _NLM_F_ACK) for hook in Hook]
+        messages = [_old_filter(_RTM_DELTFILTER, hook) for hook in Hook]
         for _, error, reason in self._transact((message, ifindex) for message in messages):
             if error not in (0, errno.ENOENT, errno.ENODEV, errno.EINVAL):  # EINVAL: no clsact
                 raise TcError(error, f"detaching from interface {ifindex} failed: {reason}")
 
     def attached(self, ifindexes: Iterable[int]) -> list[Filter]:
         """Gatehouse's filters on these interfaces. An interface that is gone has none."""
-        messages = [_old_filter(_RTM_GETTFILTER, hook, 0) for hook in Hook]
+        messages = [_old_filter(_RTM_GETTFILTER, hook) for hook in Hook]
         requests = [(message, ifindex) for ifindex in ifindexes for message in messages]
         found = (self._filter(data) for data, error, _ in self._transact(requests) if not error)
         return [f for f in found if f]
@@ -123,14 +133,20 @@ class Hooks:
         return answers
 
     def _answers(self, count: int) -> Iterator[tuple[bytes, int, str]]:
+        """An answer is a message, if there is something to tell, and always an acknowledgement."""
+        told = b""
         while count > 0:
             data = self._socket.recv(_RECEIVE_BYTES)
             while data:
                 length, kind, flags, _, _ = _HEADER.unpack_from(data)
                 payload = data[_HEADER.size : length]
-                count -= 1
-                yield (b"", *_verdict(payload, flags)) if kind == _NLMSG_ERROR else (payload, 0, "")
                 data = data[(length + 3) & ~3 :]
+                if kind != _NLMSG_ERROR:
+                    told = payload
+                    continue
+                count -= 1
+                yield told, *_verdict(payload, flags)
+                told = b""
 
     def close(self) -> None:
         self._socket.close()
@@ -155,13 +171,12 @@ def _verdict(payload: bytes, flags: int) -> tuple[int, str]:
 def _message(kind: int, flags: int, handle: int, parent: int, info: int, attributes: bytes) -> bytearray:
     """A tc request; sequence number and interface are filled in when it is sent."""
     length = _HEADER.size + _TCMSG.size + len(attributes)
-    header = _HEADER.pack(length, kind, _NLM_F_REQUEST | flags, 0, 0)
+    header = _HEADER.pack(length, kind, _NLM_F_REQUEST | _NLM_F_ACK | flags, 0, 0)
     return bytearray(header + _TCMSG.pack(0, 0, 0, handle, parent, info) + attributes)
 
 
-def _clsact() -> bytearray:
-    flags = _NLM_F_ACK | _NLM_F_CREATE | _NLM_F_EXCL
-    return _message(_RTM_NEWQDISC, flags, _CLSACT_HANDLE, _CLSACT_PARENT, 0, _attribute(_TCA_KIND, b"clsact\0"))
+def _clsact(kind: int, flags: int) -> bytearray:
+    return _message(kind, flags, _CLSACT_HANDLE, _CLSACT_PARENT, 0, _attribute(_TCA_KIND, b"clsact\0"))
 
 
 def _new_filter(hook: Hook, program: int, name: str) -> bytearray:
@@ -171,12 +186,12 @@ def _new_filter(hook: Hook, program: int, name: str) -> bytearray:
         + _attribute(_TCA_BPF_FLAGS, struct.pack("=I", _TCA_BPF_FLAG_ACT_DIRECT))
     )
     attributes = _attribute(_TCA_KIND, b"bpf\0") + _attribute(_TCA_OPTIONS, options)
-    flags = _NLM_F_ACK | _NLM_F_CREATE | _NLM_F_REPLACE
+    flags = _NLM_F_CREATE | _NLM_F_REPLACE
     return _message(_RTM_NEWTFILTER, flags, _HANDLE, _PARENTS[hook], _INFO, attributes)
 
 
-def _old_filter(kind: int, hook: Hook, flags: int) -> bytearray:
-    return _message(kind, flags, _HANDLE, _PARENTS[hook], _INFO, _attribute(_TCA_KIND, b"bpf\0"))
+def _old_filter(kind: int, hook: Hook) -> bytearray:
+    return _message(kind, 0, _HANDLE, _PARENTS[hook], _INFO, _attribute(_TCA_KIND, b"bpf\0"))
 
 
 def _attribute(kind: int, payload: bytes) -> bytes:
