@@ -1,0 +1,186 @@
+"""Blocks: rows of verdicts and pools of backends. Written whole, then pointed at, and named by their content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from itertools import pairwise
+
+import msgspec
+
+from agent.datapath import abi
+from agent.plan.ids import NUMBERS, Names, content_id
+from policies.flatten import LAST_PORT, meet
+from policies.model import Cell, Row, RuleRef, Verdict
+
+ABI = abi.load()
+ROW_KEY = ABI.records["policy_row_key"]
+ROW_VALUE = ABI.records["policy_row_value"]
+POOL_KEY = ABI.records["backend_key"]
+POOL_VALUE = ABI.records["backend_value"]
+
+ROWS = "policy_row"
+POOLS = "backends"
+ENTRY_SIZES = {name: (ABI.maps[name].key_size, ABI.maps[name].value_size) for name in (ROWS, POOLS)}
+
+PORT_BITS = 16
+VERDICTS = {Verdict.DENY: NUMBERS.VERDICT_DENY, Verdict.ALLOW: NUMBERS.VERDICT_ALLOW}
+
+Span = tuple[int, int, int, Verdict, int]
+"""Bits fixed, first and last port, verdict, rule number."""
+
+
+class Block(msgspec.Struct, frozen=True, gc=False):
+    """`data`: the entries, each key followed by its value, in the order of the keys. One buffer, for there are many."""
+
+    id: int
+    map: str
+    data: bytes
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        key_size, value_size = ENTRY_SIZES[self.map]
+        for at in range(0, len(self.data), key_size + value_size):
+            yield self.data[at : at + key_size], self.data[at + key_size : at + key_size + value_size]
+
+
+def block_of(number: int, map_name: str, entries: Mapping[bytes, bytes]) -> Block:
+    return Block(number, map_name, b"".join(key + value for key, value in sorted(entries.items())))
+
+
+# ---- pools
+
+
+def pool(backends: Iterable[tuple[bytes, int]]) -> Block:
+    """Backends (address, port) in their order."""
+    values = [POOL_VALUE.pack_values(address, abi.be16(port)) for address, port in backends]
+    number = content_id("pool", b"".join(values))
+    return block_of(number, POOLS, {POOL_KEY.pack_values(number, slot): value for slot, value in enumerate(values)})
+
+
+def backends(block: Block) -> list[tuple[bytes, int]]:
+    """Address and port of each backend, by slot."""
+    slots = [(POOL_KEY.unpack(key).slot, POOL_VALUE.unpack(value)) for key, value in block.entries()]
+    return [(value.address, abi.be16(value.port_be)) for _, value in sorted(slots)]
+
+
+# ---- rows
+
+
+def row(cells: Row, names: Names) -> Block:
+    """A row as entries of the LPM map. Port ranges become the prefixes that cover them."""
+    entries = {}
+    for cell in cells:
+        value = ROW_VALUE.pack_values(names.rule(cell.rule), VERDICTS[cell.verdict])
+        for bits, protocol, port in _prefixes(cell):
+            entries[bits, protocol, abi.be16(port)] = value
+    content = b"".join(bytes(key[:2]) + key[2].to_bytes(2, "big") + value for key, value in sorted(entries.items()))
+    number = content_id("row", content)
+    high, low = abi.be32(number >> 32), abi.be32(number & 0xFFFFFFFF)
+    return block_of(
+        number,
+        ROWS,
+        {ROW_KEY.pack_values(bits, high, low, proto, port): value for (bits, proto, port), value in entries.items()},
+    )
+
+
+def row_number(key: bytes) -> int:
+    """The row a policy_row key belongs to."""
+    fields = ROW_KEY.unpack(key)
+    return int(abi.be32(fields.row_high_be)) << 32 | abi.be32(fields.row_low_be)
+
+
+def rules_of(block: Block) -> set[int]:
+    """Numbers of the rules a row names."""
+    return {ROW_VALUE.unpack(value).rule for _, value in block.entries()}
+
+
+def cells(block: Block, names: Names) -> Row:
+    """What the entries of a row say together; the most specific entry decides, as in the kernel."""
+    spans: dict[int, list[Span]] = {}
+    fallback: tuple[Verdict, int] | None = None
+    for key, value in block.entries():
+        fields, decision = ROW_KEY.unpack(key), ROW_VALUE.unpack(value)
+        verdict = Verdict.ALLOW if decision.verdict == NUMBERS.VERDICT_ALLOW else Verdict.DENY
+        if fields.prefixlen <= NUMBERS.ROW_BITS_ANY:
+            fallback = (verdict, decision.rule)
+            continue
+        size = 1 << (NUMBERS.ROW_BITS_PORT - max(fields.prefixlen, NUMBERS.ROW_BITS_PROTOCOL))
+        first = abi.be16(fields.port_be) & ~(size - 1)
+        span = (fields.prefixlen, first, first + size - 1, verdict, decision.rule)
+        spans.setdefault(fields.protocol, []).append(span)
+    out = [] if fallback is None else [Cell(None, 0, LAST_PORT, fallback[0], names.rule_ref(fallback[1]))]
+    for protocol in sorted(spans):
+        out += _disjoint(protocol, spans[protocol], names)
+    return tuple(out)
+
+
+class RowMeets:
+    """Meets of rows by number, computed once each. The empty row (deny) stands where there is none."""
+
+    def __init__(self, rows: Mapping[int, Block], names: Names) -> None:
+        self._rows = rows
+        self._names = names
+        self.made: dict[int, Block] = {}
+        self.empty = row((), names)
+        self._meet = lru_cache(maxsize=None)(self._compute)
+
+    def meet(self, old: int, new: int) -> int:
+        """The number of the row that allows what both allow."""
+        return old if old == new else self._meet(old, new)
+
+    def _compute(self, old: int, new: int) -> int:
+        if self.empty.id in (old, new):
+            return self.empty.id
+        before, after = self._cells(old), self._cells(new)
+        both = meet(before, after)
+        # Where one of them is the meet, keep it: it is there already, whatever it calls its rules.
+        for number, one in ((old, before), (new, after)):
+            if _allowed(one) == _allowed(both):
+                return number
+        block = row(both, self._names)
+        self.made[block.id] = block
+        return block.id
+
+    def _cells(self, number: int) -> Row:
+        block = self._rows.get(number)
+        return () if block is None else cells(block, self._names)
+
+
+def _allowed(one: Row) -> list[tuple[int | None, int, int, Verdict]]:
+    """What a row allows, in a form that is the same for rows that allow the same, but for cuts between rules."""
+    out: list[tuple[int | None, int, int, Verdict]] = []
+    for cell in one:
+        if out and out[-1][0] == cell.protocol and out[-1][2] + 1 == cell.first and out[-1][3] == cell.verdict:
+            out[-1] = (cell.protocol, out[-1][1], cell.last, cell.verdict)
+        else:
+            out.append((cell.protocol, cell.first, cell.last, cell.verdict))
+    return out
+
+
+def _prefixes(cell: Cell) -> Iterator[tuple[int, int, int]]:
+    """(bits, protocol, port) of the LPM entries that cover a cell."""
+    if cell.protocol is None:
+        yield NUMBERS.ROW_BITS_ANY, 0, 0
+        return
+    first = cell.first
+    while first <= cell.last:
+        free = min((first & -first).bit_length() - 1 if first else PORT_BITS, (cell.last - first + 1).bit_length() - 1)
+        yield NUMBERS.ROW_BITS_PORT - free, cell.protocol, first
+        first += 1 << free
+
+
+def _disjoint(protocol: int, spans: list[Span], names: Names) -> list[Cell]:
+    cuts = sorted({edge for span in spans for edge in (span[1], span[2] + 1)})
+    out: list[Cell] = []
+    for first, after in pairwise(cuts):
+        covering = [span for span in spans if span[1] <= first <= span[2]]
+        if not covering:
+            continue
+        _, _, _, verdict, rule = max(covering)
+        last = out[-1] if out else None
+        name: RuleRef = names.rule_ref(rule)
+        if last is not None and last.last + 1 == first and last.verdict is verdict and last.rule == name:
+            out[-1] = Cell(protocol, last.first, after - 1, verdict, name)
+        else:
+            out.append(Cell(protocol, first, after - 1, verdict, name))
+    return out

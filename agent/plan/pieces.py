@@ -1,0 +1,106 @@
+"""Changes cut into the smallest pieces that can go into the kernel one without the other. Pure.
+
+For when a map has no room for all of them. Without its rows a subject is denied, so no piece opens what another closes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from agent.plan.blocks import POOLS, ROWS
+from agent.plan.state import (
+    ENDPOINT,
+    ENDPOINTS,
+    INTERFACES,
+    IPCACHE,
+    IPCACHE_KEY,
+    NO_ADDRESS,
+    SERVICE_VALUE,
+    SERVICES,
+    Changes,
+    State,
+)
+
+
+def difference(kernel: State, wanted: State) -> Changes:
+    """What of the maps is otherwise than it is to be."""
+    changes = Changes()
+    for name, entries in changes.tables.items():
+        held, planned = kernel.tables[name], wanted.tables[name]
+        entries.update({key: value for key, value in planned.items() if held.get(key) != value})
+        entries.update(dict.fromkeys(held.keys() - planned.keys()))
+    for side in kernel.policy.keys() | wanted.policy.keys():
+        known, rows = kernel.policy.get(side, {}), wanted.policy.get(side, {})
+        differing: dict[int, int | None] = {remote: row for remote, row in rows.items() if known.get(remote) != row}
+        differing.update(dict.fromkeys(known.keys() - rows.keys()))
+        if differing:
+            changes.policy[side] = differing
+    for name, blocks in changes.blocks.items():
+        blocks.update({n: block for n, block in wanted.blocks[name].items() if kernel.blocks[name].get(n) != block})
+    return changes
+
+
+def pieces(old: State, changes: Changes) -> Iterator[Changes]:
+    """First what takes no room, as it may make some; then pods, policies, addresses, services."""
+    found = [*_pods(old, changes), *_policies(changes), *_addresses(old, changes), *_services(changes)]
+    yield from sorted(found, key=_takes_room)
+
+
+def _pods(old: State, changes: Changes) -> Iterator[Changes]:
+    """Everything of one pod: its interface, its addresses, and what they are to others."""
+    by_interface: dict[int, Changes] = {}
+    for name in (INTERFACES, ENDPOINTS):
+        for key, value in changes.tables[name].items():
+            here = value if value is not None else old.tables[name][key]
+            number = ENDPOINT.unpack(here).ifindex
+            by_interface.setdefault(number, Changes()).tables[name][key] = value
+    owners = _address_owners(old, changes)
+    for key, value in changes.tables[IPCACHE].items():
+        if (owner := owners.get(IPCACHE_KEY.unpack_values(key)[1])) in by_interface:
+            by_interface[owner].tables[IPCACHE][key] = value
+    yield from by_interface.values()
+
+
+def _addresses(old: State, changes: Changes) -> Iterator[Changes]:
+    owners = _address_owners(old, changes)
+    for key, value in changes.tables[IPCACHE].items():
+        if IPCACHE_KEY.unpack_values(key)[1] not in owners:
+            piece = Changes()
+            piece.tables[IPCACHE][key] = value
+            yield piece
+
+
+def _policies(changes: Changes) -> Iterator[Changes]:
+    for side, rows in changes.policy.items():
+        piece = Changes(policy={side: rows})
+        _take_blocks(piece, changes, ROWS, {row for row in rows.values() if row is not None})
+        yield piece
+
+
+def _services(changes: Changes) -> Iterator[Changes]:
+    for key, value in changes.tables[SERVICES].items():
+        piece = Changes()
+        piece.tables[SERVICES][key] = value
+        if value is not None:
+            _take_blocks(piece, changes, POOLS, {SERVICE_VALUE.unpack_values(value)[0]})
+        yield piece
+
+
+def _take_blocks(piece: Changes, changes: Changes, name: str, numbers: set[int]) -> None:
+    piece.blocks[name].update({n: changes.blocks[name][n] for n in numbers & changes.blocks[name].keys()})
+
+
+def _address_owners(old: State, changes: Changes) -> Mapping[bytes, int]:
+    """Address → interface of the pods that change."""
+    owners: dict[bytes, int] = {}
+    for name in (INTERFACES, ENDPOINTS):
+        for key, value in changes.tables[name].items():
+            endpoint = ENDPOINT.unpack(value if value is not None else old.tables[name][key])
+            owners.update({a: endpoint.ifindex for a in (endpoint.ipv4, endpoint.ipv6) if a != NO_ADDRESS})
+    return owners
+
+
+def _takes_room(piece: Changes) -> bool:
+    entries = [value for table in piece.tables.values() for value in table.values()]
+    rows = [row for side in piece.policy.values() for row in side.values()]
+    return any(value is not None for value in (*entries, *rows))

@@ -1,0 +1,98 @@
+"""The union of all parts: what the node's maps are to hold, kept up to date part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from agent.plan import parts
+from agent.plan.blocks import ROWS, Block, rules_of
+from agent.plan.ids import CollisionError, Names
+from agent.plan.parts import Part, PolicyPart
+from agent.plan.state import IPCACHE, Changes, Side, State
+from agent.plan.step import Transition
+from agent.plan.transition import transition
+from agent.world.world import Dirty, World
+from policies.model import ObjectRef, RuleRef
+
+NAMES_KEPT = 16384
+"""So many names that are no longer in use are kept: flows that began earlier still refer to them."""
+
+
+class Plan:
+    """`state`: the contents. `names`: what its numbers stand for."""
+
+    def __init__(self) -> None:
+        self.state = State()
+        self.names = Names()
+        self._names_allowed = NAMES_KEPT
+        self._keys: dict[ObjectRef, tuple[tuple[str, bytes], ...]] = {}  # entries of endpoints and services
+
+    def rule(self, number: int) -> RuleRef:
+        """The rule a flow names as deciding."""
+        return self.names.rule_ref(number)
+
+    def update(self, world: World, dirty: Dirty) -> Changes:
+        """Compile what is dirty; what differs from the plan. Nothing is taken over yet: see `advance`."""
+        changes = Changes()
+        compiled: dict[ObjectRef, Part] = {}
+        for ref in dirty.endpoints:
+            compiled[ref] = parts.endpoint(world, ref, self.names)
+        for ref in dirty.services:
+            compiled[ref] = parts.service(world, ref)
+        self._stage(compiled, changes)
+        known = self.state.tables[IPCACHE]
+        for prefix in dirty.prefixes:
+            key, value = parts.prefix_key(prefix), parts.prefix(world, prefix, self.names)
+            if known.get(key) != value:
+                changes.tables[IPCACHE][key] = value
+        for subject, classes in dirty.policies.items():
+            self._stage_policy(parts.policy(world, subject, classes, self.names), changes)
+        return changes
+
+    def advance(self, changes: Changes) -> Transition:
+        """Take changes over, and how to bring the maps there."""
+        result = transition(self.state, changes, self.names)
+        self.state.advance(changes)
+        self._forget_names()
+        return result
+
+    def _stage(self, compiled: dict[ObjectRef, Part], changes: Changes) -> None:
+        # What one part gives up another may take over in the same step: first all removals, then all entries.
+        for ref, part in compiled.items():
+            for name, key in self._keys.pop(ref, ()):
+                changes.tables[name][key] = None
+            if part.entries:
+                self._keys[ref] = tuple((name, key) for name, key, _ in part.entries)
+        for part in compiled.values():
+            for name, key, value in part.entries:
+                if self.state.tables[name].get(key) == value:
+                    changes.tables[name].pop(key, None)
+                else:
+                    changes.tables[name][key] = value
+            self._note(part.blocks, changes)
+
+    def _stage_policy(self, part: PolicyPart, changes: Changes) -> None:
+        self._note(part.blocks, changes)
+        for direction in parts.DIRECTIONS.values():
+            side: Side = (part.subject, direction)
+            known, rows = self.state.policy.get(side, {}), part.rows.get(side, {})
+            stale = known.keys() if part.classes is None else part.classes & known.keys()
+            differing: dict[int, int | None] = {remote: row for remote, row in rows.items() if known.get(remote) != row}
+            differing.update(dict.fromkeys(stale - rows.keys()))
+            if differing:
+                changes.policy[side] = differing
+
+    def _note(self, blocks: Iterable[Block], changes: Changes) -> None:
+        for block in blocks:
+            known = self.state.blocks[block.map].get(block.id) or changes.blocks[block.map].get(block.id)
+            if known is None:
+                changes.blocks[block.map][block.id] = block
+            elif known.data != block.data:
+                raise CollisionError(f"two contents of {block.map} have the same number {block.id:#x}: rename a rule")
+
+    def _forget_names(self) -> None:
+        if len(self.names) < self._names_allowed:
+            return
+        rules = {number for block in self.state.blocks[ROWS].values() for number in rules_of(block)}
+        self.names.keep_only(rules, set(self.state.uses.classes), set(self.state.uses.subjects))
+        self._names_allowed = NAMES_KEPT + 2 * len(self.names)

@@ -1,0 +1,215 @@
+"""What the datapath's maps hold, or are to hold: of a plan, or read from the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from agent.datapath import abi
+from agent.plan.blocks import POOLS, ROWS, Block, block_of, row_number
+from agent.plan.ids import CLASS_ANY
+
+ABI = abi.load()
+ENDPOINT = ABI.records["endpoint"]
+IPCACHE_KEY = ABI.records["ipcache_key"]
+IPCACHE_VALUE = ABI.records["ipcache_value"]
+CLASS_KEY = ABI.records["policy_class_key"]
+CLASS_VALUE = ABI.records["policy_class_value"]
+SERVICE_VALUE = ABI.records["service_value"]
+POOL_KEY = ABI.records["backend_key"]
+
+INTERFACES, ENDPOINTS, IPCACHE, POLICY, SERVICES = "interfaces", "endpoints", "ipcache", "policy_class", "services"
+MAPS = (INTERFACES, ENDPOINTS, IPCACHE, POLICY, SERVICES, ROWS, POOLS)
+"""The maps a plan fills."""
+
+Side = tuple[int, int]
+"""Subject and direction."""
+Table = dict[bytes, bytes]
+MapState = Mapping[str, Mapping[bytes, bytes]]
+
+NO_ADDRESS = bytes(16)
+
+
+class Changes(msgspec.Struct):
+    """What is to be otherwise: entries by key, rows by side and class; None: gone. `blocks`: content pointed at."""
+
+    tables: dict[str, dict[bytes, bytes | None]] = msgspec.field(
+        default_factory=lambda: {name: {} for name in (INTERFACES, ENDPOINTS, IPCACHE, SERVICES)}
+    )
+    policy: dict[Side, dict[int, int | None]] = {}
+    blocks: dict[str, dict[int, Block]] = msgspec.field(default_factory=lambda: {ROWS: {}, POOLS: {}})
+
+    def __bool__(self) -> bool:
+        return any(self.tables.values()) or any(self.policy.values())
+
+
+class Uses:
+    """How many entries point at each row, pool, class and subject."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[str, dict[int, int]] = {ROWS: {}, POOLS: {}}
+        self.classes: dict[int, int] = {}
+        self.subjects: dict[int, int] = {}
+
+    def count(self, table: str, value: bytes, step: int) -> None:
+        """One entry more (step 1) or less (-1) with this value."""
+        if table == SERVICES:
+            pool, backends, _ = SERVICE_VALUE.unpack_values(value)
+            if backends:
+                _count(self.blocks[POOLS], pool, step)
+        elif table == IPCACHE:
+            _count(self.classes, ipcache_class(value), step)
+        else:
+            subject, *classes = endpoint_numbers(value)
+            _count(self.subjects, subject, step)
+            for number in classes:
+                _count(self.classes, number, step)
+
+    def count_row(self, row: int, step: int) -> None:
+        _count(self.blocks[ROWS], row, step)
+
+
+class State:
+    """Entries of the maps. Policy entries are kept as side → class → row, everything else as bytes."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, Table] = {name: {} for name in (INTERFACES, ENDPOINTS, IPCACHE, SERVICES)}
+        self.policy: dict[Side, dict[int, int]] = {}
+        self.blocks: dict[str, dict[int, Block]] = {ROWS: {}, POOLS: {}}
+        self.uses = Uses()
+        self._lengths: dict[int, int] = {}  # of ipcache prefixes
+
+    @classmethod
+    def read(cls, maps: MapState) -> State:
+        """From the contents of kernel maps by name; maps that are not a plan's are left out of account."""
+        state = cls()
+        changes = Changes()
+        for name, entries in changes.tables.items():
+            entries.update(maps.get(name, {}))
+        for key, value in maps.get(POLICY, {}).items():
+            subject, remote, direction = CLASS_KEY.unpack_values(key)
+            changes.policy.setdefault((subject, direction), {})[remote] = CLASS_VALUE.unpack_values(value)[0]
+        for name, owner in ((ROWS, row_number), (POOLS, _pool_number)):
+            found: dict[int, Table] = {}
+            for key, value in maps.get(name, {}).items():
+                found.setdefault(owner(key), {})[key] = value
+            state.blocks[name] = {number: block_of(number, name, entries) for number, entries in found.items()}
+        state.advance(changes)
+        return state
+
+    def maps(self) -> dict[str, Table]:
+        """The contents of every map of a plan, as the kernel is to hold them."""
+        out: dict[str, Table] = {name: dict(table) for name, table in self.tables.items()}
+        out[POLICY] = {
+            policy_key(subject, remote, direction): CLASS_VALUE.pack_values(row)
+            for (subject, direction), rows in self.policy.items()
+            for remote, row in rows.items()
+        }
+        for name, blocks in self.blocks.items():
+            out[name] = {key: value for block in blocks.values() for key, value in block.entries()}
+        return out
+
+    # ---- questions
+
+    def covering(self, key: bytes, changes: Mapping[bytes, bytes | None] | None = None) -> bytes | None:
+        """The ipcache value of the longest prefix around this one, not its own; once these changes are made."""
+        length, address = IPCACHE_KEY.unpack_values(key)
+        number = int.from_bytes(address, "big")
+        table = self.tables[IPCACHE]
+        lengths = self._lengths.keys() | {_length(changed) for changed in changes or ()}
+        for shorter in sorted((n for n in lengths if n < length), reverse=True):
+            shift = 128 - shorter
+            around = IPCACHE_KEY.pack_values(shorter, (number >> shift << shift).to_bytes(16, "big"))
+            value = changes[around] if changes and around in changes else table.get(around)
+            if value is not None:
+                return value
+        return None
+
+    def row(self, side: Side, remote: int) -> int | None:
+        """The row that judges a class: its own, or that of any remote; None: none, which is a deny."""
+        rows = self.policy.get(side, {})
+        return rows.get(remote, rows.get(CLASS_ANY))
+
+    def strays(self) -> Iterator[Block]:
+        """Blocks nothing points at. A plan has none, a kernel may."""
+        for name, blocks in self.blocks.items():
+            for number in blocks.keys() - self.uses.blocks[name].keys():
+                yield blocks[number]
+
+    # ---- changes
+
+    def advance(self, changes: Changes) -> None:
+        """Take changes over. Blocks that nothing points at any more are forgotten."""
+        loose: set[tuple[str, int]] = set()
+        for name, entries in changes.tables.items():
+            self._advance_table(name, entries, loose)
+        for side, rows in changes.policy.items():
+            self._advance_rows(side, rows, loose)
+        for name, blocks in changes.blocks.items():
+            for number, block in blocks.items():
+                if number in self.uses.blocks[name]:
+                    self.blocks[name].setdefault(number, block)
+        for name, number in loose:
+            if number not in self.uses.blocks[name]:
+                self.blocks[name].pop(number, None)
+
+    def _advance_table(self, name: str, entries: Mapping[bytes, bytes | None], loose: set[tuple[str, int]]) -> None:
+        table = self.tables[name]
+        for key, value in entries.items():
+            old = table.pop(key, None)
+            if old is not None:
+                self.uses.count(name, old, -1)
+                if name == SERVICES:
+                    loose.add((POOLS, SERVICE_VALUE.unpack_values(old)[0]))
+            if value is not None:
+                table[key] = value
+                self.uses.count(name, value, 1)
+            if name == IPCACHE:
+                step = (value is not None) - (old is not None)
+                if step:
+                    _count(self._lengths, _length(key), step)
+
+    def _advance_rows(self, side: Side, rows: Mapping[int, int | None], loose: set[tuple[str, int]]) -> None:
+        kept = self.policy.setdefault(side, {})
+        for remote, row in rows.items():
+            old = kept.pop(remote, None)
+            if old is not None:
+                self.uses.count_row(old, -1)
+                loose.add((ROWS, old))
+            if row is not None:
+                kept[remote] = row
+                self.uses.count_row(row, 1)
+        if not kept:
+            del self.policy[side]
+
+
+def policy_key(subject: int, remote: int, direction: int) -> bytes:
+    return CLASS_KEY.pack_values(subject, remote, direction)
+
+
+def ipcache_class(value: bytes) -> int:
+    return int(IPCACHE_VALUE.unpack_values(value)[0])
+
+
+def endpoint_numbers(value: bytes) -> tuple[int, ...]:
+    """Subject and the classes of the addresses the endpoint has."""
+    fields = ENDPOINT.unpack(value)
+    classes = ((fields.class_v4, fields.ipv4), (fields.class_v6, fields.ipv6))
+    return (fields.subject, *(number for number, address in classes if address != NO_ADDRESS))
+
+
+def _length(key: bytes) -> int:
+    return int(IPCACHE_KEY.unpack_values(key)[0])
+
+
+def _pool_number(key: bytes) -> int:
+    return int(POOL_KEY.unpack(key).pool)
+
+
+def _count(counts: dict[int, int], number: int, step: int) -> None:
+    left = counts.get(number, 0) + step
+    if left:
+        counts[number] = left
+    else:
+        del counts[number]

@@ -1,0 +1,114 @@
+"""From what the maps hold to what they are to hold, in an order that is never more open than both. Pure.
+
+A flow is judged by two lookups (egress of its source, ingress of its destination), each by a subject and a class. So an
+intermediate state may mix: one side judged as before, the other as after, and pass what neither would. Hence:
+
+* Rows in force tighten first, to the meet of old and new; then addresses move; then rows become what they are to be.
+  Until the move everything is at most the old state, from then on at most the new one.
+* Where several owners of addresses change subject or class at once, or rows change too, each goes by way of a subject
+  and class of its own: numbers that at first mean what the old ones mean (nothing changes when it moves there), are
+  then judged anew (meet, then new) and at last mean what the new ones mean (nothing changes when it moves on). What
+  old and new both allow is never denied in between.
+
+See ARCHITECTURE.md, "Order of writes".
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
+
+from agent.plan.blocks import ROWS, Block, RowMeets
+from agent.plan.ids import Names
+from agent.plan.moves import Moves
+from agent.plan.rejudge import Rejudgement, Writes
+from agent.plan.state import CLASS_VALUE, POLICY, SERVICES, Changes, State, policy_key
+from agent.plan.step import Step, Transition
+
+
+def transition(old: State, changes: Changes, names: Names) -> Transition:
+    """How to take maps that hold `old` through `changes`."""
+    rows = ChainMap(changes.blocks[ROWS], old.blocks[ROWS])
+    meets = RowMeets(rows, names)
+    moves = Moves(old, changes)
+    judged = Rejudgement(old, changes, moves, meets)
+    if moves.any and not moves.may_go_directly(judged.changes_rows_in_force):
+        moves.by_way_of_own_numbers()
+        judged = Rejudgement(old, changes, moves, meets)
+    new = [block for blocks in changes.blocks.values() for block in blocks.values()]
+    passing = [block for number, block in meets.made.items() if number not in rows]
+    judgement = [
+        _policy(judged.before),
+        *moves.aside(),
+        _policy(judged.tightened),
+        *([] if moves.aliased else moves.home()),
+        _policy(judged.final),
+        *(moves.home() if moves.aliased else []),
+    ]
+    services, services_gone = _services(changes.tables[SERVICES])
+    unused = [block for name, number in moves.orphans() if (block := old.blocks[name].get(number)) is not None]
+    return Transition(
+        steps=tuple(filter(None, [*_written([*new, *passing], old), *judgement, services])),
+        raises_epoch=any(judgement),
+        cleanup=tuple(filter(None, [_policy(judged.leftover), services_gone, *_deleted([*unused, *passing])])),
+    )
+
+
+def reconcile(kernel: State, wanted: State, names: Names) -> Transition:
+    """How to take maps found in the kernel to a plan, writing only what differs. `kernel`: see State.read."""
+    changes = Changes()
+    for name, entries in changes.tables.items():
+        held, planned = kernel.tables[name], wanted.tables[name]
+        entries.update({key: value for key, value in planned.items() if held.get(key) != value})
+        entries.update(dict.fromkeys(held.keys() - planned.keys()))
+    for side in kernel.policy.keys() | wanted.policy.keys():
+        known, rows = kernel.policy.get(side, {}), wanted.policy.get(side, {})
+        differing: dict[int, int | None] = {remote: row for remote, row in rows.items() if known.get(remote) != row}
+        differing.update(dict.fromkeys(known.keys() - rows.keys()))
+        if differing:
+            changes.policy[side] = differing
+    for name, blocks in changes.blocks.items():
+        blocks.update({n: block for n, block in wanted.blocks[name].items() if kernel.blocks[name].get(n) != block})
+    result = transition(kernel, changes, names)
+    strays = [block for block in kernel.strays() if block.id not in wanted.blocks[block.map]]
+    return Transition(result.steps, result.raises_epoch, (*result.cleanup, *_deleted(strays)))
+
+
+def _policy(writes: Writes) -> Step:
+    updates: dict[bytes, bytes] = {}
+    deletes = []
+    for ((subject, direction), remote), row in writes.items():
+        key = policy_key(subject, remote, direction)
+        if row is None:
+            deletes.append(key)
+        else:
+            updates[key] = CLASS_VALUE.pack_values(row)
+    return Step(POLICY, updates, tuple(deletes))
+
+
+def _services(entries: Mapping[bytes, bytes | None]) -> tuple[Step, Step]:
+    updates = {key: value for key, value in entries.items() if value is not None}
+    return Step(SERVICES, updates), Step(SERVICES, {}, tuple(key for key, value in entries.items() if value is None))
+
+
+def _written(blocks: Iterable[Block], old: State) -> list[Step]:
+    """Entries of blocks that are not there, or not whole."""
+    updates: dict[str, dict[bytes, bytes]] = {}
+    deletes: dict[str, list[bytes]] = {}
+    for block in blocks:
+        entries = updates.setdefault(block.map, {})
+        held = old.blocks[block.map].get(block.id)
+        if held is None:
+            entries.update(block.entries())
+            continue
+        there, wanted = dict(held.entries()), dict(block.entries())
+        entries.update({key: value for key, value in wanted.items() if there.get(key) != value})
+        deletes.setdefault(block.map, []).extend(there.keys() - wanted.keys())
+    return [Step(name, entries, tuple(deletes.get(name, ()))) for name, entries in updates.items()]
+
+
+def _deleted(blocks: Iterable[Block]) -> list[Step]:
+    keys: dict[str, list[bytes]] = {}
+    for block in blocks:
+        keys.setdefault(block.map, []).extend(key for key, _ in block.entries())
+    return [Step(name, {}, tuple(gone)) for name, gone in keys.items()]

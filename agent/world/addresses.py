@@ -1,0 +1,173 @@
+"""What each address is to others: its remote class. And who owns it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+
+from agent.datapath import abi
+from agent.identity.allocator import Allocator, ExhaustedError
+from agent.world.claims import Claims
+from agent.world.config import NodeConfig
+from agent.world.pods import PodBook, PodState
+from agent.world.prefixes import PrefixSet, SortedPrefixes
+from policies.address import Prefix
+from policies.index import PolicyIndex
+from policies.model import ObjectRef, RemoteClass
+
+NUMBERS = abi.load().constants
+WORLD = {Prefix.parse("0.0.0.0/0"): NUMBERS.IDENTITY_WORLD_IPV4, Prefix.parse("::/0"): NUMBERS.IDENTITY_WORLD_IPV6}
+
+# Who has the better claim to an address: nodes, then pods this node gave it to, other local pods, remote pods.
+NODE, ALLOCATED, LOCAL, REMOTE = range(4)
+
+
+class AddressBook:
+    """Every prefix that has a class of its own: addresses of pods and nodes, policy prefixes, pod CIDRs, the world."""
+
+    def __init__(self, config: NodeConfig, cidr_identities: Allocator, index: PolicyIndex, pods: PodBook) -> None:
+        self._config = config
+        self._numbers = cidr_identities
+        self._index = index
+        self._pods = pods
+        self._claims = Claims()
+        self._policy_prefixes = PrefixSet()
+        self._classes: dict[Prefix, RemoteClass] = {}
+        self._uses: dict[RemoteClass, int] = {}
+        self._sorted = SortedPrefixes()
+        self._hosts = {Prefix.host(address) for address in config.addresses}
+        self._fixed = {**dict.fromkeys(config.pod_cidrs, NUMBERS.IDENTITY_UNMANAGED), **WORLD}
+        self._dirty: set[Prefix] = {*self._hosts, *self._fixed}
+        self._gone: set[Prefix] = set()
+
+    def __iter__(self) -> Iterator[Prefix]:
+        return iter(self._classes)
+
+    def remote_class(self, prefix: Prefix) -> RemoteClass | None:
+        """The class of a prefix; None where it has none of its own (that of the prefix around it holds)."""
+        return self._classes.get(prefix)
+
+    def owner(self, address: bytes) -> ObjectRef | None:
+        """The pod an address belongs to."""
+        return None if Prefix.host(address) in self._hosts else self._claims.winner(address)
+
+    def lost(self) -> Iterator[tuple[bytes, ObjectRef, ObjectRef | None]]:
+        """(address, loser, winner) where a pod does not have an address it was given; winner None: this node."""
+        yield from self._claims.lost()
+        for host in self._hosts:
+            if (loser := self._claims.winner(host.network)) is not None:
+                yield host.network, loser, None
+
+    # ---- changes
+
+    def add(self, address: bytes, rank: int, ref: ObjectRef) -> set[ObjectRef]:
+        """A pod has an address. Returns the pods that gain or lose it."""
+        before = self._claims.winner(address)
+        self._claims.add(address, rank, ref)
+        return self._claimed(address, before)
+
+    def remove(self, address: bytes, rank: int, ref: ObjectRef) -> set[ObjectRef]:
+        before = self._claims.winner(address)
+        self._claims.remove(address, rank, ref)
+        return self._claimed(address, before)
+
+    def touch(self, address: bytes) -> None:
+        """What its owner is has changed."""
+        self._dirty.add(Prefix.host(address))
+
+    def set_prefixes(self, changed: Set[Prefix]) -> None:
+        """These policy prefixes came into use or went out of it: everything inside them is to be classified anew."""
+        in_use = self._index.prefixes()
+        for prefix in changed:
+            if prefix in in_use:
+                self._policy_prefixes.add(prefix)
+                self._gone.discard(prefix)
+            else:
+                self._policy_prefixes.remove(prefix)
+                self._gone.add(prefix)
+            self._dirty.add(prefix)
+            self._dirty.update(self._sorted.inside(prefix))
+
+    def settle(self) -> set[Prefix]:
+        """Classify what is stale; the prefixes whose class is another now."""
+        changed = set()
+        for prefix in self._dirty:
+            old, new = self._classes.get(prefix), self._classify(prefix)
+            if old == new:
+                continue
+            changed.add(prefix)
+            if new is None:
+                del self._classes[prefix]
+                self._sorted.remove(prefix)
+            else:
+                self._classes[prefix] = self._use(new)
+                if old is None:
+                    self._sorted.add(prefix)
+            if old is not None:
+                self._drop(old)
+        self._dirty.clear()
+        return changed
+
+    def release_idle(self) -> None:
+        """Give up identities of prefixes no policy names any more."""
+        for prefix in self._gone:
+            self._numbers.release(str(prefix))
+        self._gone.clear()
+
+    def release_restored(self) -> None:
+        """Give up identities of an earlier run for prefixes no policy of this one names."""
+        wanted = {str(prefix) for prefix in self._index.prefixes()}
+        for key in self._numbers.held():
+            if key not in wanted:
+                self._numbers.release(key)
+
+    # ---- inside
+
+    def _claimed(self, address: bytes, before: ObjectRef | None) -> set[ObjectRef]:
+        self.touch(address)
+        after = self._claims.winner(address)
+        return {ref for ref in (before, after) if ref is not None}
+
+    def _classify(self, prefix: Prefix) -> RemoteClass | None:
+        covering = self._policy_prefixes.covering(prefix)
+        if prefix in self._hosts:
+            return RemoteClass(NUMBERS.IDENTITY_HOST, covering)
+        if prefix.bits == 128 and (owner := self._claims.winner(prefix.network)) is not None:
+            state = self._pods.get(owner)
+            assert state is not None
+            return self._classify_pod(state, covering)
+        if (identity := self._fixed.get(prefix)) is not None:
+            return RemoteClass(identity, covering)
+        if prefix in self._policy_prefixes:
+            return RemoteClass(self._cidr_identity(prefix), covering)
+        return None
+
+    def _classify_pod(self, state: PodState, covering: frozenset[Prefix]) -> RemoteClass:
+        if state.pod.host_network:
+            return RemoteClass(NUMBERS.IDENTITY_REMOTE_NODE, covering)
+        if not state.identity:
+            return RemoteClass(NUMBERS.IDENTITY_UNMANAGED, covering)
+        names = self._index.egress_port_names()
+        ports = frozenset(p for p in state.ports if (p.protocol, p.name) in names)
+        return RemoteClass(state.identity, covering, ports)
+
+    def _cidr_identity(self, prefix: Prefix) -> int:
+        if any(cidr.covers(prefix) for cidr in self._config.pod_cidrs):
+            return NUMBERS.IDENTITY_UNMANAGED
+        try:
+            return self._numbers.allocate(str(prefix))
+        except ExhaustedError:
+            # Rules match by prefix: the number is for people.
+            return NUMBERS.IDENTITY_WORLD_IPV4 if prefix.is_v4 else NUMBERS.IDENTITY_WORLD_IPV6
+
+    def _use(self, remote: RemoteClass) -> RemoteClass:
+        uses = self._uses.get(remote, 0)
+        self._uses[remote] = uses + 1
+        if not uses:
+            self._index.add_class(remote)
+        return remote
+
+    def _drop(self, remote: RemoteClass) -> None:
+        self._uses[remote] -= 1
+        if not self._uses[remote]:
+            del self._uses[remote]
+            self._index.drop_class(remote)

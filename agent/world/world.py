@@ -1,0 +1,293 @@
+"""The current objects, what follows from them, and what a change makes stale. Pure: no kernel, no clock.
+
+`apply` and `set_interface` only note; `take_dirty` settles identities, classes and subjects, and says which parts of
+the plan must be compiled again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+
+import msgspec
+
+from agent.identity.allocator import ExhaustedError
+from agent.identity.labels import LabelFilter
+from agent.objects import Change, EndpointSlice, Interface, Namespace, Pod, Problem, Service
+from agent.world.addresses import ALLOCATED, LOCAL, NODE, REMOTE, AddressBook
+from agent.world.allocations import Allocations, key_of
+from agent.world.config import NodeConfig
+from agent.world.identities import IdentityBook
+from agent.world.pods import PodBook, PodState
+from agent.world.problems import describe_problems
+from agent.world.services import Derive, ServiceBook
+from policies.address import Prefix
+from policies.index import PolicyIndex
+from policies.model import ObjectRef, Policy, RemoteClass, Subject
+from policies.terms import PortName
+
+METADATA_NAME = "kubernetes.io/metadata.name"
+
+
+class Dirty(msgspec.Struct):
+    """Parts of the plan to compile again. `policies`: in these classes, or (None) the subject whole."""
+
+    endpoints: set[ObjectRef]
+    prefixes: set[Prefix]
+    services: set[ObjectRef]
+    policies: dict[Subject, set[RemoteClass] | None]
+
+    def __bool__(self) -> bool:
+        return bool(self.endpoints or self.prefixes or self.services or self.policies)
+
+
+class World:
+    """`derive` makes the slices of a service that has a selector and no slice; None where a cluster does that."""
+
+    def __init__(self, config: NodeConfig, derive: Derive | None = None) -> None:
+        self.config = config
+        self.allocations = Allocations(config)
+        self.index = PolicyIndex()
+        self.pods = PodBook()
+        self.services = ServiceBook(self.allocations.service_pools)
+        self.namespaces: dict[str, Namespace] = {}
+        self.identities = IdentityBook(
+            self.allocations.identities, self.index, LabelFilter(config.labels_include, config.labels_exclude)
+        )
+        self.addresses = AddressBook(config, self.allocations.cidr_identities, self.index, self.pods)
+        self._derive = derive
+        self._subjects: dict[ObjectRef, Subject] = {}
+        self._subject_uses: dict[Subject, int] = {}
+        self._failures: dict[ObjectRef, str] = {}
+        self._released_pods: set[ObjectRef] = set()
+        self._dirty_pods: set[ObjectRef] = set()
+        self._dirty_endpoints: set[ObjectRef] = set()
+        self._dirty_services: set[ObjectRef] = set()
+
+    # ---- changes
+
+    def apply(self, change: Change) -> None:
+        """An object is now thus, or is gone. The kind is that of `change.ref`."""
+        ref, new = change.ref, change.object
+        self._failures.pop(ref, None)
+        if ref.kind == "Namespace":
+            self._put_namespace(ref.name, new if isinstance(new, Namespace) else None)
+        elif ref.kind == "Pod":
+            self._put_pod(ref, new if isinstance(new, Pod) else None)
+        elif ref.kind == "Service":
+            self._put_service(ref, new if isinstance(new, Service) else None)
+        elif ref.kind == "EndpointSlice":
+            given = new if isinstance(new, EndpointSlice) else None
+            self._dirty_services |= self.services.put_slice(given) if given else self.services.take_slice(ref)
+        else:
+            policy = new if isinstance(new, Policy) else None
+            self._dirty_pods |= self.identities.set_policy(ref, policy, self.pods)
+            self.index.set_policy(ref, policy)
+
+    def set_interface(self, ref: ObjectRef, interface: Interface | None) -> None:
+        """A pod of this node hangs off this interface now; None: no more. The pod must be known already."""
+        state = self.pods.get(ref)
+        if state is None:
+            if interface is not None:
+                raise KeyError(f"{ref} has an interface but is not known: apply the pod first")
+            return
+        state.interface = interface
+        self._dirty_endpoints.add(ref)
+
+    def release_unused(self) -> None:
+        """After the first load: give up what an earlier run had given to objects that are gone."""
+        self.identities.release_restored()
+        self.addresses.release_restored()
+        self.allocations.keep_only(
+            {key_of(state.pod.ref) for state in self.pods}, {key_of(service.ref) for service in self.services}
+        )
+
+    # ---- what changed
+
+    def take_dirty(self) -> Dirty:
+        """What must be compiled again since the last call."""
+        terms = self.index.take_changed_terms()
+        self.addresses.set_prefixes(terms.prefixes)
+        self._touch_ports(terms.egress_ports, terms.ingress_ports)
+        for ref in sorted(self._dirty_pods):
+            self._settle_identity(ref)
+        self._dirty_pods.clear()
+        prefixes = self.addresses.settle()
+        for prefix in prefixes:
+            if (owner := self.addresses.owner(prefix.network)) is not None and prefix.bits == 128:
+                self._dirty_endpoints.add(owner)
+        gone = {subject for ref in self._dirty_endpoints if (subject := self._settle_subject(ref))}
+        policies = self.index.take_dirty()
+        policies.update(dict.fromkeys(gone - self._subject_uses.keys()))
+        self._release()
+        dirty = Dirty(self._dirty_endpoints, prefixes, self._dirty_services, policies)
+        self._dirty_endpoints, self._dirty_services = set(), set()
+        return dirty
+
+    # ---- questions
+
+    def is_local(self, ref: ObjectRef) -> bool:
+        """Whether a pod runs on this node in a network namespace of its own."""
+        state = self.pods.get(ref)
+        return state is not None and self._runs_here(state.pod) and not state.pod.host_network
+
+    def subject(self, ref: ObjectRef) -> Subject | None:
+        """Of a local pod with an interface; None where it cannot be an endpoint."""
+        return self._subjects.get(ref)
+
+    def subjects(self) -> Mapping[Subject, int]:
+        """Subjects in use, and by how many endpoints."""
+        return self._subject_uses
+
+    def own_addresses(self, ref: ObjectRef) -> tuple[bytes, ...]:
+        """The addresses of a pod that no one else has the better claim to."""
+        state = self.pods.get(ref)
+        return () if state is None else tuple(a for a in state.pod.addresses if self.addresses.owner(a) == ref)
+
+    def slices(self, service: Service) -> tuple[EndpointSlice, ...]:
+        """The slices of a service: those given, else those its selector gives."""
+        given = self.services.slices(service.ref)
+        if given or self._derive is None or not service.selector:
+            return given
+        return tuple(self._derive(service, self.pods.selected(service.ref.namespace, service.selector)))
+
+    def problems(self) -> list[Problem]:
+        """What is written but not in force: conflicts, and what could not be allocated."""
+        return describe_problems(self, self._failures)
+
+    # ---- inside: objects
+
+    def _put_namespace(self, name: str, namespace: Namespace | None) -> None:
+        if namespace is None:
+            self.namespaces.pop(name, None)
+        else:
+            self.namespaces[name] = namespace
+        self._set_namespace_labels(name)
+
+    def _set_namespace_labels(self, name: str) -> None:
+        declared = self.namespaces.get(name)
+        labels: dict[str, str] | None = None
+        if declared is not None:
+            labels = {METADATA_NAME: name, **declared.labels}
+        elif self.config.implicit_namespaces and self.pods.namespace_used(name):
+            labels = {METADATA_NAME: name}
+        self.index.set_namespace(name, labels)
+
+    def _put_service(self, ref: ObjectRef, service: Service | None) -> None:
+        if service is None:
+            self._dirty_services |= self.services.take(ref)
+            return
+        self._dirty_services.add(ref)
+        try:
+            self._dirty_services |= self.services.put(service)
+        except ExhaustedError as error:
+            self._failures[ref] = str(error)
+
+    def _put_pod(self, ref: ObjectRef, pod: Pod | None) -> None:
+        old = self.pods.get(ref)
+        if old is not None:
+            for address in old.pod.addresses:
+                self._dirty_endpoints |= self.addresses.remove(address, self._rank(old), ref)
+            self._dirty_services.update(self.services.selecting(ref.namespace, old.pod.labels))
+        self._dirty_pods.add(ref)
+        self._dirty_endpoints.add(ref)
+        if pod is None:
+            self._forget_pod(ref)
+        else:
+            state = PodState(self._with_addresses(pod), own_addresses=not pod.addresses)
+            if old is not None:
+                state.key, state.identity, state.interface = old.key, old.identity, old.interface
+            self.pods.put(state)
+            for address in state.pod.addresses:
+                self._dirty_endpoints |= self.addresses.add(address, self._rank(state), ref)
+            self._dirty_services.update(self.services.selecting(ref.namespace, pod.labels))
+        self._set_namespace_labels(ref.namespace)
+
+    def _forget_pod(self, ref: ObjectRef) -> None:
+        state = self.pods.take(ref)
+        if state is not None:
+            self.identities.forget(state)
+        self._released_pods.add(ref)
+
+    def _with_addresses(self, pod: Pod) -> Pod:
+        if pod.addresses or pod.host_network or not self._runs_here(pod):
+            return pod
+        try:
+            return msgspec.structs.replace(pod, addresses=self.allocations.pod_addresses(pod.ref))
+        except ExhaustedError as error:
+            self._failures[pod.ref] = str(error)
+            return pod
+
+    def _rank(self, state: PodState) -> int:
+        if state.pod.host_network:
+            return NODE
+        if not self._runs_here(state.pod):
+            return REMOTE
+        return ALLOCATED if state.own_addresses else LOCAL
+
+    def _runs_here(self, pod: Pod) -> bool:
+        return pod.node in ("", self.config.name)
+
+    # ---- inside: what follows
+
+    def _touch_ports(self, egress: Set[PortName], ingress: Set[PortName]) -> None:
+        """Port names that policies began or ceased to use: pods that declare them have another class or subject."""
+        if not egress and not ingress:
+            return
+        for state in self.pods:
+            names = {(port.protocol, port.name) for port in state.ports}
+            if not names.isdisjoint(egress):
+                for address in state.pod.addresses:
+                    self.addresses.touch(address)
+            if not names.isdisjoint(ingress):
+                self._dirty_endpoints.add(state.pod.ref)
+
+    def _settle_identity(self, ref: ObjectRef) -> None:
+        state = self.pods.get(ref)
+        if state is None:
+            return
+        try:
+            changed = self.identities.settle(state)
+        except ExhaustedError as error:
+            self._failures[ref] = str(error)
+            changed = True
+        if changed:
+            self._dirty_endpoints.add(ref)
+            for address in state.pod.addresses:
+                self.addresses.touch(address)
+
+    def _settle_subject(self, ref: ObjectRef) -> Subject | None:
+        """Give an endpoint the subject it calls for; returns the one it had, where that is another."""
+        old, new = self._subjects.get(ref), self._subject_of(ref)
+        if old == new:
+            return None
+        if new is None:
+            del self._subjects[ref]
+        else:
+            self._subjects[ref] = new
+            self._subject_uses[new] = self._subject_uses.get(new, 0) + 1
+            if self._subject_uses[new] == 1:
+                self.index.add_subject(new)
+        if old is not None:
+            self._subject_uses[old] -= 1
+            if not self._subject_uses[old]:
+                del self._subject_uses[old]
+                self.index.drop_subject(old)
+        return old
+
+    def _subject_of(self, ref: ObjectRef) -> Subject | None:
+        state = self.pods.get(ref)
+        if state is None or not state.identity or state.interface is None:
+            return None
+        if not self.is_local(ref) or not self.own_addresses(ref):
+            return None
+        names = self.index.ingress_port_names()
+        return Subject(state.identity, frozenset(p for p in state.ports if (p.protocol, p.name) in names))
+
+    def _release(self) -> None:
+        """Only now: whatever is given up here can be given anew from the next change on."""
+        self.identities.release_idle()
+        self.addresses.release_idle()
+        for ref in self._released_pods:
+            if self.pods.get(ref) is None:
+                self.allocations.release_pod(ref)
+        self._released_pods.clear()

@@ -1,0 +1,106 @@
+"""The datapath's verdict in Python, from the bytes its maps hold: see bpf/policy.h, from_pod.c and to_pod.c."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from agent.datapath import abi
+from agent.plan.state import MAPS
+from agent.plan.step import Step, Transition
+from policies.address import is_v4
+
+ABI = abi.load()
+NUMBERS = ABI.constants
+RECORDS = ABI.records
+ICMP = (1, 58)
+
+
+class MapModel:
+    """Contents of the maps of a plan, written step by step."""
+
+    def __init__(self, maps: Mapping[str, Mapping[bytes, bytes]] | None = None) -> None:
+        self.maps: dict[str, dict[bytes, bytes]] = {name: dict((maps or {}).get(name, {})) for name in MAPS}
+
+    def writes(self, steps: Iterable[Step]) -> Iterator[None]:
+        """Apply steps, pausing after each single write."""
+        for step in steps:
+            table = self.maps[step.map]
+            for key, value in step.updates.items():
+                table[key] = value
+                yield
+            for key in step.deletes:
+                del table[key]  # KeyError: a transition deletes nothing that is not there
+                yield
+
+    def apply(self, transition: Transition) -> None:
+        for _ in self.writes((*transition.steps, *transition.cleanup)):
+            pass
+
+    # ---- verdicts
+
+    def allows(
+        self, source: bytes, destination: bytes, protocol: int, port: int, interfaces: Mapping[bytes, int]
+    ) -> bool:
+        """Whether a new flow passes. `interfaces`: which interface each local pod's addresses hang off."""
+        if source in interfaces:
+            return self._from_pod(source, destination, protocol, port, interfaces[source])
+        if destination in interfaces:
+            return self._to_pod(source, destination, protocol, port, interfaces[destination])
+        return False
+
+    def _from_pod(self, source: bytes, destination: bytes, protocol: int, port: int, ifindex: int) -> bool:
+        near = self._interface(ifindex)
+        if near is None or source != (near.ipv4 if is_v4(source) else near.ipv6):
+            return False
+        far = self.maps["endpoints"].get(destination)
+        if far is None:
+            remote = self._class_of(destination)
+            return bool(remote) and self._judge(near.subject, remote, NUMBERS.DIRECTION_EGRESS, protocol, port)
+        to = RECORDS["endpoint"].unpack(far)
+        if to.ifindex == near.ifindex:
+            return True
+        their, mine = (to.class_v4, near.class_v4) if is_v4(source) else (to.class_v6, near.class_v6)
+        return (
+            bool(their and mine)
+            and self._judge(near.subject, their, NUMBERS.DIRECTION_EGRESS, protocol, port)
+            and self._judge(to.subject, mine, NUMBERS.DIRECTION_INGRESS, protocol, port)
+        )
+
+    def _to_pod(self, source: bytes, destination: bytes, protocol: int, port: int, ifindex: int) -> bool:
+        near = self._interface(ifindex)
+        if near is None or destination != (near.ipv4 if is_v4(source) else near.ipv6):
+            return False
+        if source in self.maps["endpoints"]:
+            return False
+        remote = self._class_of(source)
+        return bool(remote) and self._judge(near.subject, remote, NUMBERS.DIRECTION_INGRESS, protocol, port)
+
+    def _interface(self, ifindex: int):  # type: ignore[no-untyped-def]
+        value = self.maps["interfaces"].get(ifindex.to_bytes(4, "little"))
+        return None if value is None else RECORDS["endpoint"].unpack(value)
+
+    def _class_of(self, address: bytes) -> int:
+        number = int.from_bytes(address, "big")
+        for bits in range(128, -1, -1):
+            shift = 128 - bits
+            key = RECORDS["ipcache_key"].pack_values(bits, (number >> shift << shift).to_bytes(16, "big"))
+            if (value := self.maps["ipcache"].get(key)) is not None:
+                return int(RECORDS["ipcache_value"].unpack(value).remote_class)
+        return 0
+
+    def _judge(self, subject: int, remote: int, direction: int, protocol: int, port: int) -> bool:
+        pack = RECORDS["policy_class_key"].pack_values
+        table = self.maps["policy_class"]
+        value = table.get(pack(subject, remote, direction)) or table.get(pack(subject, NUMBERS.CLASS_ANY, direction))
+        if value is None:
+            return False
+        row = RECORDS["policy_class_value"].unpack(value).row
+        port = 0 if protocol in ICMP else port
+        high, low = abi.be32(row >> 32), abi.be32(row & 0xFFFFFFFF)
+        pack = RECORDS["policy_row_key"].pack_values
+        for free in range(17):
+            key = pack(96 - free, high, low, protocol, abi.be16(port >> free << free))
+            if (cell := self.maps["policy_row"].get(key)) is not None:
+                return bool(RECORDS["policy_row_value"].unpack(cell).verdict == NUMBERS.VERDICT_ALLOW)
+        cell = self.maps["policy_row"].get(pack(64, high, low, 0, 0))
+        return cell is not None and bool(RECORDS["policy_row_value"].unpack(cell).verdict == NUMBERS.VERDICT_ALLOW)
