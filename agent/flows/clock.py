@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from bisect import bisect_right
 
@@ -37,4 +38,9 @@ class WallClock:
 
 def rfc3339(wall_ns: int) -> str:
     seconds, nanoseconds = divmod(wall_ns, 1_000_000_000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{nanoseconds:09d}Z"
+    return f"{_second(seconds)}.{nanoseconds:09d}Z"
+
+
+@functools.lru_cache(maxsize=64)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))

@@ -30,22 +30,33 @@ class FilterError(ValueError):
 
 
 class Filter(msgspec.Struct, frozen=True):
-    """`event` and `flow` must both hold. Times are wall-clock ns, `since` inclusive, `until` exclusive."""
+    """`time`, `event` and `flow` must all hold. Times are wall-clock ns, `since` inclusive, `until` exclusive."""
 
     event_tests: tuple[EventTest, ...] = ()
     flow_tests: tuple[FlowTest, ...] = ()
     since_ns: int | None = None
     until_ns: int | None = None
 
-    def event(self, event: Any, wall_ns: int) -> bool:
+    @property
+    def is_timed(self) -> bool:
+        return self.since_ns is not None or self.until_ns is not None
+
+    def time(self, wall_ns: int) -> bool:
         if self.since_ns is not None and wall_ns < self.since_ns:
             return False
-        if self.until_ns is not None and wall_ns >= self.until_ns:
-            return False
-        return all(test(event) for test in self.event_tests)
+        return self.until_ns is None or wall_ns < self.until_ns
+
+    def event(self, event: Any) -> bool:
+        for test in self.event_tests:  # noqa: SIM110  # three times as fast as all() over a generator
+            if not test(event):
+                return False
+        return True
 
     def flow(self, flow: Flow) -> bool:
-        return all(test(flow) for test in self.flow_tests)
+        for test in self.flow_tests:  # noqa: SIM110
+            if not test(flow):
+                return False
+        return True
 
 
 class Option(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator
 
@@ -15,7 +16,10 @@ from agent.flows.record import Recorder
 from agent.flows.store import Store, Tally, kind_names
 
 CHUNK = 256
-"""Events looked at before others get their turn: some 5 ms."""
+"""Events looked at in one go: some 3 ms where all of them are wanted."""
+
+TURN_S = 0.003
+"""Others get their turn after that: who wants little can look at more."""
 
 
 class Observer:
@@ -59,12 +63,14 @@ class Observer:
             found = 0
             while found < last and self._seq > store.first:
                 start = max(store.first, self._seq - CHUNK)
-                data = store.read(start, self._seq - start)
-                found += len(self._flows(start, data))
+                flows = self._flows(start, store.read(start, self._seq - start))
+                found += len(flows)
+                if found > last:  # the first to show may be the second of its event
+                    start = flows[found - last].seq
+                    self._skip = int(flows[found - last - 1].seq == start)
+                self._seen -= store.tally(store.read(start, self._seq - start))
                 self._seq = start
-                self._seen -= store.tally(data)
                 await asyncio.sleep(0)
-            self._skip = max(found - last, 0)
         if self._seq < store.next:
             self._losses_seen = max((loss.number for loss in store.losses if loss.seq <= self._seq), default=0)
 
@@ -75,23 +81,28 @@ class Observer:
             batch.append(self._pass_over(store.next, store.totals))
         elif self._seq < store.first:
             batch.append(self._pass_over(store.first, store.forgotten))
-        elif self._seq < goal:
-            data = store.read(self._seq, min(CHUNK, goal - self._seq))
-            flows = self._flows(self._seq, data)
-            batch.extend(flows[self._skip :])
-            self._skip = max(self._skip - len(flows), 0)
-            tally = store.tally(data)
-            self._seen.update(tally)
-            self._seq += tally.total()
+        turn_ends = time.monotonic() + TURN_S
+        while store.first <= self._seq < goal and time.monotonic() < turn_ends:
+            batch.extend(self._look(store.read(self._seq, min(CHUNK, goal - self._seq))))
         batch.extend(self._kernel_losses())
         return batch
 
+    def _look(self, data: bytes) -> list[Flow]:
+        flows = self._flows(self._seq, data)
+        shown = flows[self._skip :]
+        self._skip = max(self._skip - len(flows), 0)
+        tally = self._store.tally(data)
+        self._seen.update(tally)
+        self._seq += tally.total()
+        return shown
+
     def _flows(self, seq: int, data: bytes) -> list[Flow]:
         wanted, wall_ns, flows = self._wanted, self._clock.wall_ns, self._recorder.flows
+        is_timed = wanted.is_timed
         return [
             flow
             for number, event in enumerate(self._records(data), seq)
-            if wanted.event(event, wall_ns(event.time_ns))
+            if wanted.event(event) and not (is_timed and not wanted.time(wall_ns(event.time_ns)))
             for flow in flows(number, event)
             if wanted.flow(flow)
         ]
@@ -99,7 +110,7 @@ class Observer:
     def _pass_over(self, target: int, until: Tally) -> Lost:
         """Go on at event `target`; `until` counts all before it."""
         passed = until - self._seen
-        self._seen, self._seq = until.copy(), target
+        self._seen, self._seq, self._skip = until.copy(), target, 0
         self.missed += passed.total()
         summary = {self._kinds.get(kind, "other"): count for kind, count in passed.most_common()}
         return Lost(self._clock.text(self._store.newest_ns), "observer", passed.total(), summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,16 @@ from policies.address import format_address
 from policies.model import Protocol
 
 INGRESS, EGRESS = "ingress", "egress"
-TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")  # RFC 9293, least significant bit first
+_TCP_BITS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")  # RFC 9293, least significant first
+TCP_FLAGS = tuple(tuple(name for bit, name in enumerate(_TCP_BITS) if flags >> bit & 1) for flags in range(256))
+"""By the octet of the TCP header."""
 NO_ADDRESS = bytes(16)
 
 TCP = 6
 PORT_PROTOCOLS = frozenset(Protocol.BY_NAME.values())
 ICMP_PROTOCOLS = frozenset({1, 58})
+
+_format = functools.lru_cache(maxsize=8192)(format_address)
 
 
 class Recorder:
@@ -68,7 +73,7 @@ class Recorder:
             node=self._names.node,
             packets=event.packets if ended else None,
             bytes=event.bytes if ended else None,
-            tcp_flags=tcp_flags(event.tcp_flags) if protocol == TCP and not ended else None,
+            tcp_flags=TCP_FLAGS[event.tcp_flags] if protocol == TCP and not ended else None,
             icmp=Icmp(event.icmp_type, event.icmp_code) if protocol in ICMP_PROTOCOLS and not ended else None,
             ifindex=event.ifindex,
         )
@@ -88,7 +93,7 @@ class Recorder:
             identity=identity,
             namespace=pod.namespace if pod else None,
             pod=pod.name if pod else None,
-            ip=format_address(address),
+            ip=_format(address),
             port=be16(port_be) if event.protocol in PORT_PROTOCOLS else None,
             labels=self._names.labels(identity, event.time_ns),
         )
@@ -133,7 +138,3 @@ def drop_reasons(abi: Abi) -> dict[int, str]:
         for reason in abi.enums["drop_reason"]
         if reason.name is not None and reason.name not in ("DROP_NONE", "DROP_REASONS")
     }
-
-
-def tcp_flags(bits: int) -> tuple[str, ...]:
-    return tuple(name for position, name in enumerate(TCP_FLAGS) if bits >> position & 1)

@@ -100,7 +100,8 @@ def matched(options: dict[str, list[str]]) -> str:
         unpacked = EVENT.unpack(EVENT.pack(**EVENTS[name]))
         flows: tuple[Flow, ...] = recorder.flows(0, unpacked)
         assert len(flows) == 1
-        return wanted.event(unpacked, clock.wall_ns(unpacked.time_ns)) and wanted.flow(flows[0])
+        assert wanted.is_timed or wanted.time(0)
+        return wanted.time(clock.wall_ns(unpacked.time_ns)) and wanted.event(unpacked) and wanted.flow(flows[0])
 
     return " ".join(name for name in EVENTS if passes(name))
 

@@ -12,7 +12,7 @@ from agent.datapath.abi import be16
 from agent.flows.clock import STEPS, WallClock, rfc3339
 from agent.flows.flow import Flow
 from agent.flows.names import Names
-from agent.flows.record import Recorder, drop_reasons, tcp_flags
+from agent.flows.record import TCP_FLAGS, Recorder, drop_reasons
 from policies.address import parse_address
 
 WALL = 1_700_000_000 * 10**9
@@ -194,7 +194,7 @@ def test_every_drop_reason_of_the_abi_has_a_name() -> None:
     ("bits", "expected"), [(0, ()), (0x12, ("SYN", "ACK")), (0x01, ("FIN",)), (0xC0, ("ECE", "CWR"))]
 )
 def test_tcp_flags(bits: int, expected: tuple[str, ...]) -> None:
-    assert tcp_flags(bits) == expected
+    assert TCP_FLAGS[bits] == expected
 
 
 SECOND = 10**9

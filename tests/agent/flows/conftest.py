@@ -1,0 +1,44 @@
+"""Pinned maps that only this test has, and a program that puts events into their ring."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import pytest
+from flow_feed import FEED, Feed
+from small_datapath import SMALL_SIZES, write_source
+
+from agent.datapath.maps import Maps
+from agent.datapath.mounts import Unmet, require_host
+from agent.datapath.pins import Pins
+from agent.datapath.programs import Hook, ProgramSpec, ProgramType, ensure_loaded
+
+_counter = itertools.count(1)
+SIZES = SMALL_SIZES | {"conntrack": 20_000, "events": 1 << 22}
+
+
+@pytest.fixture
+def pins() -> Iterator[Pins]:
+    try:
+        require_host()
+    except Unmet as unmet:
+        pytest.skip(str(unmet))
+    pins = Pins.of(f"flows-{os.getpid()}-{next(_counter)}")
+    yield pins
+    pins.remove()
+
+
+@pytest.fixture
+def maps(pins: Pins) -> Iterator[Maps]:
+    with Maps.open_or_create(pins.maps, SIZES) as maps:
+        yield maps
+
+
+@pytest.fixture
+def feed(maps: Maps, pins: Pins, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Feed]:
+    source = write_source(tmp_path_factory.mktemp("feed"), FEED)
+    specs = (ProgramSpec("feed", ProgramType.SCHED_CLS, Hook.INGRESS),)
+    with ensure_loaded(maps, pins, source, specs) as programs:
+        yield Feed(programs["feed"])

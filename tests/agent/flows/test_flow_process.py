@@ -1,0 +1,405 @@
+"""The flows process, run as the agent runs it: on pinned maps, with events from the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conntrack_entries import FLOWS
+from flow_events import NAMES, RULE, C, drop
+from flow_feed import Feed
+
+from agent.api import client
+from agent.api.protocol import ApiError, UnreachableError
+from agent.api.server import serve
+from agent.datapath import bpf
+from agent.datapath.abi import be16
+from agent.datapath.maps import Maps, possible_cpus
+from agent.datapath.pins import Pins
+
+HOUR = 3600 * 10**9
+
+
+class Process:
+    """A running flows process, known to be up by its log."""
+
+    def __init__(self, state_dir: Path, pin_dir: Path, *options: str) -> None:
+        self.socket = state_dir / "flows.sock"
+        command = [
+            sys.executable,
+            "-m",
+            "agent.flows.process",
+            "--state-dir",
+            str(state_dir),
+            "--pin-dir",
+            str(pin_dir),
+        ]
+        self.child = subprocess.Popen([*command, "--node", "n1", *options], stderr=subprocess.PIPE, text=True)
+        self.log: list[str] = []
+        self._grown = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.child.stderr is not None
+        for text in self.child.stderr:
+            with self._grown:
+                self.log.append(text)
+                self._grown.notify_all()
+        with self._grown:
+            self.log.append("(end of log)")
+            self._grown.notify_all()
+
+    def logged(self, text: str, times: int = 1) -> None:
+        """Wait until the log has had `text` so many times."""
+        with self._grown:
+            found = self._grown.wait_for(lambda: sum(text in entry for entry in self.log) >= times, timeout=30)
+        assert found, f"{text!r} not in the log:\n{''.join(self.log)}"
+
+    def ask(self, op: str, **arguments: Any) -> Any:
+        return client.call(self.socket, op, **arguments)
+
+    def observe(self, **arguments: Any) -> list[dict[str, Any]]:
+        return list(client.stream(self.socket, "observe", timeout_s=30, **arguments))
+
+    def ended(self) -> int:
+        status = self.child.wait(30)
+        self._reader.join()
+        return status
+
+    def close(self) -> None:
+        self.child.kill()
+        self.ended()
+        assert self.child.stderr is not None
+        self.child.stderr.close()
+
+
+Starter = Callable[..., Process]
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def start(state_dir: Path, maps: Maps, pins: Pins) -> Iterator[Starter]:
+    started: list[Process] = []
+
+    def start(*options: str) -> Process:
+        process = Process(state_dir, pins.maps, *options)
+        started.append(process)
+        process.logged("flows process runs")
+        return process
+
+    yield start
+    for process in started:
+        process.close()
+
+
+class FakeAgent:
+    """What the agent does for flows: names, from a socket of its own, in a thread of its own."""
+
+    def __init__(self, state_dir: Path, lines: list[dict[str, Any]]) -> None:
+        self._path = state_dir / "agent.sock"
+        self._lines = lines
+        self._more: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),))
+
+    async def _run(self) -> None:
+        async with await serve(self._path, {"names": self._names}):
+            self._up.set()
+            await self._stop.wait()
+
+    async def _names(self, _arguments: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        for line in self._lines:
+            yield line
+        while True:
+            yield await self._more.get()
+
+    def say(self, line: dict[str, Any]) -> None:
+        self._loop.call_soon_threadsafe(self._more.put_nowait, line)
+
+    def __enter__(self) -> FakeAgent:
+        self._thread.start()
+        assert self._up.wait(30)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._loop.close()
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    """For state that only asking shows."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def test_ping_says_who_answers(start: Starter, pins: Pins) -> None:
+    process = start()
+    answer = process.ask("ping")
+    assert answer["pid"] == process.child.pid
+    assert (answer["pin_dir"], answer["node"]) == (str(pins.maps), "n1")
+    assert answer["version"]
+
+
+def test_events_of_the_kernel_become_records_with_names(start: Starter, state_dir: Path, feed: Feed) -> None:
+    with FakeAgent(state_dir, NAMES) as agent:
+        process = start()
+        eventually(lambda: process.ask("stats")["names"]["pods"] == 2, "no names came")
+        feed.put(ingress_judged=0, rule_ingress=0)
+        eventually(lambda: process.ask("stats")["events_seen"] == 1, "the event was not taken in")
+        (record,) = process.observe(last=10)
+        assert record["source"]["pod"] == "client-1"
+        assert record["destination"]["labels"] == ["app=web"]
+        assert record["policy"] == {"kind": "NetworkPolicy", "namespace": "shop", "name": "client", "rule": "egress[1]"}
+        assert abs(time.time() - _seconds(record["time"])) < 30
+        assert record["node"] == "n1"
+
+        watching = client.stream(process.socket, "observe", timeout_s=30, follow=True, last=1)
+        assert next(watching) == record
+        feed.put(**drop())
+        followed = next(watching)
+        assert (followed["verdict"], followed["drop_reason"]) == ("DROPPED", "POLICY_INGRESS")
+        assert [r["verdict"] for r in process.observe(filters={"verdict": ["DROPPED"]})] == ["DROPPED"]
+
+        agent.say(RULE | {"id": 555, "name": "late", "rule": "ingress[3]"})
+        agent.say({"t": "node", "name": "n2"})
+        eventually(lambda: process.ask("ping")["node"] == "n2", "the delta did not come")
+        feed.put(rule_ingress=555, egress_judged=0, rule_egress=0)
+        assert next(watching)["policy"]["name"] == "late"
+        watching.close()  # type: ignore[attr-defined]
+        eventually(lambda: process.ask("stats")["observers"] == 0, "an observer that left is still there")
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text[:26] + "+00:00").timestamp()
+
+
+def test_it_lives_through_restarts_of_the_agent(start: Starter, state_dir: Path, feed: Feed) -> None:
+    process = start()
+    feed.put(ingress_judged=0, rule_ingress=0)
+    eventually(lambda: process.ask("stats")["events_seen"] == 1, "")
+    assert process.observe()[0]["source"]["pod"] is None
+    for turn in range(1, 4):
+        with FakeAgent(state_dir, [*NAMES[:-2], NAMES[-1]]):
+            process.logged("names come from the agent", times=turn)
+            eventually(lambda: process.ask("stats")["names"]["services"] == 0, "the last snapshot is not all there is")
+            assert process.ask("stats")["agent_connected"]
+            assert process.observe()[0]["source"]["pod"] == "client-1"
+        process.logged("no more names", times=turn)
+        assert process.observe()[0]["source"]["pod"] == "client-1", "names last while no agent runs"
+        assert not process.ask("stats")["agent_connected"]
+
+
+def test_a_name_that_makes_no_sense_harms_nothing(start: Starter, state_dir: Path) -> None:
+    with FakeAgent(state_dir, [{"t": "comet"}, {"t": "pod", "ip": "nowhere"}, *NAMES]):
+        process = start()
+        process.logged("not understood", times=2)
+        eventually(lambda: process.ask("stats")["names"]["pods"] == 2, "the names after it were lost")
+
+
+@pytest.mark.parametrize("how", ["stop", "SIGTERM", "state directory removed"])
+def test_it_ends_when_it_should(start: Starter, state_dir: Path, how: str) -> None:
+    process = start()
+    if how == "stop":
+        assert process.ask("stop") == {}
+    elif how == "SIGTERM":
+        process.child.send_signal(signal.SIGTERM)
+    else:
+        shutil.rmtree(state_dir)
+    assert process.ended() == 0
+    assert not process.socket.exists()
+    with pytest.raises(UnreachableError, match="no flows process answers"):
+        process.ask("ping")
+
+
+def test_there_is_one_for_a_state_directory(start: Starter, state_dir: Path, pins: Pins) -> None:
+    process = start()
+    second = Process(state_dir, pins.maps)
+    assert second.ended() == 1
+    second.close()
+    assert "another process answers" in "".join(second.log)
+    assert process.ask("ping")["pid"] == process.child.pid
+    process.child.kill()  # and leaves its socket behind
+    process.ended()
+    assert process.socket.exists()
+    assert start().ask("ping")["pid"] != process.child.pid
+
+
+def test_without_maps_it_says_what_to_do(state_dir: Path, pins: Pins) -> None:
+    process = Process(state_dir, pins.root / "maps-none")
+    assert process.ended() == 1
+    process.close()
+    text = "".join(process.log)
+    assert "opening" in text
+    assert "is the agent of this --pin-dir running" in text
+    assert "Traceback" not in text
+
+
+BAD_REQUESTS: list[tuple[str, dict[str, Any], str]] = [
+    ("observe", {"filters": {"verdict": ["MAYBE"]}}, "--verdict MAYBE: give one of"),
+    ("observe", {"last": -1}, "Expected `int` >= 0"),
+    ("observe", {"colour": "red"}, "unknown field `colour`"),
+    ("forget", {"ips": ["nowhere"]}, "forget: 'nowhere' is not an IP address"),
+    ("forget", {}, "missing required field `ips`"),
+    ("explode", {}, "there is no operation 'explode' at flows.sock: forget, observe, ping, stats, stop"),
+]
+
+
+def test_what_cannot_be_answered_is_an_error_that_says_why(start: Starter) -> None:
+    process = start()
+    for op, arguments, text in BAD_REQUESTS:
+        with pytest.raises(ApiError) as caught:
+            process.ask(op, **arguments)
+        assert text in str(caught.value)
+
+
+def test_flows_that_are_over_are_removed_and_reported(start: Starter, maps: Maps) -> None:
+    table = maps["conntrack"]
+    over, live = FLOWS["service"], FLOWS["plain"]
+    table.update_many(over.entries(expires_ns=1) | live.entries(expires_ns=time.monotonic_ns() + HOUR))
+    process = start()  # sweeps at once
+    eventually(lambda: process.ask("stats")["conntrack"]["sweeps"] > 0, "it did not sweep")
+    assert {key for key, _ in table.items()} == {live.forward_key, live.reply_key}
+    egress, ingress = process.observe()
+    assert [egress["direction"], ingress["direction"]] == ["egress", "ingress"]
+    assert (egress["type"], egress["packets"], egress["bytes"]) == ("end", 5, 500)
+    assert (egress["service"]["ip"], egress["destination"]["ip"]) == ("10.96.0.9", "10.0.0.2")
+    stats = process.ask("stats")["conntrack"]
+    assert (stats["entries"], stats["capacity"]) == (2, maps["conntrack"].spec.max_entries)
+    assert process.ask("forget", ips=["10.0.0.2", "fd00::77"]) == {"entries": 2}
+    assert not list(table.items())
+    assert process.ask("stats")["conntrack"]["entries"] == 0
+    assert process.ask("forget", ips=[]) == {"entries": 0}
+
+
+def test_a_map_without_room_is_swept_at_once(start: Starter, maps: Maps) -> None:
+    process = start()
+    eventually(lambda: process.ask("stats")["conntrack"]["sweeps"] == 1, "it did not sweep")
+    assert process.ask("stats")["conntrack"]["interval_s"] == 15
+    flow = FLOWS["plain"]
+    maps["conntrack"].update_many(flow.entries(expires_ns=1))
+    _raise_tally(maps, C.TALLY_CONNTRACK_FULL, 1)
+    started = time.monotonic()
+    eventually(lambda: process.ask("stats")["conntrack"]["sweeps"] == 2, "it did not sweep")
+    assert time.monotonic() - started < 10
+    assert not list(maps["conntrack"].items())
+    assert process.ask("stats")["tallies"]["conntrack_full"] == 1
+
+
+def _raise_tally(maps: Maps, tally: int, value: int) -> None:
+    """As if the datapath had counted that."""
+    cells = struct.pack("=Q", value) + bytes(8 * (possible_cpus() - 1))
+    bpf.map_update(maps["tallies"].fd, struct.pack("=I", tally), cells)
+
+
+def test_losses_of_the_kernel_are_shown_where_they_happened(start: Starter, maps: Maps, feed: Feed) -> None:
+    process = start()
+    watching = client.stream(process.socket, "observe", timeout_s=30, follow=True)
+    feed.put(ingress_judged=0, rule_ingress=0)
+    assert next(watching)["type"] == "new"
+    _raise_tally(maps, C.TALLY_EVENTS_LOST, 41)
+    lost = next(watching)
+    assert (lost["type"], lost["where"], lost["count"]) == ("lost", "kernel", 41)
+    assert process.ask("stats")["events_lost"] == 41
+
+
+def test_events_of_before_its_start_are_not_lost(start: Starter, feed: Feed) -> None:
+    feed.put(1000, ingress_judged=0, rule_ingress=0)
+    process = start()
+    eventually(lambda: process.ask("stats")["events_seen"] == 1000, "the ring was not drained")
+
+
+def test_a_flood_is_taken_in_and_summarised(start: Starter, feed: Feed, record_property: Callable[..., None]) -> None:
+    """300,000 events at 100,000 a second and more: none is lost, an observer that wants little sees all of that, one
+    that wants everything is told what it missed, and questions are answered meanwhile."""
+    bursts, burst = 30, 10_000
+    process = start("--records", "32768")
+    seldom: list[dict[str, Any]] = []
+    everything: list[dict[str, Any]] = []
+    done = threading.Event()
+
+    def watch(into: list[dict[str, Any]], until: Callable[[dict[str, Any]], bool], **arguments: Any) -> None:
+        for value in client.stream(process.socket, "observe", timeout_s=60, follow=True, last=0, **arguments):
+            into.append(value)
+            if until(value):
+                break
+
+    last = be16(65000)
+    readers = [
+        threading.Thread(target=watch, args=(seldom, lambda v: v.get("protocol") == "SCTP"),
+                         kwargs={"filters": {"protocol": ["UDP", "SCTP"]}}),
+        threading.Thread(target=watch, args=(everything, lambda v: v.get("protocol") == "SCTP")),
+    ]  # fmt: skip
+    for reader in readers:
+        reader.start()
+    eventually(lambda: process.ask("stats")["observers"] == 2, "the observers did not come")
+
+    waits: list[float] = []
+
+    def ask() -> None:
+        while not done.is_set():
+            asked = time.monotonic()
+            process.ask("ping")
+            waits.append(time.monotonic() - asked)
+            done.wait(0.02)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    one_sided: dict[str, Any] = {"egress_judged": 0, "rule_egress": 0}
+    started = time.monotonic()
+    for number in range(bursts):
+        feed.put(burst - 1, **drop())
+        feed.put(1, protocol=17, packets=number, **one_sided)
+        time.sleep(max(0.0, started + (number + 1) * burst / 100_000 - time.monotonic()))  # the rate that is promised
+    fed_s = time.monotonic() - started
+    total = bursts * burst
+    eventually(lambda: process.ask("stats")["events_seen"] == total, f"of {total}: {process.ask('stats')}")
+    taken_s = time.monotonic() - started
+    feed.put(1, protocol=132, destination_port_be=last, **one_sided)
+    for reader in readers:
+        reader.join()
+    done.set()
+    asking.join()
+
+    stats = process.ask("stats")
+    assert stats["events_lost"] == 0
+    assert stats["events_seen"] == total + 1
+    assert stats["events_held"] == 32768
+    missed = sum(v["count"] for v in everything if v["type"] == "lost")
+    assert len([v for v in everything if v["type"] != "lost"]) + missed == total + 1
+    seen_seldom = [v for v in seldom if v["type"] != "lost"]
+    missed_seldom = sum(v["summary"].get("new", 0) for v in seldom if v["type"] == "lost")
+    assert len(seen_seldom) + missed_seldom == bursts + 1
+    assert stats["records_lost"] >= missed
+    resident = int(Path(f"/proc/{process.child.pid}/statm").read_text().split()[1]) * 4096
+    assert resident < 120 << 20
+    assert max(waits) < 2.0
+    figures = {
+        "events_per_s": round(total / taken_s), "fed_per_s": round(total / fed_s), "resident_mb": resident >> 20,
+        "shown": len(everything), "missed": missed, "seldom_missed": missed_seldom, "slowest_ping_s": max(waits),
+    }  # fmt: skip
+    for name, value in figures.items():
+        record_property(name, value)
+    sys.stdout.write(f"{figures}\n")
