@@ -18,6 +18,7 @@ T = TypeVar("T")
 # At the start of a line these end a document whatever they stand in: YAML 1.1 allows neither inside a scalar.
 _MARKER = re.compile(rb"^(?:---|\.\.\.)(?=[ \t\r\n]|\Z)", re.M)
 _NOTHING = re.compile(rb"(?:[ \t]*(?:(?:#|%|\.\.\.)[^\n]*)?\r?(?:\n|\Z))*\Z")
+_BLANKS = b" \t\r\n"
 _BYTE_OFFSET = re.compile(r"\(byte (\d+)\)")
 
 
@@ -68,7 +69,7 @@ def _split_json(text: bytes) -> Iterator[Chunk]:
     position = line = 0
     for item in file.items:
         body = bytes(item)
-        start = text.index(body, position)
+        start = text.index(body[:1], position)  # between items are only blanks and a comma
         line += text.count(b"\n", position, start)
         yield Chunk(body, line)
         position = start + len(body)
@@ -102,6 +103,8 @@ def _decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
 class YamlSource:
     """The values of one object in a YAML document. `prefix` is where it stands in it: "" or "items[3]."."""
 
+    __slots__ = ("_prefix", "_text", "_value")
+
     def __init__(self, value: Any, text: bytes, prefix: str = "") -> None:
         self._value = value
         self._text = text
@@ -122,6 +125,8 @@ class YamlSource:
 class JsonSource:
     """The values of one object in JSON text."""
 
+    __slots__ = ("_text",)
+
     def __init__(self, text: bytes) -> None:
         self._text = text
 
@@ -138,20 +143,26 @@ class JsonSource:
 
 def check_json(text: bytes) -> None:
     """Raises BadYaml where an object in valid JSON text has one key twice, which JSON readers let pass."""
-
-    repeated: list[bool] = []
-
-    def pairs(members: list[tuple[str, Any]]) -> None:
-        if len(dict(members)) != len(members):
-            repeated.append(True)
-
     try:
-        json.loads(text, object_pairs_hook=pairs)
+        # What comes out again as it went in has lost no member. Blanks inside strings do not matter here.
+        if msgspec.json.encode(msgspec.json.decode(text)).translate(None, _BLANKS) == text.translate(None, _BLANKS):
+            return
+        repeated = _repeats(text)
     except RecursionError:
         raise BadYaml([Fault(0, "nested too deeply")], None) from None
     if repeated:
         yaml_reader.read(text)
         raise BadYaml([Fault(0, "the same key twice in one object")], None)
+
+
+def _repeats(text: bytes) -> bool:
+    repeated: list[bool] = []
+
+    def pairs(members: list[tuple[str, Any]]) -> None:
+        repeated.append(len(dict(members)) != len(members))
+
+    json.loads(text, object_pairs_hook=pairs)
+    return any(repeated)
 
 
 def _lines(text: bytes, paths: list[str]) -> list[int]:

@@ -61,7 +61,7 @@ def dns_label_1035(name: str) -> str | None:
     return None
 
 
-_NAME_CHECKS: dict[str, Check] = {"Service": dns_label_1035, "Namespace": dns_label}
+_NAME_CHECKS: dict[str, Check] = {"Service": dns_label_1035, "Namespace": dns_label_problem}
 
 
 def reference(kind: str, meta: Metadata, findings: Findings) -> ObjectRef:
@@ -69,7 +69,7 @@ def reference(kind: str, meta: Metadata, findings: Findings) -> ObjectRef:
     name = meta.name or ""
     if not name:
         findings.error("metadata.name", "must be given")
-    elif problem := _NAME_CHECKS.get(kind, dns_subdomain)(name):
+    elif problem := _NAME_CHECKS.get(kind, dns_subdomain_problem)(name):
         findings.error("metadata.name", problem)
     if kind == "Namespace":
         if meta.namespace:
@@ -81,14 +81,16 @@ def reference(kind: str, meta: Metadata, findings: Findings) -> ObjectRef:
     return ObjectRef(kind, intern(namespace), intern(name))
 
 
-def labels(path: str, given: dict[str, str] | None, findings: Findings) -> dict[str, str]:
-    """Checked and interned. Callers do not change what they get: it may be shared."""
-    if not given:
-        return NO_LABELS
-    for key, value in given.items():
+def check_labels(path: str, given: dict[str, str] | None, findings: Findings) -> None:
+    for key, value in (given or NO_LABELS).items():
         if problem := label_problem(key, value):
             findings.error(f"{path}[{key}]", problem)
-    return {intern(key): intern(value) for key, value in given.items()}
+
+
+def labels(path: str, given: dict[str, str] | None, findings: Findings) -> dict[str, str]:
+    """Checked and interned. Callers do not change what they get: it may be shared."""
+    check_labels(path, given, findings)
+    return {intern(key): intern(value) for key, value in given.items()} if given else NO_LABELS
 
 
 def protocol(path: str, name: str | None, findings: Findings) -> int:

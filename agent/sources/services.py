@@ -7,9 +7,18 @@ from sys import intern
 
 from agent.objects import EndpointSlice, Service, ServicePort, SliceEndpoint, SlicePort
 from agent.sources import schema
-from agent.sources.findings import Findings, dns_label, labels, port_name, port_number, protocol, reference
+from agent.sources.findings import (
+    Findings,
+    check_labels,
+    dns_label,
+    labels,
+    port_name,
+    port_number,
+    protocol,
+    reference,
+)
 from agent.sources.pods import address_of
-from policies.address import is_v4
+from policies.address import is_v4, parse_address
 from policies.model import Origin, Protocol
 
 SERVICE_TYPES = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName")
@@ -23,7 +32,7 @@ MAX_ENDPOINT_ADDRESSES = 100
 def service(doc: schema.ServiceDoc, origin: Origin, findings: Findings) -> Service:
     """An empty selector is none: the endpoints come from slices alone."""
     ref = reference("Service", doc.metadata, findings)
-    labels("metadata.labels", doc.metadata.labels, findings)
+    check_labels("metadata.labels", doc.metadata.labels, findings)
     spec = doc.spec or schema.ServiceSpec()
     kind = spec.type or "ClusterIP"
     if kind not in SERVICE_TYPES:
@@ -128,7 +137,7 @@ def endpoint_slice(doc: schema.EndpointSliceDoc, origin: Origin, findings: Findi
     """A slice of host names (addressType FQDN) is valid and has no endpoints that could be used: a warning."""
     ref = reference("EndpointSlice", doc.metadata, findings)
     given = doc.metadata.labels or {}
-    labels("metadata.labels", doc.metadata.labels, findings)
+    check_labels("metadata.labels", doc.metadata.labels, findings)
     family = doc.address_type
     endpoints: Sequence[schema.Endpoint] = doc.endpoints or ()
     if family == "FQDN":
@@ -144,12 +153,13 @@ def endpoint_slice(doc: schema.EndpointSliceDoc, origin: Origin, findings: Findi
         origin,
         service=intern(given.get(SERVICE_LABEL, "")),
         ports=_slice_ports(doc.ports or (), findings),
-        endpoints=tuple(_endpoint(i, e, family == "IPv4", findings) for i, e in enumerate(endpoints)),
+        endpoints=tuple([_endpoint(i, e, family == "IPv4", findings) for i, e in enumerate(endpoints)]),
     )
 
 
 def _endpoint(index: int, given: schema.Endpoint, v4: bool, findings: Findings) -> SliceEndpoint:
-    addresses = tuple([_endpoint_address(index, i, text, v4, findings) for i, text in enumerate(given.addresses or ())])
+    texts = given.addresses or ()
+    addresses = tuple([_usable(text, v4) or _refuse(index, i, text, v4, findings) for i, text in enumerate(texts)])
     if not 1 <= len(addresses) <= MAX_ENDPOINT_ADDRESSES:
         findings.error(f"endpoints[{index}].addresses", f"must be 1–{MAX_ENDPOINT_ADDRESSES} addresses")
     conditions = given.conditions
@@ -157,33 +167,42 @@ def _endpoint(index: int, given: schema.Endpoint, v4: bool, findings: Findings) 
     if conditions is None:
         return SliceEndpoint(addresses, node=node)
     return SliceEndpoint(
-        addresses,
-        ready=conditions.ready is not False,
-        serving=conditions.serving is not False,
-        terminating=conditions.terminating is True,
-        node=node,
+        addresses, conditions.ready is not False, conditions.serving is not False, conditions.terminating is True, node
     )
 
 
-def _endpoint_address(index: int, position: int, text: str, v4: bool, findings: Findings) -> bytes:
+def _usable(text: str, v4: bool) -> bytes | None:
+    """16 bytes; None unless it is of the family and no address that an endpoint must not have."""
+    try:
+        address = parse_address(text)
+    except ValueError:
+        return None
+    return None if is_v4(address) is not v4 or (":" in text) is v4 or _is_special(address) else address
+
+
+def _refuse(index: int, position: int, text: str, v4: bool, findings: Findings) -> bytes:
     path = f"endpoints[{index}].addresses[{position}]"
     address = address_of(path, text, findings)
-    if address is None:
-        return b""
-    if is_v4(address) is not v4:
+    if address is not None and is_v4(address) is not v4:
         findings.error(path, f"{text!r} is not of the slice's addressType")
-    elif _special(address):
+    elif address is not None:
         findings.error(path, f"{text!r} must not be an unspecified, loopback, link-local or multicast address")
-    return address
+    return b""
 
 
-def _special(address: bytes) -> bool:
+def _is_special(address: bytes) -> bool:
     """What core ValidateEndpointIP refuses, so that no service can lead to the node's own loopback."""
-    if is_v4(address):
+    if address[0] == 0:
+        if not is_v4(address):
+            return address[:15] == bytes(15) and address[15] <= 1
         first = address[12]
-        return first == 127 or first & 0xF0 == 0xE0 or address[12:14] == b"\xa9\xfe" or address[12:] == bytes(4)
-    link_local = address[0] == 0xFE and address[1] & 0xC0 == 0x80
-    return link_local or address[0] == 0xFF or (address[:15] == bytes(15) and address[15] <= 1)
+        if first not in _SPECIAL_V4:
+            return False
+        return address[12:14] == b"\xa9\xfe" if first == 0xA9 else first != 0 or address[12:] == bytes(4)
+    return address[0] == 0xFF or (address[0] == 0xFE and address[1] & 0xC0 == 0x80)
+
+
+_SPECIAL_V4 = frozenset((0, 127, 0xA9, *range(224, 240)))
 
 
 def _slice_ports(given: Sequence[schema.SlicePort], findings: Findings) -> tuple[SlicePort, ...]:
