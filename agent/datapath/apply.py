@@ -20,7 +20,7 @@ _EPOCH = struct.Struct("=Q")
 
 
 class Step(Protocol):
-    """Writes to one map that may happen in any order among themselves (agent.plan.transition)."""
+    """Writes to one map: updates in their order, then deletes (agent.plan.step)."""
 
     @property
     def map(self) -> str: ...
@@ -61,7 +61,7 @@ def apply(maps: Mapping[str, Map], steps: Iterable[Step], *, raise_epoch: bool) 
 
     It stops at the first entry that finds no room: what comes later may point at what is not there, and deletions
     would take away what is still in use. The epoch is raised then too, as stricter entries may have gone in.
-    Raises bpf.BpfError where the kernel refuses for another reason.
+    Raises bpf.BpfError where the kernel refuses for another reason; the epoch has risen then, too.
     """
     pending = list(steps)
     written = deleted = 0
@@ -76,6 +76,9 @@ def apply(maps: Mapping[str, Map], steps: Iterable[Step], *, raise_epoch: bool) 
             reason = "the kernel has no memory left" if full.errno == errno.ENOMEM else "it is full"
             failure = Failure(step.map, len(step.updates), full.written, target.spec.max_entries, left, reason)
             break
+        except bpf.BpfError:
+            increase_epoch(maps)
+            raise
         written += len(step.updates)
         deleted += target.delete_many(step.deletes)
     epoch = increase_epoch(maps) if raise_epoch or failure else read_epoch(maps)

@@ -13,14 +13,12 @@ from __future__ import annotations
 import mmap
 import struct
 import threading
-from collections.abc import Iterator
-from typing import Any
 
 from agent.datapath import bpf
-from agent.datapath.record import Record
 
 _HEADER_SIZE = 8
 _BUSY, _DISCARDED = 1 << 31, 1 << 30
+_RUN = 128  # records of one length that are looked at together
 DRAIN_BYTES = 1 << 20
 
 
@@ -38,7 +36,6 @@ class Ring:
         self._data = memoryview(self._producer_map)[page:]
         self._words = self._data.cast("I")
         self._barrier = threading.Lock()
-        self._structs: dict[str, struct.Struct] = {}
 
     def fileno(self) -> int:
         return self._fd
@@ -48,52 +45,37 @@ class Ring:
         return self._producer[0] - self._consumer[0]
 
     def drain(self, limit: int = DRAIN_BYTES) -> list[bytes]:
-        """Records that are complete, oldest first; at most `limit` bytes of ring are freed, but at least one record."""
+        """Records that are complete, oldest first, up to one still being written. Discarded ones are left out.
+
+        At most `limit` bytes of the ring are freed, but at least one record, so that a reader always gets on.
+        """
         start, end = self._bounds()
+        stop = min(end, start + limit)
         position, found = start, []
-        while position < end and position - start < limit:
-            offset = position % self._size
-            length = self._words[offset // 4]
+        while position < stop:
+            length = self._words[position % self._size // 4]
             if length & _BUSY:
                 break
-            size = length & ~_DISCARDED
-            if not length & _DISCARDED:
-                with self._barrier:
-                    found.append(bytes(self._data[offset + _HEADER_SIZE : offset + _HEADER_SIZE + size]))
-            position += (size + _HEADER_SIZE + 7) & ~7
+            stride = ((length & ~_DISCARDED) + _HEADER_SIZE + 7) & ~7
+            if length & _DISCARDED:
+                position += stride
+                continue
+            records = self._run(position % self._size, length, stride, max((stop - position) // stride, 1))
+            position += len(records) * stride
+            found += records
         self._consumer[0] = position
         return found
 
-    def drain_records(self, record: Record, limit: int = DRAIN_BYTES) -> Iterator[tuple[Any, ...]]:
-        """As `drain`, for a ring whose records are all of one struct; plain tuples in the order of `record.names`.
-
-        The first run of complete records is copied and freed at once. Raises ValueError on another length.
-        """
-        start, end = self._bounds()
-        stride = (record.size + _HEADER_SIZE + 7) & ~7
-        offset = start % self._size
-        # Records may lie across the end of the first mapping; those looked at never reach the end of the second.
-        count = min(end - start, max(limit, stride)) // stride
+    def _run(self, offset: int, length: int, stride: int, most: int) -> list[bytes]:
+        """Records of one length that follow each other from `offset` on; the first is known to be one."""
+        count = min(most, _RUN)
         headers = self._words[offset // 4 : (offset + count * stride) // 4 : stride // 4].tolist()
-        if headers.count(record.size) == count:
-            first, after = 0, count
-        else:
-            first, after = _first_run(headers, record.size)
+        if headers.count(length) != count:
+            count = next(index for index, header in enumerate(headers) if header != length)
         with self._barrier:
-            copy = bytes(self._data[offset + first * stride : offset + after * stride])
-        self._consumer[0] = start + after * stride
-        if not copy and after < count and not headers[after] & _BUSY:
-            raise ValueError(f"the ring holds a record of {headers[after]} bytes, which is no struct {record.name}")
-        return self._struct(record, stride).iter_unpack(copy)
-
-    def _struct(self, record: Record, stride: int) -> struct.Struct:
-        """The record with its header before and its alignment after it."""
-        found = self._structs.get(record.name)
-        if found is None:
-            padding = stride - _HEADER_SIZE - record.size
-            codes = "".join(f.code for f in record.fields)
-            found = self._structs[record.name] = struct.Struct(f"={_HEADER_SIZE}x{codes}{padding}x")
-        return found
+            copy = bytes(self._data[offset : offset + count * stride])
+        pattern = f"={_HEADER_SIZE}x{length}s{stride - _HEADER_SIZE - length}x"
+        return [data for (data,) in struct.iter_unpack(pattern, copy)]
 
     def _bounds(self) -> tuple[int, int]:
         start = self._consumer[0]
@@ -106,14 +88,3 @@ class Ring:
             view.release()
         self._consumer_map.close()
         self._producer_map.close()
-
-
-def _first_run(headers: list[int], size: int) -> tuple[int, int]:
-    """Bounds of the first run of complete records of that size; discarded ones before it are passed over."""
-    first = 0
-    while first < len(headers) and headers[first] == size | _DISCARDED:
-        first += 1
-    after = first
-    while after < len(headers) and headers[after] == size:
-        after += 1
-    return first, after
