@@ -18,7 +18,8 @@ from policies.address import Prefix, parse_address
 
 PREFIX = "GATEHOUSE_"
 DEFAULT_STATE_DIR = "/var/lib/gatehouse"
-TIMEOUTS = ("tcp", "syn", "close", "udp", "other")
+TIMEOUTS = {"tcp": 21600.0, "syn": 60.0, "close": 10.0, "udp": 60.0, "other": 30.0}
+"""Conntrack time-outs in seconds: TCP established, not yet answered, closed; UDP and SCTP answered; all else."""
 
 # A Service named gatehouse makes Kubernetes put GATEHOUSE_SERVICE_HOST, GATEHOUSE_PORT_53_UDP … into pods' environment.
 _SERVICE_LINK = re.compile(r"GATEHOUSE_(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP|SCTP).*)?)")

@@ -127,6 +127,7 @@ class ProblemView(msgspec.Struct, frozen=True, kw_only=True):
     subject: str
     path: str
     message: str
+    warning: bool  # in force as written, but perhaps not as meant
 
 
 class StatusView(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import socket
 import struct
@@ -137,3 +138,24 @@ def listener_pid(path: Path) -> int:
             return 0
         credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         return int(struct.unpack("3i", credentials)[0])
+
+
+def end_listener(path: Path) -> bool:
+    """End the process that listens at a UNIX socket, and wait until it has ended; whether there was one."""
+    pid = listener_pid(path)
+    try:
+        descriptor = os.pidfd_open(pid) if pid else -1
+    except ProcessLookupError:
+        return False
+    if descriptor < 0:
+        return False
+    ended = select.poll()
+    ended.register(descriptor, select.POLLIN)
+    try:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            signal.pidfd_send_signal(descriptor, number)
+            if ended.poll(STOP_S * 1000):
+                break
+    finally:
+        os.close(descriptor)
+    return True

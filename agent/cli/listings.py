@@ -37,7 +37,7 @@ def status(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -> No
     JSON, one object: state, reasons, version, pid, node, state_dir, started, uptime_s, resident_bytes, kernel,
     revision {desired, realized}, datapath {pins, abi_hash, source_hash, programs [{name, id, instructions, attached}],
     maps [{name, entries, capacity, full}]}, endpoints {STATE: number}, namespaces, policies, services, identities,
-    problems [{file, line, subject, path, message}], drops {REASON: packets}, rejudged, map_full,
+    problems [{file, line, subject, path, message, warning}], drops {REASON: packets}, rejudged, map_full,
     flows {process {state, pid, restarts, problem}, events_lost, records_lost}.
 
     \b

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -69,13 +68,18 @@ def agent(**flags: Any) -> None:
 
     texts = environment()
     texts |= {field: str(value) for field, value in flags.items() if value is not None}
-    config = build(texts)
+    config = build({field: _absolute(field, text) for field, text in texts.items()})
     try:
         mounts.require_host()
     except mounts.Unmet as unmet:
         raise Failure(str(unmet)) from None
     argument = msgspec.json.encode(config).decode()
     os.execv(sys.executable, [sys.executable, "-m", "agent", argument])  # noqa: S606
+
+
+def _absolute(field: str, text: str) -> str:
+    """The agent may leave the mounts of `ip netns exec`, and the working directory with them."""
+    return os.path.abspath(text) if field in ("manifests", "state_dir") else text  # noqa: PTH100 - links stay links
 
 
 def cleanup(
@@ -93,10 +97,15 @@ def cleanup(
     """
     from agent import cleanup as cleaning
     from agent.datapath import mounts
+    from agent.instance import Instance, noted
+    from agent.lock import Taken
 
     if missing := mounts.check_root():
         raise Failure(missing)
-    found = cleaning.known_state_dirs() if all_ else [Path(state_dir)]
-    for folder in found:
-        removed = cleaning.clean(folder)
-        print(f"{folder}: " + (", ".join(f"{count} {what}" for what, count in removed.items()) or "nothing to remove"))
+    for instance in list(noted()) if all_ else [Instance(state_dir)]:
+        try:
+            removed = cleaning.clean(instance)
+        except (Taken, mounts.Unmet) as error:
+            raise Failure(str(error)) from None
+        listed = ", ".join(f"{count} {what}" for what, count in removed.items()) or "nothing to remove"
+        print(f"{instance.state_dir}: {listed}")

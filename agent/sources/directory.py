@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import stat
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -79,6 +80,12 @@ class DirectorySource:
             if batch.changes or batch.problems != self._shown:
                 self._shown = batch.problems
                 yield batch
+
+    def unread(self) -> bool:
+        """Whether files may have changed that were not read yet."""
+        waiting = select.poll()
+        waiting.register(self._watches.fileno(), select.POLLIN)
+        return bool(waiting.poll(0))
 
     async def saved(self) -> None:
         """Returns when all that was handed on is in the last-good directory."""

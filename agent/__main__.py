@@ -1,0 +1,91 @@
+"""`python -m agent CONFIG`: the agent process, its configuration as JSON. `gatehouse agent` starts it like this."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from agent import log as logs
+from agent.api.protocol import ApiError
+from agent.config import TIMEOUTS, Config
+from agent.datapath import abi
+from agent.datapath.bpf import BpfError
+from agent.datapath.maps import MapMismatch, Maps
+from agent.datapath.mounts import Unmet, ensure_cgroup2
+from agent.datapath.programs import CompileFailed, ensure_loaded
+from agent.endpoints import node
+from agent.endpoints.node import NodeRefused
+from agent.instance import Instance
+from agent.lock import Taken, lock
+from agent.loop import Agent
+from agent.world.config import NodeConfig
+from policies.address import Prefix, parse_address
+
+SWITCH_INTERVAL_S = 0.001
+"""Threads that build pods let the one that decides have its turn sooner than Python's 5 ms."""
+
+
+def main() -> None:
+    config = msgspec.json.decode(sys.argv[1], type=Config)
+    logs.configure(config.log_format, config.log_level)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    instance = Instance(Path(config.state_dir))
+    try:
+        held = lock(instance.state_dir)
+        asyncio.run(_run(config, instance))
+        if config.remove_on_exit:
+            from agent.cleanup import remove  # noqa: PLC0415  # only then
+
+            remove(instance)
+        os.close(held)
+    except (Taken, Unmet, MapMismatch, CompileFailed, NodeRefused, ApiError, NotADirectoryError) as error:
+        sys.exit(f"gatehouse: {error}")
+    except BpfError as error:
+        sys.exit(f"gatehouse: {error.strerror or error}")
+
+
+async def _run(config: Config, instance: Instance) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    instance.note()
+    ensure_cgroup2()
+    facts = _node(config, instance)
+    pins = instance.pins
+    with Maps.open_or_create(pins.maps, config.map_sizes) as maps:
+        maps["config"].update(bytes(4), _timeouts(config))
+        with ensure_loaded(maps, pins) as programs:
+            await Agent(config, instance, facts, maps, programs).run(stopping)
+
+
+def _node(config: Config, instance: Instance) -> NodeConfig:
+    """The node made ready to route for pods, and what the world must know of it."""
+    pod_cidrs = tuple(map(Prefix.parse, config.pod_cidrs))
+    found = node.prepare(instance.node, config.node_sysctls, [_first_host(cidr) for cidr in pod_cidrs])
+    return NodeConfig(
+        name=config.node,
+        pod_cidrs=pod_cidrs,
+        service_cidrs=tuple(map(Prefix.parse, config.service_cidrs)),
+        addresses=tuple(map(parse_address, config.node_addresses)) or found,
+        labels_include=config.labels_include,
+        labels_exclude=config.labels_exclude,
+    )
+
+
+def _first_host(cidr: Prefix) -> bytes:
+    """The address of a pod block that no pod gets: the node's own, where it has none of that family."""
+    return (int.from_bytes(cidr.network, "big") + 1).to_bytes(16, "big")
+
+
+def _timeouts(config: Config) -> bytes:
+    seconds = TIMEOUTS | config.timeouts
+    return abi.load().records["config"].pack(**{f"timeout_{name}_ns": int(s * 1e9) for name, s in seconds.items()})
+
+
+if __name__ == "__main__":
+    main()

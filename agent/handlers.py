@@ -1,0 +1,211 @@
+"""What can be asked at agent.sock.
+
+status                                         status.StatusView
+endpoints identities services policies nodes   lists of status.…View
+names                                          stream for the flows process (agent.naming)
+settled {timeout}                              {} once all that is written by now is in force; seconds
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from agent.api import aio
+from agent.api.protocol import ApiError
+from agent.api.server import Handler
+from agent.datapath import abi
+from agent.datapath.programs import statistics
+from agent.flows.record import drop_reasons
+from agent.plan.blocks import ENTRY_SIZES
+from agent.plan.state import POLICY, State
+from agent.status import (
+    DatapathView,
+    EndpointView,
+    FlowsView,
+    IdentityView,
+    MapView,
+    NodeView,
+    PolicyView,
+    ProgramView,
+    Revision,
+    ServiceView,
+    StatusView,
+)
+from agent.views import Views, problem_views
+
+if TYPE_CHECKING:
+    from agent.loop import Agent
+
+FLOWS_ANSWER_S = 0.1
+"""`status` does not wait longer than this for the flows process."""
+
+
+class SettledArguments(msgspec.Struct, forbid_unknown_fields=True):
+    timeout: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
+
+
+class Handlers:
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._started = time.time()
+        self._views = Views(agent.world, agent.pods, self._revision)
+
+    def by_operation(self) -> Mapping[str, Handler]:
+        return {
+            "status": self.status,
+            "endpoints": self.endpoints,
+            "identities": self.identities,
+            "services": self.services,
+            "policies": self.policies,
+            "nodes": self.nodes,
+            "names": self._agent.names.stream,
+            "settled": self.settled,
+        }
+
+    async def endpoints(self, _arguments: dict[str, Any]) -> list[EndpointView]:
+        return self._views.endpoints()
+
+    async def identities(self, _arguments: dict[str, Any]) -> list[IdentityView]:
+        return self._views.identities()
+
+    async def services(self, _arguments: dict[str, Any]) -> list[ServiceView]:
+        return self._views.services()
+
+    async def policies(self, _arguments: dict[str, Any]) -> list[PolicyView]:
+        return self._views.policies()
+
+    async def nodes(self, _arguments: dict[str, Any]) -> list[NodeView]:
+        return self._views.nodes()
+
+    async def settled(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        request = msgspec.convert(arguments, SettledArguments)
+        try:
+            async with asyncio.timeout(request.timeout):
+                await self._agent.settled()
+        except TimeoutError:
+            reasons = "; ".join(self._reasons()) or "it is still at work"
+            raise ApiError(f"not everything is in force after {request.timeout:g} s: {reasons}") from None
+        return {}
+
+    async def status(self, _arguments: dict[str, Any]) -> StatusView:
+        agent = self._agent
+        flows = await self._flows_stats()
+        reasons = self._reasons()
+        numbers = abi.load().constants
+        tallies = agent.maps["tallies"].sums()
+        drops = agent.maps["drops"].sums()
+        return StatusView(
+            state="degraded" if reasons and agent.phase == "ready" else agent.phase,
+            reasons=tuple(reasons),
+            version=version("gatehouse"),
+            pid=os.getpid(),
+            node=agent.config.node,
+            state_dir=str(agent.instance.state_dir),
+            started=datetime.fromtimestamp(self._started, UTC)
+            .isoformat(timespec="milliseconds")
+            .replace("+00:00", "Z"),
+            uptime_s=round(time.time() - self._started, 3),
+            resident_bytes=_resident_bytes(),
+            kernel=os.uname().release,
+            revision=Revision(agent.turns.desired + agent.source.unread(), agent.turns.realized),
+            datapath=self._datapath(flows),
+            endpoints=self._views.endpoint_states(),
+            namespaces=len(agent.world.namespaces),
+            policies=sum(1 for _ in agent.world.index.policies()),
+            services=sum(1 for _ in agent.world.services),
+            identities=sum(1 for _ in agent.world.identities),
+            problems=problem_views([*agent.turns.problems, *agent.world.problems()]),
+            drops={name: drops[number] for number, name in drop_reasons(abi.load()).items() if drops[number]},
+            rejudged=tallies[numbers.TALLY_REJUDGED],
+            map_full=agent.realizer.full.total() + tallies[numbers.TALLY_CONNTRACK_FULL],
+            flows=FlowsView(
+                process=agent.flows.view(),
+                events_lost=tallies[numbers.TALLY_EVENTS_LOST],
+                records_lost=flows.get("records_lost", 0),
+            ),
+        )
+
+    # ---- parts
+
+    def _revision(self, ref: Any) -> Revision:
+        return self._agent.turns.revision(ref, self._agent.source.unread())
+
+    def _reasons(self) -> list[str]:
+        """Why the agent is degraded, one sentence each."""
+        agent = self._agent
+        reasons = list(agent.notices)
+        wrong = [p for p in (*agent.turns.problems, *agent.world.problems()) if not p.warning]
+        if wrong:
+            reasons.append(f"{len(wrong)} problems in what is written: it is not in force as it stands there")
+        if agent.realizer.missing:
+            reasons.append(
+                f"{agent.realizer.missing} parts of the plan found no room ({agent.realizer.failure}): "
+                "they are denied or as before; raise --map-sizes, or remove something"
+            )
+        if agent.turns.collision:
+            reasons.append(agent.turns.collision)
+        failed = [local for local in agent.pods if local.state == "failed"]
+        reasons += [f"pod {p.pod.ref.namespace}/{p.pod.ref.name} failed: {p.problem}" for p in failed]
+        flows = agent.flows.view()
+        if flows.state != "running":
+            reasons.append(f"the flows process does not run: {flows.problem or 'it is being started'}")
+        return reasons
+
+    def _datapath(self, flows: dict[str, Any]) -> DatapathView:
+        agent = self._agent
+        infos = dict(statistics(agent.programs))
+        attached = sum(1 for state in agent.world.pods if state.interface is not None)
+        return DatapathView(
+            pins=str(agent.instance.pins.root),
+            abi_hash=abi.load().abi_hash,
+            source_hash=agent.programs.source_hash,
+            programs=tuple(
+                ProgramView(name=name, id=info.id, instructions=info.verified_instructions, attached=attached)
+                for name, info in infos.items()
+            ),
+            maps=self._maps(flows),
+        )
+
+    def _maps(self, flows: dict[str, Any]) -> tuple[MapView, ...]:
+        """How full the maps are: those of the plan by the plan, conntrack by the last sweep of the flows process."""
+        agent = self._agent
+        entries = sizes(agent.realizer.plan.state)
+        conntrack = flows.get("conntrack", {})
+        entries["conntrack"] = conntrack.get("entries", 0)
+        entries["conntrack_host"] = conntrack.get("host_entries", 0)
+        full = agent.realizer.full.copy()
+        full["conntrack"] = agent.maps["tallies"].sums()[abi.load().constants.TALLY_CONNTRACK_FULL]
+        return tuple(
+            MapView(name=name, entries=count, capacity=agent.maps[name].spec.max_entries, full=full[name])
+            for name, count in entries.items()
+        )
+
+    async def _flows_stats(self) -> dict[str, Any]:
+        with suppress(ApiError):
+            found = await aio.call(self._agent.instance.flows_socket, "stats", timeout_s=FLOWS_ANSWER_S)
+            return dict(found)
+        return {}
+
+
+def sizes(state: State) -> dict[str, int]:
+    """Entries of each map of a plan."""
+    found = {name: len(table) for name, table in state.tables.items()}
+    found[POLICY] = sum(len(rows) for rows in state.policy.values())
+    for name, blocks in state.blocks.items():
+        found[name] = sum(len(block.data) // sum(ENTRY_SIZES[name]) for block in blocks.values())
+    return found
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,63 @@
+"""What belongs to one agent outside its process, by its state directory: files, pins, names, the flows process.
+
+A note under /run/gatehouse says which state directories there are, so that `gatehouse cleanup --all` finds them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent.config import Config
+from agent.datapath.pins import Pins, instance_name
+
+NOTES = Path("/run/gatehouse/agents")
+
+
+class Instance:
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir.resolve()
+        self.name = instance_name(self.state_dir)
+        self.short_name = self.name.rpartition("-")[2]
+        """Part of the names of pods' network namespaces."""
+        self.state = self.state_dir / "state.json"
+        self.last_good = self.state_dir / "last-good"
+        self.pods = self.state_dir / "pods"
+        self.node = self.state_dir / "node.json"
+        self.agent_socket = self.state_dir / "agent.sock"
+        self.flows_socket = self.state_dir / "flows.sock"
+        self.flows_log = self.state_dir / "flows.log"
+
+    @property
+    def pins(self) -> Pins:
+        """Mounts bpffs where it is not mounted. Raises mounts.Unmet."""
+        return Pins.of(self.name)
+
+    def remove_other_pins(self, source_hash: str) -> None:
+        """Pins of earlier versions, once nothing that stays uses them."""
+        self.pins.remove_others([self.pins.maps, self.pins.programs(source_hash)])
+
+    def flows_command(self, config: Config) -> list[str]:
+        options = {
+            "--state-dir": str(self.state_dir),
+            "--pin-dir": str(self.pins.maps),
+            "--node": config.node,
+            "--records": str(config.flows_ring),
+            "--log-format": config.log_format,
+            "--log-level": config.log_level,
+        }
+        return [sys.executable, "-m", "agent.flows.process", *(word for option in options.items() for word in option)]
+
+    def note(self) -> None:
+        NOTES.mkdir(parents=True, exist_ok=True)
+        (NOTES / self.name).write_text(str(self.state_dir))
+
+    def forget(self) -> None:
+        (NOTES / self.name).unlink(missing_ok=True)
+
+
+def noted() -> Iterator[Instance]:
+    """Of every agent on this machine that was not cleaned up after."""
+    for note in sorted(NOTES.glob("*")) if NOTES.is_dir() else ():
+        yield Instance(Path(note.read_text()))

@@ -1,0 +1,205 @@
+"""The agent process: what it is made of, in the order in which it starts and stops.
+
+Start-up is fail-closed. Pods of an earlier agent go on under its programs and maps until the maps hold what this
+agent's plan says; then programs are replaced, each atomically. Nothing is ever detached from a pod that stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from agent import log as logs
+from agent.api import aio
+from agent.api.protocol import ApiError
+from agent.api.server import serve
+from agent.config import Config
+from agent.datapath.maps import Maps
+from agent.datapath.programs import Programs
+from agent.datapath.tc import Hooks
+from agent.endpoints.endpoints import Adopted, Endpoints
+from agent.handlers import Handlers
+from agent.instance import Instance
+from agent.naming import NameFeed
+from agent.plan.plan import Plan
+from agent.pods import LocalPods
+from agent.realize import Realizer
+from agent.sources.directory import Batch, DirectorySource
+from agent.sources.slices import derive
+from agent.state import Damaged, State, StateFile
+from agent.supervisor import Supervisor
+from agent.turns import Turns
+from agent.world.allocations import key_of, ref_of
+from agent.world.config import NodeConfig
+from agent.world.world import World
+from policies.address import format_address
+from policies.model import ObjectRef
+
+FLUSH_S = 1.0
+
+log = logs.get("agent")
+
+
+class Agent:
+    """Over open maps and loaded programs, in the node's network namespace. `phase`: as StatusView.state."""
+
+    def __init__(self, config: Config, instance: Instance, node: NodeConfig, maps: Maps, programs: Programs) -> None:
+        self.config = config
+        self.instance = instance
+        self.maps = maps
+        self.programs = programs
+        self.phase = "starting"
+        self.notices: list[str] = []
+        self.world = World(node, derive)
+        self.names = NameFeed(self.world, config.node)
+        self.realizer = Realizer(maps, Plan())
+        self.turns = Turns(self.world, self.realizer, self.names, self._save, self._forget)
+        self.source = DirectorySource(Path(config.manifests), instance.last_good)
+        self.endpoints = Endpoints(instance.short_name, instance.state_dir, config.mtu)
+        self.hooks = Hooks(programs)
+        self.pods = LocalPods(self.endpoints, self.hooks, self.turns.enforce)
+        self.flows = Supervisor("flows", instance.flows_command(config), instance.flows_socket, instance.flows_log)
+        self._state = StateFile(instance.state)
+        self._forgetting: set[asyncio.Task[None]] = set()
+
+    # ---- life
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Start, work until told to stop, stop."""
+        batch = self.source.initial()
+        gone = await self._begin(batch)
+        async with await serve(self.instance.agent_socket, Handlers(self).by_operation()):
+            for change in batch.changes:
+                if change.ref.kind == "Pod":
+                    self.turns.want(change.ref, self.pods)
+            for ref in gone:
+                self.pods.drop(ref)
+            await self._work(stopping)
+            self.phase = "stopping"
+            await self.pods.close()
+        await self.endpoints.close(keep=not self.config.remove_on_exit)
+        self.source.close()
+        self._state.flush()
+        if self.config.remove_on_exit:
+            await self.flows.stop()
+        self.hooks.close()
+
+    async def _begin(self, batch: Batch) -> set[ObjectRef]:
+        """Take over what an earlier agent left, bring the kernel to what is written. Returns pods that are to go."""
+        earlier = self._restore()
+        written = {change.ref for change in batch.changes if change.ref.kind == "Pod"}
+        adopted = await self.endpoints.adopt(written | earlier)
+        self._restore_addresses(adopted)
+        started = time.monotonic()
+        self.turns.load(batch)
+        stays = {ref: found for ref, found in adopted.items() if self._fits(ref, found)}
+        writes = self.turns.start({ref: found.interface for ref, found in stays.items()})
+        self._replace_programs(found.interface.index for found in stays.values())
+        self.instance.remove_other_pins(self.programs.source_hash)
+        self.world.release_unused()
+        self._save()
+        took_ms = round(1000 * (time.monotonic() - started))
+        log.info(
+            "kernel holds the plan", objects=len(batch.changes), adopted=len(stays), writes=writes, took_ms=took_ms
+        )
+        return set(adopted) - {ref for ref in adopted if self.turns.local(ref) is not None}
+
+    async def _work(self, stopping: asyncio.Event) -> None:
+        """All that goes on at once, until told to stop. What fails ends the agent."""
+        works = (self.turns.run(self.pods), self._watch(), self.flows.run(), self._flush(), self._become_ready())
+        stop = asyncio.create_task(stopping.wait())
+        pending: set[asyncio.Task[Any]] = {stop, *(asyncio.create_task(work) for work in works)}
+        try:
+            while not stop.done():
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        async for batch in self.source.watch():
+            self.turns.put(batch)
+            log.info(
+                "changes read", changes=len(batch.changes), revision=self.turns.desired, problems=len(batch.problems)
+            )
+            for problem in batch.problems:
+                log.warning("not in force as written", problem=str(problem))
+
+    async def _become_ready(self) -> None:
+        await self.pods.settled()
+        self.phase = "ready"
+        log.info("ready", pods=len(list(self.pods)), policies=len(list(self.world.index.policies())))
+
+    async def settled(self) -> None:
+        """Until all that is written by now has been read, is in force, and every pod is ready or has failed."""
+        while self.source.unread() or self.phase == "starting":
+            await asyncio.sleep(0.01)
+        await self.turns.settled()
+        await self.pods.settled()
+
+    # ---- what is remembered
+
+    def _restore(self) -> set[ObjectRef]:
+        """Numbers given earlier; returns the pods that had some."""
+        try:
+            state = self._state.load()
+        except Damaged as damaged:
+            self.notices.append(str(damaged))
+            log.error("state put aside", reason=str(damaged))
+            state = self._state.load()
+        self.world.allocations.restore(state.allocations)
+        return {ref_of("Pod", key) for key in self.world.allocations.endpoints.held()}
+
+    def _restore_addresses(self, adopted: Mapping[ObjectRef, Adopted]) -> None:
+        """Pods that run keep their addresses, whatever became of the file that says so."""
+        for ref, found in adopted.items():
+            for address in found.addresses:
+                for pool in self.world.allocations.pod_pools:
+                    if pool.block.contains(address):
+                        index = int.from_bytes(address, "big") - int.from_bytes(pool.block.network, "big")
+                        pool.restore({key_of(ref): index})
+
+    def _save(self) -> None:
+        self._state.save(State(self.world.allocations.snapshot()))
+
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            await asyncio.to_thread(self._state.flush)
+
+    # ---- details of the start
+
+    def _fits(self, ref: ObjectRef, found: Adopted) -> bool:
+        """Whether a network from before is the one a pod is to have now."""
+        pod = self.turns.local(ref)
+        return pod is not None and not pod.host_network and set(pod.addresses) == found.addresses
+
+    def _replace_programs(self, ifindexes: Iterable[int]) -> None:
+        wanted = list(ifindexes)
+        current: dict[int, int] = {}
+        for found in self.hooks.attached(wanted):
+            current[found.ifindex] = current.get(found.ifindex, 0) + found.is_current
+        for ifindex in wanted:
+            if current.get(ifindex) != len(self.programs):
+                self.hooks.attach(ifindex)
+
+    # ---- flows of addresses that are free again
+
+    def _forget(self, addresses: set[bytes]) -> None:
+        """Have their conntrack entries removed, so that who gets an address next inherits no flow."""
+        task = asyncio.create_task(self._ask_flows("forget", ips=[format_address(a) for a in sorted(addresses)]))
+        self._forgetting.add(task)
+        task.add_done_callback(self._forgetting.discard)
+
+    async def _ask_flows(self, op: str, **arguments: Any) -> None:
+        with suppress(
+            ApiError
+        ):  # no flows process: entries then end by their time-outs, and are judged by policy as ever
+            await aio.call(self.instance.flows_socket, op, **arguments)

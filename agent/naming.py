@@ -1,0 +1,158 @@
+"""What numbers and addresses are called, sent to whoever names flows: a snapshot, then deltas (agent.flows.names).
+
+A delta goes out before the kernel can send an event that needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from typing import Any
+
+from agent.api.protocol import Batch
+from agent.objects import Pod
+from agent.plan.ids import rule_id
+from agent.world.identities import Identity
+from agent.world.world import World
+from policies.address import format_address
+from policies.model import ObjectRef, Policy, Protocol
+
+Line = dict[str, Any]
+Key = tuple[str, object]
+Lines = dict[Key, Line]
+
+SNAPSHOT_LINES = 1024
+BACKLOG_LINES = 65536
+"""A reader that is further behind is cut off: it comes back and gets a snapshot."""
+
+
+class NameFeed:
+    """`watch` before a change, `publish` after it; `stream` for each subscriber."""
+
+    def __init__(self, world: World, node: str) -> None:
+        self._world = world
+        self._node = node
+        self._readers: set[asyncio.Queue[Line | None]] = set()
+        self._before: Lines = {}
+
+    def watch(self, refs: Iterable[ObjectRef]) -> None:
+        """These objects are about to change."""
+        if self._readers:
+            for ref in refs:
+                self._before.update(self._lines_of(ref))
+
+    def publish(self, refs: Iterable[ObjectRef]) -> None:
+        """These objects have changed, and those watched: send what is named otherwise now."""
+        if not self._readers:
+            return
+        after: Lines = {}
+        for ref in refs:
+            after.update(self._lines_of(ref))
+        changed = [line for key, line in after.items() if self._before.get(key) != line]
+        gone = [line | {"gone": True} for key, line in self._before.items() if key not in after and self._is_gone(key)]
+        self._before = {}
+        for reader in list(self._readers):
+            if reader.qsize() > BACKLOG_LINES:
+                self._readers.discard(reader)
+                reader.put_nowait(None)
+                continue
+            for line in (*gone, *changed):
+                reader.put_nowait(line)
+
+    async def stream(self, _arguments: dict[str, Any]) -> AsyncGenerator[Batch, None]:
+        """Handler of the socket's "names"."""
+        reader: asyncio.Queue[Line | None] = asyncio.Queue()
+        self._readers.add(reader)
+        try:
+            # All of it before the first await: what changes from here on comes by the queue.
+            lines = [*self._snapshot(), {"t": "synced"}]
+            for start in range(0, len(lines), SNAPSHOT_LINES):
+                yield Batch(lines[start : start + SNAPSHOT_LINES])
+            del lines
+            while True:
+                batch = Batch([await reader.get()])
+                while not reader.empty():
+                    batch.append(reader.get_nowait())
+                if None in batch:
+                    return
+                yield batch
+        finally:
+            self._readers.discard(reader)
+
+    def _snapshot(self) -> Iterator[Line]:
+        yield {"t": "node", "name": self._node}
+        world = self._world
+        for identity in world.identities:
+            yield _identity(identity)
+        for state in world.pods:
+            yield from _pod_lines(state.pod).values()
+        for service in world.services:
+            yield from self._service_lines(service.ref).values()
+        for policy in world.index.policies():
+            yield from _rule_lines(policy).values()
+
+    def _lines_of(self, ref: ObjectRef) -> Lines:
+        if ref.kind == "Pod":
+            state = self._world.pods.get(ref)
+            if state is None:
+                return {}
+            lines = _pod_lines(state.pod)
+            identity = self._world.identities.get(state.identity)
+            if identity is not None:
+                lines["identity", identity.number] = _identity(identity)
+            return lines
+        if ref.kind == "Service":
+            return self._service_lines(ref)
+        policy = self._world.index.policy(ref)
+        return {} if policy is None else _rule_lines(policy)
+
+    def _service_lines(self, ref: ObjectRef) -> Lines:
+        service = self._world.services.get(ref)
+        lines: Lines = {}
+        for port in service.ports if service else ():
+            protocol = Protocol.BY_NUMBER[port.protocol]
+            for address in self._world.services.addresses(ref):
+                if service is not None and self._world.services.owns(service, address, port):
+                    text = format_address(address)
+                    lines["service", (text, port.port, protocol)] = {
+                        "t": "service",
+                        "address": text,
+                        "port": port.port,
+                        "protocol": protocol,
+                        "namespace": ref.namespace,
+                        "name": ref.name,
+                    }
+        return lines
+
+    def _is_gone(self, key: Key) -> bool:
+        """An identity outlives a pod that had it, as long as another one has it."""
+        kind, number = key
+        return kind != "identity" or self._world.identities.get(int(str(number))) is None
+
+
+def _pod_lines(pod: Pod) -> Lines:
+    """None for a hostNetwork pod: its addresses are the node's."""
+    ips = [] if pod.host_network else [format_address(address) for address in pod.addresses]
+    return {("pod", ip): {"t": "pod", "ip": ip, "namespace": pod.ref.namespace, "name": pod.ref.name} for ip in ips}
+
+
+def _identity(identity: Identity) -> Line:
+    labels = sorted(f"{key}={value}" for key, value in identity.workload.labels.items())
+    return {"t": "identity", "id": identity.number, "labels": labels}
+
+
+def _rule_lines(policy: Policy) -> Lines:
+    ref = policy.ref
+    lines: Lines = {}
+    for rule in policy.rules:
+        number = rule_id(rule.ref)
+        text = f"{rule.ref.direction}[{rule.ref.index}]"
+        lines["rule", number] = {
+            "t": "rule",
+            "id": number,
+            "kind": ref.kind,
+            "namespace": ref.namespace,
+            "name": ref.name,
+            "rule": text,
+        }
+    return lines

@@ -1,0 +1,186 @@
+"""The turns of the agent: batches of changes, and pods whose networks stand, taken by World and plan to the kernel.
+
+Everything that decides happens here, in one thread. Batches go first, so that a flood of pod starts does not hold up
+policy, and each turn is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+
+from agent import log as logs
+from agent.naming import NameFeed
+from agent.objects import Interface, Pod, Problem
+from agent.plan.ids import CollisionError
+from agent.pods import LocalPods
+from agent.realize import Realizer
+from agent.sources.directory import Batch
+from agent.status import Revision
+from agent.world.world import World
+from policies.model import ObjectRef
+
+INTERFACES_A_TURN = 16
+
+log = logs.get("turns")
+
+
+class Turns:
+    """`desired` counts the batches read, `realized` is the newest of which everything is in the kernel.
+
+    `freed` is called with the addresses that pods gave up, once nobody is known by them.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        realizer: Realizer,
+        names: NameFeed,
+        save: Callable[[], None],
+        freed: Callable[[set[bytes]], None],
+    ) -> None:
+        self.desired = 0
+        self.realized = 0
+        self.problems: list[Problem] = []
+        self.collision = ""
+        self._world = world
+        self._realizer = realizer
+        self._names = names
+        self._save = save
+        self._freed = freed
+        self._taken = 0
+        self._batches: deque[Batch] = deque()
+        self._interfaces: deque[tuple[ObjectRef, Interface, asyncio.Future[None]]] = deque()
+        self._wake = asyncio.Event()
+        self._done = asyncio.Event()
+
+    # ---- what comes
+
+    def put(self, batch: Batch) -> None:
+        """A batch was read: from now on it is desired."""
+        self.desired += 1
+        self._batches.append(batch)
+        self._wake.set()
+
+    async def enforce(self, ref: ObjectRef, interface: Interface) -> None:
+        """Returns once the kernel enforces the pod's policy on this interface (or the pod is gone)."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._interfaces.append((ref, interface, done))
+        self._wake.set()
+        await done
+
+    async def settled(self) -> None:
+        """Until all that has been read is in force."""
+        while self.realized < self.desired or self._interfaces:
+            self._done.clear()
+            await self._done.wait()
+
+    # ---- the start
+
+    def load(self, batch: Batch) -> None:
+        """All there is at the start."""
+        self.desired = 1
+        self.problems = batch.problems
+        for change in batch.changes:
+            self._world.apply(change)
+
+    def start(self, interfaces: Mapping[ObjectRef, Interface]) -> int:
+        """All of that at once, and the pods that stand, into maps whatever they hold. Returns the number of writes."""
+        for ref, interface in interfaces.items():
+            self._world.set_interface(ref, interface)
+        writes = self._realizer.start(self._world, self._save)
+        self._finish(1)
+        return writes
+
+    # ---- turns
+
+    async def run(self, pods: LocalPods) -> None:
+        while True:
+            delay = self._realizer.retry_in_s
+            try:
+                async with asyncio.timeout(delay):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._realizer.catch_up()
+                self._finish(self._taken)
+            self._wake.clear()
+            while self._batches or self._interfaces:
+                if self._batches:
+                    self._take_batch(self._batches.popleft(), pods)
+                else:
+                    self._take_interfaces()
+                await asyncio.sleep(0)
+
+    def _take_batch(self, batch: Batch, pods: LocalPods) -> None:
+        changes = batch.changes
+        self._names.watch(change.ref for change in changes)
+        before = {address for change in changes for address in self._addresses(change.ref)}
+        for change in changes:
+            self._world.apply(change)
+        self._realize(change.ref for change in changes)
+        self.problems = batch.problems
+        self._finish(self._taken + 1)
+        if freed := {address for address in before if self._world.addresses.owner(address) is None}:
+            self._freed(freed)
+        for change in changes:
+            if change.ref.kind == "Pod":
+                self.want(change.ref, pods)
+
+    def _take_interfaces(self) -> None:
+        finished: list[asyncio.Future[None]] = []
+        while self._interfaces and len(finished) < INTERFACES_A_TURN:
+            ref, interface, done = self._interfaces.popleft()
+            if self._world.pods.get(ref) is not None:
+                self._world.set_interface(ref, interface)
+            finished.append(done)
+        self._realize(())
+        for done in finished:
+            if not done.done():
+                done.set_result(None)
+        self._finish(self._taken)
+
+    def _realize(self, refs: Iterable[ObjectRef]) -> None:
+        dirty = self._world.take_dirty()
+        self._names.publish({*refs, *dirty.endpoints, *dirty.services})
+        try:
+            self._realizer.realize(self._world, dirty, self._save)
+        except CollisionError as error:
+            self.collision = str(error)
+            log.error("a change is not in force", reason=self.collision)
+
+    def _finish(self, taken: int) -> None:
+        self._taken = taken
+        if not self._realizer.missing and not self.collision:
+            self.realized = taken
+        self._done.set()
+
+    # ---- pods
+
+    def want(self, ref: ObjectRef, pods: LocalPods) -> None:
+        """Have a pod of this node made, changed or removed, as the world has it."""
+        pod = self.local(ref)
+        if pod is not None:
+            pods.want(pod)
+        elif pods.get(ref) is not None:
+            pods.drop(ref)
+
+    def local(self, ref: ObjectRef) -> Pod | None:
+        """A pod that this node is to run, with its addresses; None where it is another's, or has no address."""
+        state = self._world.pods.get(ref)
+        if state is None or state.pod.node not in ("", self._world.config.name):
+            return None
+        return state.pod if state.pod.host_network or state.pod.addresses else None
+
+    def revision(self, ref: ObjectRef, unread: bool) -> Revision:
+        """Of a pod of this node. `unread`: changes have come that were not read yet, and may concern it."""
+        enforced = self._world.subject(ref) is not None or self._is_node(ref)
+        return Revision(self.desired + unread, self.realized if enforced else 0)
+
+    def _is_node(self, ref: ObjectRef) -> bool:
+        state = self._world.pods.get(ref)
+        return state is not None and state.pod.host_network
+
+    def _addresses(self, ref: ObjectRef) -> tuple[bytes, ...]:
+        state = self._world.pods.get(ref)
+        return () if state is None or state.pod.host_network else state.pod.addresses

@@ -1,0 +1,191 @@
+"""The agent's objects as people and programs are shown them (agent.status)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from agent.datapath import abi
+from agent.flows.names import reserved_labels
+from agent.objects import Problem, Service, ServicePort
+from agent.plan.parts import backends
+from agent.pods import LocalPods
+from agent.status import (
+    BackendView,
+    EndpointView,
+    FrontendView,
+    IdentityView,
+    NodeView,
+    PolicyView,
+    ProblemView,
+    Revision,
+    ServiceView,
+)
+from agent.world.allocations import key_of
+from agent.world.pods import PodState
+from agent.world.services import serves
+from agent.world.world import World
+from policies.address import format_address
+from policies.model import ObjectRef, Policy, Protocol
+
+
+@dataclass(frozen=True)
+class Views:
+    """`revision`: of an endpoint of this node."""
+
+    world: World
+    pods: LocalPods
+    revision: Callable[[ObjectRef], Revision]
+
+    # ---- endpoints
+
+    def endpoints(self) -> list[EndpointView]:
+        problems = _by_subject(self.world.problems())
+        return [self._endpoint(s, problems.get(str(s.pod.ref), "")) for s in sorted(self.world.pods, key=_pod_key)]
+
+    def _endpoint(self, state: PodState, problem: str) -> EndpointView:
+        pod, ref = state.pod, state.pod.ref
+        local = self.pods.get(ref)
+        subject = self.world.subject(ref)
+        isolating = self.world.index.policies_of(subject) if subject else []
+        here = local is not None or pod.node in ("", self.world.config.name)
+        waiting = "waiting" if here else "remote"
+        return EndpointView(
+            id=(self.world.allocations.endpoints.get(key_of(ref)) or 0) if subject else 0,
+            namespace=ref.namespace,
+            name=ref.name,
+            ips=tuple(map(format_address, pod.addresses)),
+            identity=abi.load().constants.IDENTITY_HOST if pod.host_network and here else state.identity,
+            labels=dict(pod.labels),
+            netns=state.interface.netns if state.interface else "",
+            interface=state.interface.name if state.interface else "",
+            state=local.state if local else waiting,
+            policy_revision=self.revision(ref) if here else Revision(0, 0),
+            node=self.world.config.name if here else pod.node,
+            host_network=pod.host_network,
+            isolated=tuple(sorted({str(d) for policy in isolating for d in policy.isolates})),
+            problem=(local.problem if local else "") or problem,
+        )
+
+    def endpoint_states(self) -> dict[str, int]:
+        return dict(sorted(Counter(view.state for view in self.endpoints()).items()))
+
+    # ---- identities
+
+    def identities(self) -> list[IdentityView]:
+        world = self.world
+        reserved = [
+            IdentityView(id=number, kind="reserved", namespace="", labels={}, endpoints=0, name=labels[0])
+            for number, labels in sorted(reserved_labels(abi.load()).items())
+            if number
+        ]
+        cluster = [
+            IdentityView(
+                id=identity.number,
+                kind="cluster",
+                namespace=identity.workload.namespace,
+                labels=dict(identity.workload.labels),
+                endpoints=identity.pods,
+                name="",
+            )
+            for identity in sorted(world.identities, key=lambda i: i.number)
+        ]
+        cidrs = [
+            IdentityView(id=number, kind="cidr", namespace="", labels={}, endpoints=0, name=key)
+            for key, number in sorted(world.allocations.cidr_identities.snapshot().items(), key=lambda item: item[1])
+        ]
+        return [*reserved, *cluster, *cidrs]
+
+    # ---- services
+
+    def services(self) -> list[ServiceView]:
+        problems = _by_subject(self.world.problems())
+        found = sorted(self.world.services, key=lambda service: service.ref)
+        return [self._service(service, problems.get(str(service.ref), "")) for service in found]
+
+    def _service(self, service: Service, problem: str) -> ServiceView:
+        addresses = self.world.services.addresses(service.ref)
+        return ServiceView(
+            namespace=service.ref.namespace,
+            name=service.ref.name,
+            type=service.type,
+            ips=("None",) if service.headless else tuple(map(format_address, addresses)),
+            frontends=tuple(
+                self._frontend(service, address, port)
+                for address in addresses
+                for port in service.ports
+                if self.world.services.owns(service, address, port)
+            ),
+            origin=str(service.origin),
+            problem=problem,
+        )
+
+    def _frontend(self, service: Service, address: bytes, port: ServicePort) -> FrontendView:
+        members = backends(self.world.slices(service), port)
+        return FrontendView(
+            address=format_address(address),
+            protocol=Protocol.BY_NUMBER[port.protocol],
+            port=port.port,
+            name=port.name,
+            backends=tuple(
+                BackendView(address=format_address(backend), port=number)
+                for backend, number in members
+                if serves(address, backend)
+            ),
+        )
+
+    # ---- policies
+
+    def policies(self) -> list[PolicyView]:
+        selected: dict[object, list[str]] = {}
+        for state in self.world.pods:
+            if (subject := self.world.subject(state.pod.ref)) is not None:
+                selected.setdefault(subject, []).append(key_of(state.pod.ref))
+        return [self._policy(p, selected) for p in sorted(self.world.index.policies(), key=lambda p: p.ref)]
+
+    def _policy(self, policy: Policy, selected: dict[object, list[str]]) -> PolicyView:
+        pods = [pod for subject in self.world.index.subjects_of(policy.ref) for pod in selected.get(subject, ())]
+        return PolicyView(
+            kind=policy.ref.kind,
+            namespace=policy.ref.namespace,
+            name=policy.ref.name,
+            isolates=tuple(sorted(map(str, policy.isolates))),
+            rules=len(policy.rules),
+            endpoints=tuple(sorted(pods)),
+            origin=str(policy.origin),
+            problem=policy.problem,
+        )
+
+    # ---- nodes
+
+    def nodes(self) -> list[NodeView]:
+        config = self.world.config
+        counts = Counter(state.pod.node or config.name for state in self.world.pods)
+        local = NodeView(
+            name=config.name,
+            local=True,
+            addresses=tuple(map(format_address, config.addresses)),
+            pod_cidrs=tuple(map(str, config.pod_cidrs)),
+            pods=counts.pop(config.name, 0),
+        )
+        others = [
+            NodeView(name=name, local=False, addresses=(), pod_cidrs=(), pods=pods)
+            for name, pods in sorted(counts.items())
+        ]
+        return [local, *others]
+
+
+def problem_views(problems: Iterable[Problem]) -> tuple[ProblemView, ...]:
+    return tuple(
+        ProblemView(file=p.file, line=p.line, subject=p.subject, path=p.path, message=p.message, warning=p.warning)
+        for p in problems
+    )
+
+
+def _by_subject(problems: Iterable[Problem]) -> dict[str, str]:
+    return {problem.subject: problem.message for problem in problems}
+
+
+def _pod_key(state: PodState) -> ObjectRef:
+    return state.pod.ref
