@@ -13,7 +13,11 @@ from policies.address import V4_MAPPED, is_v4
 
 class Pairs:
     def __init__(self, abi: Abi) -> None:
-        self._constants = abi.constants
+        constants = abi.constants
+        self._service, self._reply = constants.CT_SERVICE, constants.CT_REPLY
+        self._hairpin, self._ended = constants.CT_HAIRPIN, constants.CT_ENDED
+        self._no_rule, self._end = constants.RULE_NONE, constants.EVENT_END
+        self._from_pod, self._to_pod = constants.HOOK_FROM_POD, constants.HOOK_TO_POD
         self._tuple = abi.records["tuple"]
         self._event = abi.records["event"]
         self._hairpin_v4 = V4_MAPPED + abi.byte_strings["HAIRPIN_V4_BE_BYTES"]
@@ -21,25 +25,16 @@ class Pairs:
 
     def partner(self, key: Any, entry: Any) -> bytes:
         """The key of the flow's other entry."""
-        constants = self._constants
-        source, source_port_be = key.destination, key.destination_port_be
-        destination, destination_port_be = key.source, key.source_port_be
-        hairpin = entry.flags & constants.CT_HAIRPIN
-        if entry.flags & constants.CT_SERVICE and entry.flags & constants.CT_REPLY:
-            destination, destination_port_be = entry.nat_address, entry.nat_port_be
-            if hairpin:
-                source = key.source
-        elif entry.flags & constants.CT_SERVICE:
-            source, source_port_be = entry.nat_address, entry.nat_port_be
-            if hairpin:
-                destination = self._hairpin_v4 if is_v4(key.source) else self._hairpin_v6
-        return self._tuple.pack(
-            source=source,
-            destination=destination,
-            source_port_be=source_port_be,
-            destination_port_be=destination_port_be,
-            protocol=key.protocol,
-        )
+        source, destination, source_port_be, destination_port_be, protocol = key
+        if not entry.flags & self._service:
+            return self._tuple.pack_values(destination, source, destination_port_be, source_port_be, protocol)
+        hairpin = entry.flags & self._hairpin
+        if entry.flags & self._reply:
+            target = source if hairpin else destination
+            return self._tuple.pack_values(target, entry.nat_address, destination_port_be, entry.nat_port_be, protocol)
+        if hairpin:
+            source = self._hairpin_v4 if is_v4(source) else self._hairpin_v6
+        return self._tuple.pack_values(entry.nat_address, source, entry.nat_port_be, source_port_be, protocol)
 
     def is_live(self, entry: Any, partner: Any | None, now_ns: int) -> bool:
         """Expiry is the later of the two entries'; entries made at different times belong to different flows."""
@@ -49,19 +44,18 @@ class Pairs:
 
     def end(self, key: Any, entry: Any, partner: Any | None, now_ns: int) -> bytes | None:
         """The END event of a flow, in its originator's direction; None where the datapath has reported it."""
-        constants = self._constants
         flags = entry.flags | (partner.flags if partner is not None else 0)
-        if flags & constants.CT_ENDED:
+        if flags & self._ended:
             return None
-        forward = self._tuple.unpack(self.partner(key, entry)) if entry.flags & constants.CT_REPLY else key
-        if entry.flags & constants.CT_REPLY:  # who answers is who was reached
+        is_reply, is_service = entry.flags & self._reply, entry.flags & self._service
+        forward = self._tuple.unpack(self.partner(key, entry)) if is_reply else key
+        if is_reply:  # who answers is who was reached
             destination, destination_port_be = key.source, key.source_port_be
-        elif entry.flags & constants.CT_SERVICE:
+        elif is_service:
             destination, destination_port_be = entry.nat_address, entry.nat_port_be
         else:
             destination, destination_port_be = key.destination, key.destination_port_be
-        service = entry.flags & constants.CT_SERVICE
-        judged_egress = entry.rule_egress != constants.RULE_NONE
+        judged_egress = entry.rule_egress != self._no_rule
         return self._event.pack(
             time_ns=now_ns,
             rule_egress=entry.rule_egress,
@@ -70,17 +64,17 @@ class Pairs:
             bytes=entry.bytes + (partner.bytes if partner is not None else 0),
             source=forward.source,
             destination=destination,
-            service=forward.destination if service else bytes(16),
+            service=forward.destination if is_service else bytes(16),
             source_identity=entry.source_identity,
             destination_identity=entry.destination_identity,
             ifindex=entry.ifindex,
             source_port_be=forward.source_port_be,
             destination_port_be=destination_port_be,
-            service_port_be=forward.destination_port_be if service else 0,
-            type=constants.EVENT_END,
+            service_port_be=forward.destination_port_be if is_service else 0,
+            type=self._end,
             verdict=entry.verdict,
             protocol=key.protocol,
-            hook=constants.HOOK_FROM_POD if judged_egress else constants.HOOK_TO_POD,
+            hook=self._from_pod if judged_egress else self._to_pod,
             egress_judged=int(judged_egress),
-            ingress_judged=int(entry.rule_ingress != constants.RULE_NONE),
+            ingress_judged=int(entry.rule_ingress != self._no_rule),
         )
