@@ -31,6 +31,13 @@ NOT_ISOLATED_ROW: Row = (Cell(None, 0, LAST_PORT, Verdict.ALLOW, NOT_ISOLATED),)
 NO_PORTS: frozenset[ContainerPort] = frozenset()
 
 
+NO_RULES: frozenset[int] = frozenset()
+
+Groups = dict[frozenset[int], Set[RemoteClass]]
+"""Classes by the positions of the rules that have them as peers; disjoint."""
+
+FEW_CLASSES = 64
+
 ROWS_KEPT = 4096
 """Per side, so that classes which come and go do not fill the memory."""
 
@@ -95,28 +102,26 @@ class Side:
         row = self._row(frozenset(ranks), self._ports(remote))
         return row if row != self._row_anywhere else None
 
-    def _groups(self, classes: ClassIndex) -> dict[frozenset[int], Set[RemoteClass]]:
-        """Classes in use by the rules that name them as peers: sets are split as whole sets, for speed."""
-        groups: dict[frozenset[int], Set[RemoteClass]] = {}
+    def _groups(self, classes: ClassIndex) -> Groups:
+        """Classes in use that some rule tells apart, by the positions of the rules that do.
+
+        A peer that matches many splits whole sets, one that matches few adds to single classes: each is slow where
+        the other is fast.
+        """
+        groups: Groups = {}
         if self._named:
             groups[frozenset()] = {c for n in self._named for c in classes.naming(n)}
+        few: MultiMap[RemoteClass, int] = MultiMap()
         peers: Iterable[tuple[Peer, set[int]]] = chain(self._selectors.items(), self._blocks.items())
         for peer, indexes in peers:
-            matched: Set[RemoteClass] = classes.matched(peer)
-            split: dict[frozenset[int], Set[RemoteClass]] = {}
-            for ranks, remotes in groups.items():
-                if matched.isdisjoint(remotes):
-                    split[ranks] = split[ranks] | remotes if ranks in split else remotes
-                    continue
-                for key, part in ((ranks, remotes - matched), (ranks | indexes, remotes & matched)):
-                    if part:
-                        split[key] = split[key] | part if key in split else part
-                matched = matched - remotes
-            if matched:
-                key = frozenset(indexes)
-                split[key] = split[key] | matched if key in split else matched
-            groups = split
-        return groups
+            matched = classes.matched(peer)
+            if len(matched) > FEW_CLASSES:
+                groups = _split(groups, matched, frozenset(indexes))
+                continue
+            for remote in matched:
+                for index in indexes:
+                    few.put(remote, index)
+        return _regroup(groups, few) if few else groups
 
     def _by_ports(self, remotes: Set[RemoteClass]) -> Iterable[tuple[frozenset[ContainerPort], Iterable[RemoteClass]]]:
         if not self._named:
@@ -143,6 +148,37 @@ class Side:
                 self._rows.clear()
             self._rows[key] = row
         return row
+
+
+def _split(groups: Groups, matched: Set[RemoteClass], indexes: frozenset[int]) -> Groups:
+    """The groups after rules at `indexes` have matched these classes."""
+    out: Groups = {}
+    for ranks, remotes in groups.items():
+        if matched.isdisjoint(remotes):
+            _join(out, ranks, remotes)
+            continue
+        _join(out, ranks, remotes - matched)
+        _join(out, ranks | indexes, remotes & matched)
+        matched = matched - remotes
+    _join(out, indexes, matched)
+    return out
+
+
+def _regroup(groups: Groups, few: MultiMap[RemoteClass, int]) -> Groups:
+    """The groups after single classes were matched by further rules."""
+    out: Groups = {}
+    moved: MultiMap[frozenset[int], RemoteClass] = MultiMap()
+    for remote, indexes in few.items():
+        ranks = next((ranks for ranks, remotes in groups.items() if remote in remotes), NO_RULES)
+        moved.put(ranks.union(indexes), remote)
+    for ranks, remotes in chain(((r, c - few.keys()) for r, c in groups.items()), moved.items()):
+        _join(out, ranks, remotes)
+    return out
+
+
+def _join(groups: Groups, ranks: frozenset[int], remotes: Set[RemoteClass]) -> None:
+    if remotes:
+        groups[ranks] = groups[ranks] | remotes if ranks in groups else remotes
 
 
 def named_by(rules: Iterable[Rule]) -> set[NamedPort]:

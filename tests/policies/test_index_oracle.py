@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import Cluster
 
+import policies.compile as compiler
 from policies.evaluate import Flow, ends, evaluate_side, exempt
 from policies.flatten import lookup
 from policies.index import PolicyIndex
@@ -38,9 +40,13 @@ def agree(cluster: Cluster, index: PolicyIndex, policies: list[Policy], flow: Fl
 
 
 @given(cluster=strategies.clusters(), seed=st.integers(0, 2**32))
-@settings(max_examples=300, deadline=None, print_blob=True)
-def test_random_clusters(cluster: Cluster, seed: int) -> None:
+@settings(max_examples=200, deadline=None, print_blob=True)
+@pytest.mark.parametrize("few", [0, compiler.FEW_CLASSES])
+def test_random_clusters(few: int, cluster: Cluster, seed: int) -> None:
+    """Both ways of grouping classes: split as sets, and one by one."""
     index = strategies.index_of(cluster)
     policies = [strategies.parsed(raw) for raw in cluster.policies]
-    for flow in strategies.flows_of(cluster, seed, 30):
-        agree(cluster, index, policies, flow)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "FEW_CLASSES", few)
+        for flow in strategies.flows_of(cluster, seed, 30):
+            agree(cluster, index, policies, flow)

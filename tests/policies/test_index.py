@@ -1,0 +1,137 @@
+"""The policy index by hand: what random clusters do not ask of it."""
+
+from __future__ import annotations
+
+import strategies
+from strategies import Cluster
+
+from policies.address import Prefix
+from policies.compile import NOT_ISOLATED_ROW
+from policies.index import MANY_CLASSES, PolicyIndex
+from policies.model import ContainerPort, Direction, Origin, Policy, RemoteClass, Subject, Workload
+from policies.terms import Terms
+
+
+def policy(name: str = "p", **spec: object) -> Policy:
+    metadata = {"name": name, "namespace": "blue"}
+    return strategies.parsed(
+        {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
+    )
+
+
+def test_unknown_workloads_are_denied_everything() -> None:
+    index = PolicyIndex()
+    subject = Subject(300)
+    index.add_subject(subject)
+    assert index.take_dirty() == {subject: None}
+    assert index.compile(subject) == {}
+
+
+def test_not_isolated_is_an_entry_of_its_own() -> None:
+    index = PolicyIndex()
+    index.set_identity(300, Workload("blue", {}))
+    for direction in Direction:
+        assert index.compile(Subject(300))[direction, None] == NOT_ISOLATED_ROW
+    isolating = policy(podSelector={})
+    index.set_policy(isolating.ref, isolating)
+    assert index.compile(Subject(300)) == {(Direction.EGRESS, None): NOT_ISOLATED_ROW}
+
+
+def test_everything_open_makes_no_class_rows() -> None:
+    pod = strategies.PodSpec("blue", "pod-0", {}, (), ("10.1.0.1", "fd00:1::1"))
+    index = strategies.index_of(Cluster({"blue": {}}, (pod,), ()))
+    opened = policy(podSelector={}, ingress=[{"from": [{"podSelector": {}}]}, {}])
+    index.set_policy(opened.ref, opened)
+    assert {remote for _, remote in index.compile(Subject(256))} == {None}
+
+
+def test_a_salvaged_policy_isolates_and_is_listed() -> None:
+    index = PolicyIndex()
+    index.set_identity(300, Workload("blue", {}))
+    valid = policy(podSelector={}, ingress=[{}], egress=[{}])
+    saved = Policy(valid.ref, valid.origin, valid.subject, valid.isolates, (), "spec: broken")
+    index.set_policy(saved.ref, saved)
+    assert index.compile(Subject(300)) == {}
+    assert index.problems() == [saved]
+
+
+def test_moving_a_policy_in_its_file_changes_nothing() -> None:
+    index = PolicyIndex()
+    index.set_identity(300, Workload("blue", {}))
+    index.add_subject(Subject(300))
+    written = policy(podSelector={}, ingress=[{}])
+    index.set_policy(written.ref, written)
+    assert index.take_dirty() == {Subject(300): None}
+    moved = Policy(written.ref, Origin("other", 9), written.subject, written.isolates, written.rules)
+    index.set_policy(moved.ref, moved)
+    assert index.take_dirty() == {}
+    assert index.policy(written.ref) == moved
+
+
+def test_only_what_a_class_touches_is_dirty() -> None:
+    index = PolicyIndex()
+    index.set_identity(300, Workload("blue", {"app": "web"}))
+    index.set_identity(301, Workload("blue", {"app": "db"}))
+    for number in (300, 301):
+        index.add_subject(Subject(number))
+    peers = [{"podSelector": {"matchLabels": {"app": "client"}}}]
+    written = policy(podSelector={"matchLabels": {"app": "web"}}, ingress=[{"from": peers}])
+    index.set_policy(written.ref, written)
+    index.take_dirty()
+    index.set_identity(302, Workload("blue", {"app": "client"}))
+    assert index.take_dirty() == {}
+    index.add_class(RemoteClass(302))
+    assert index.take_dirty() == {Subject(300): {RemoteClass(302)}}
+    index.add_class(RemoteClass(300))
+    assert index.take_dirty() == {}
+    index.drop_class(RemoteClass(302))
+    assert index.take_dirty() == {Subject(300): {RemoteClass(302)}}
+    assert index.compile_class(Subject(300), RemoteClass(302)) == {}
+
+
+def test_many_dirty_classes_are_the_whole_subject() -> None:
+    index = PolicyIndex()
+    index.set_identity(300, Workload("blue", {}))
+    index.set_identity(301, Workload("blue", {}))
+    index.add_subject(Subject(300))
+    written = policy(podSelector={}, ingress=[{"from": [{"podSelector": {}}]}])
+    index.set_policy(written.ref, written)
+    index.take_dirty()
+    for number in range(MANY_CLASSES):
+        index.add_class(RemoteClass(301, frozenset(), frozenset({ContainerPort("a", 6, number)})))
+    assert index.take_dirty() == {Subject(300): None}
+
+
+def test_changed_terms_are_told_once() -> None:
+    index = PolicyIndex()
+    outer, inner = Prefix.parse("10.0.0.0/8"), Prefix.parse("10.1.0.0/16")
+    block = {"ipBlock": {"cidr": str(outer), "except": [str(inner)]}}
+    rule = {"ports": [{"port": "http"}]}
+    one = policy("one", podSelector={}, ingress=[{"from": [block], **rule}])
+    two = policy("two", podSelector={}, policyTypes=["Egress"], egress=[{"to": [block], **rule}])
+    index.set_policy(one.ref, one)
+    assert index.take_changed_terms() == Terms(frozenset({outer, inner}), frozenset(), frozenset({(6, "http")}))
+    index.set_policy(two.ref, two)
+    assert index.take_changed_terms() == Terms(frozenset(), frozenset({(6, "http")}), frozenset())
+    index.set_policy(one.ref, None)
+    assert index.take_changed_terms() == Terms(frozenset(), frozenset(), frozenset({(6, "http")}))
+    index.set_policy(two.ref, None)
+    index.set_policy(two.ref, two)
+    assert not index.take_changed_terms()
+    assert index.prefixes() == {outer, inner}
+
+
+def test_who_is_selected() -> None:
+    index = PolicyIndex()
+    index.set_identity(300, Workload("blue", {}))
+    index.set_identity(301, Workload("blue", {}))
+    index.set_identity(302, Workload("green", {}))
+    index.add_subject(Subject(300))
+    written = policy(podSelector={})
+    index.set_policy(written.ref, written)
+    assert index.subjects_of(written.ref) == {Subject(300)}
+    assert index.selected_identities(written.ref) == [300, 301]
+    assert index.policies_of(Subject(302)) == []
+    index.drop_subject(Subject(300))
+    assert index.subjects_of(written.ref) == set()
+    assert index.take_dirty() == {}
