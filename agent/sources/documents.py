@@ -66,10 +66,11 @@ def _split_json(text: bytes) -> Iterator[Chunk]:
     if file.items is None or not (file.kind or "").endswith("List"):
         yield Chunk(text, 0)
         return
-    position = line = 0
+    position = max(0, text.find(b"[", max(0, text.find(b'"items"'))))
+    line = text.count(b"\n", 0, position)
     for item in file.items:
         body = bytes(item)
-        start = text.index(body[:1], position)  # between items are only blanks and a comma
+        start = max(position, text.find(body[:1], position))  # between items are only blanks and a comma
         line += text.count(b"\n", position, start)
         yield Chunk(body, line)
         position = start + len(body)

@@ -90,8 +90,7 @@ def read(text: bytes, *, places: bool = False) -> Document | None:
         line = text[: error.position].count(b"\n")
         fault = Fault(line, "a character that YAML does not allow: save the file as plain UTF-8 text")
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        fault = Fault(mark.line if mark else 0, _say(error, text))
+        fault = _fault(error, text)
     if fault is not None:
         raise BadYaml([*builder.faults, fault], builder.partial())
     if builder.faults:
@@ -101,12 +100,17 @@ def read(text: bytes, *, places: bool = False) -> Document | None:
     return Document(builder.line, builder.root, builder.items, builder.places)
 
 
-def _say(error: yaml.MarkedYAMLError, text: bytes) -> str:
+def _fault(error: yaml.MarkedYAMLError, text: bytes) -> Fault:
+    lines = text.rstrip().split(b"\n")
     mark = error.problem_mark
-    if mark is not None and _TAB_INDENT.match(b"".join(text.split(b"\n")[mark.line : mark.line + 1])):
-        return "a tab cannot be used for indentation: use spaces"
+    if mark is None or mark.line >= len(lines):
+        # What is missing at the end of the text is told where it was opened.
+        mark = error.context_mark or mark
+    line = min(mark.line, len(lines) - 1) if mark is not None else 0
+    if _TAB_INDENT.match(lines[line]):
+        return Fault(line, "a tab cannot be used for indentation: use spaces")
     context = f"{error.context}, " if error.context else ""
-    return f"not valid YAML: {context}{error.problem}"
+    return Fault(line, f"not valid YAML: {context}{error.problem}")
 
 
 @lru_cache(maxsize=16384)
@@ -222,7 +226,7 @@ class _Builder:
         self._nodes += 1
         line: int = event.start_mark.line
         if event.tag is not None and not event.tag.startswith((_STANDARD + "map", _STANDARD + "seq")):
-            raise _Fatal(line, f"the tag {event.tag} is not supported")
+            raise _Fatal(line, f"the tag {event.tag.replace(_STANDARD, '!!')} is not supported")
         path = ""
         if self._stack:
             parent = self._stack[-1]
@@ -304,7 +308,7 @@ def _scalar(event: Any) -> Any:
         return _plain(event.value)
     if event.tag in (_STANDARD + "str", "!"):
         return event.value
-    raise _Fatal(event.start_mark.line, f"the tag {event.tag} is not supported")
+    raise _Fatal(event.start_mark.line, f"the tag {event.tag.replace(_STANDARD, '!!')} is not supported")
 
 
 def _kind(value: Any) -> str:
