@@ -21,6 +21,7 @@ from typing import Literal
 from rig import Netns
 
 Result = Literal["ok", "refused", "timeout"]
+STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 TIMEOUT_S = 1.0
 IPPROTO_SCTP = 132
 _REFUSALS = {
@@ -30,6 +31,7 @@ _REFUSALS = {
     errno.ENETUNREACH,
     errno.EACCES,
     errno.ENOPROTOOPT,
+    errno.EPROTO,
 }
 _INIT, _INIT_ACK, _ABORT = 1, 2, 6
 

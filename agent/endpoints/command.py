@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 
@@ -12,7 +11,7 @@ import msgspec
 from agent.objects import Container, Pod
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_REFERENCE = re.compile(r"\$\$|\$\(([^()]*)\)")
+_REFERENCE = re.compile(r"\$\$|\$\(([^)]*)\)")
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -43,5 +42,5 @@ def command(pod: Pod, container: Container) -> Command:
     own: dict[str, str] = {}
     for name, value in container.env.items():
         own[name] = expand(value, own)
-    env = {"PATH": DEFAULT_PATH, "HOSTNAME": pod.ref.name[: os.sysconf("SC_HOST_NAME_MAX")]} | own
+    env = {"PATH": DEFAULT_PATH, "HOSTNAME": pod.ref.name[:63].rstrip("-.")} | own
     return Command(tuple(expand(word, own) for word in container.command), env, container.working_dir or "/")

@@ -66,7 +66,7 @@ class RunningContainer:
         self._command: Command | None = None
         self._netns = -1
         self._restart = False
-        self._adopted: launch.Running | None = None
+        self._digest = ""  # of the command that runs, or ran last
         self._pid, self._pidfd = 0, -1
         self._started = 0.0
         self._restarts = self._recent = 0  # recent ones count for the back-off
@@ -78,11 +78,6 @@ class RunningContainer:
         self._ended.set()
 
     @property
-    def digest(self) -> str:
-        """Of the command that runs, or that ran last."""
-        return self._command.digest if self._command else self._adopted.digest if self._adopted else ""
-
-    @property
     def is_running(self) -> bool:
         return not self._ended.is_set()
 
@@ -90,18 +85,16 @@ class RunningContainer:
         state = "running" if self.is_running else "waiting" if self._timer else "ended"
         return ContainerState(self.name, state, self._pid * self.is_running, self._restarts, self._exit_status)
 
-    def adopt(self) -> bool:
-        """Take over the process an earlier agent started; False where it has ended."""
-        self._adopted = launch.read_pid_file(self.pid_file)
-        pidfd = launch.open_running(self._adopted) if self._adopted else None
-        if self._adopted is None or pidfd is None:
-            return False
-        self._watch(self._adopted.pid, pidfd)
-        return True
+    def adopt(self, process: launch.Running) -> None:
+        """Take over the process an earlier agent started, or learn that it has ended."""
+        self._digest = process.digest
+        pidfd = launch.open_running(process)
+        if pidfd is not None:
+            self._watch(process.pid, pidfd)
 
     def fits(self, command: Command | None, netns: int) -> bool:
         """Whether what runs, or ran last, is that command in that network namespace."""
-        if command is None or command.digest != self.digest:
+        if command is None or command.digest != self._digest:
             return False
         return not self.is_running or launch.netns_of(self._pid) in (0, os.fstat(netns).st_ino)
 
@@ -113,8 +106,7 @@ class RunningContainer:
         """Whether it has to be started: it does not run, nor waits to, nor has ended for good."""
         if self.is_running or self._timer or self._starting.locked():
             return False
-        last = launch.read_pid_file(self.pid_file)
-        return self._restart or last is None or last.digest != self.digest
+        return self._restart or not self._digest
 
     async def start(self) -> None:
         """OSError where the process could not be made."""
@@ -152,9 +144,10 @@ class RunningContainer:
 
     async def _launch(self) -> None:
         async with self._starting:
-            if self._end_asked.is_set() or self.is_running:
+            if self._command is None or self._end_asked.is_set() or self.is_running:
                 return
             pid = await self._owner.in_thread(launch.launch, self._command, self._netns, self.pid_file, self.log)
+            self._digest = self._command.digest
             self._watch(pid, os.pidfd_open(pid))
             if self._end_asked.is_set():
                 launch.signal_group(pid, signal.SIGTERM)

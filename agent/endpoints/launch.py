@@ -17,6 +17,7 @@ import msgspec
 
 from agent.endpoints import namespaces
 from agent.endpoints.command import Command
+from agent.endpoints.spawn import spawn
 
 # $0 pid file, $1 digest, $2 working directory, then the environment and the command for env. `read` and `printf` are
 # built in: no process besides. env, as sh would drop variables whose names it could not use itself.
@@ -24,7 +25,6 @@ _RECORD_AND_RUN = (
     'read -r stat </proc/$$/stat && printf "%s %s\\n" "$1" "$stat" >"$0" && cd "$2" || exit 126; '
     'shift 2; exec /usr/bin/env -i "$@"'
 )
-_RESET_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
 _SWEEP_S = 5.0
 
 
@@ -48,19 +48,15 @@ def launch(command: Command, netns: int, pid_file: Path, log: Path) -> int:
     environment = [f"{name}={value}" for name, value in command.env.items()]
     argv = ["/bin/sh", "-c", _RECORD_AND_RUN, str(pid_file), command.digest, command.working_dir]
     with namespaces.entered(netns):
-        return os.posix_spawn(
-            "/bin/sh",
-            [*argv, *environment, *command.argv],
-            {},
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-            ],
-            setsid=True,
-            setsigmask=(),
-            setsigdef=_RESET_SIGNALS,
-        )
+        return spawn("/bin/sh", [*argv, *environment, *command.argv], {}, log, list(_inheritable()))
+
+
+def _inheritable() -> Iterator[int]:
+    """Descriptors that this process was given by whoever started it, and does not know."""
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with contextlib.suppress(OSError):  # it was the listing's own
+            if int(name) > 2 and os.get_inheritable(int(name)):
+                yield int(name)
 
 
 def read_pid_file(path: Path) -> Running | None:
@@ -107,8 +103,8 @@ def signal_group(pid: int, number: signal.Signals) -> None:
 
 def kill_in_netns(inodes: Collection[int]) -> None:
     """SIGKILL everything inside these network namespaces, until nothing is. Never the caller's own."""
-    own = {Path(path).stat().st_ino for path in ("/proc/self/ns/net", namespaces.CURRENT, "/proc/1/ns/net")}
-    if own.intersection(inodes):
+    own = (Path("/proc/self/ns/net"), Path(namespaces.CURRENT), namespaces.machine_namespace("net"))
+    if {path.stat().st_ino for path in own if path}.intersection(inodes):
         raise ValueError("these are not a pod's processes: the namespace is the agent's or the machine's own")
     _kill_until_none(lambda pid: netns_of(pid) in inodes)
 

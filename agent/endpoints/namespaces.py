@@ -24,7 +24,6 @@ _CLONE_FS, _CLONE_NEWNS, _CLONE_NEWNET = 0x200, 0x20000, 0x40000000
 _MS_BIND, _MS_REC, _MS_SHARED = 4096, 16384, 1 << 20
 _MNT_DETACH = 2
 _NAME_BYTES = 255
-_MACHINE_MOUNTS = "/proc/1/ns/mnt"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -67,9 +66,24 @@ def create() -> int:
     return open_current()
 
 
+def machine_namespace(kind: str) -> Path | None:
+    """Path of the machine's own namespace ("net", "mnt"): that of process 1, or of kthreadd where process 1 may not be
+    looked at; in a container that of its first process. None where neither may be looked at."""
+    for pid, name in (("1", ""), ("2", "kthreadd")):
+        try:
+            if not name or Path(f"/proc/{pid}/comm").read_text().strip() == name:
+                path = Path(f"/proc/{pid}/ns/{kind}")
+                path.stat()
+                return path
+        except OSError:
+            continue
+    return None
+
+
 def is_initial() -> bool:
-    """Whether the calling thread is in the machine's first network namespace (or the container's: process 1's)."""
-    return Path(CURRENT).stat().st_ino == Path("/proc/1/ns/net").stat().st_ino
+    """Whether the calling thread is in the machine's first network namespace; also where that cannot be told."""
+    machine = machine_namespace("net")
+    return machine is None or Path(CURRENT).stat().st_ino == machine.stat().st_ino
 
 
 def netns_name(instance: str, pod: ObjectRef) -> str:
@@ -177,17 +191,15 @@ def _share_run_dir() -> bool:
 
 
 def join_machine_mounts() -> bool:
-    """Move the calling thread into the mount namespace of process 1; False where it is there already or may not.
+    """Move the calling thread into the machine's mount namespace; False where it is there already or may not.
 
     `ip netns exec` runs its command with mounts of its own, in which a namespace named would be seen by nobody else
     (and what is mounted under /sys is lost with the command). The thread's working directory becomes /.
     """
-    try:
-        if Path("/proc/thread-self/ns/mnt").stat().st_ino == Path(_MACHINE_MOUNTS).stat().st_ino:
-            return False
-        mounts = os.open(_MACHINE_MOUNTS, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    machine = machine_namespace("mnt")
+    if machine is None or machine.stat().st_ino == Path("/proc/thread-self/ns/mnt").stat().st_ino:
         return False
+    mounts = os.open(machine, os.O_RDONLY | os.O_CLOEXEC)
     try:
         # A thread that shares its working directory with others may not change its mounts.
         return bool(_libc.unshare(_CLONE_FS) == 0 and _libc.setns(mounts, _CLONE_NEWNS) == 0)

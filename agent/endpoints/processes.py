@@ -49,19 +49,18 @@ class Processes:
         pod, is ended first. A container that has ended and is not to be restarted is not started again. OSError where
         a process could not be started.
         """
-        folder = self.folder_of(pod.ref)
-        folder.mkdir(parents=True, exist_ok=True)
-        containers = self._load(pod.ref)
+        containers = await self._load(pod.ref)
         wanted = {c.name: command(pod, c) for c in pod.containers if c.command}
         outdated = [c for c in containers.values() if not c.fits(wanted.get(c.name), netns)]
         await self._end(outdated)
         for container in outdated:
             del containers[container.name]
-            container.pid_file.unlink(missing_ok=True)
         if pod.ref not in self._netns:
             self._netns[pod.ref] = os.dup(netns)
         for name, wish in wanted.items():
-            container = containers.setdefault(name, RunningContainer(self, pod.ref, name))
+            if name not in containers:
+                containers[name] = RunningContainer(self, pod.ref, name)
+            container = containers[name]
             container.supply(wish, self._netns[pod.ref], pod.restart_always)
             if container.is_due():
                 await container.start()
@@ -70,15 +69,13 @@ class Processes:
         """End the processes of pods: SIGTERM, after the grace period SIGKILL. Their pid files and logs are removed.
         Nothing happens where there are none."""
         pods = list(pods)
-        await self._end([container for pod in pods for container in self._load(pod).values()])
+        await self._end([container for pod in pods for container in (await self._load(pod)).values()])
         for pod in pods:
             del self._pods[pod]
             netns = self._netns.pop(pod, None)
             if netns is not None:
                 os.close(netns)
-            shutil.rmtree(self.folder_of(pod), ignore_errors=True)
-            with contextlib.suppress(OSError):  # unless it was the last pod of its namespace
-                self.folder_of(pod).parent.rmdir()
+        await self.in_thread(_remove_folders, [self.folder_of(pod) for pod in pods])
 
     def known(self) -> list[ObjectRef]:
         """Pods that have processes, or had and were not stopped; those of an earlier agent too."""
@@ -127,17 +124,31 @@ class Processes:
     def _all(self) -> list[RunningContainer]:
         return [container for containers in self._pods.values() for container in containers.values()]
 
-    def _load(self, pod: ObjectRef) -> dict[str, RunningContainer]:
-        """Containers of a pod; the first time, those an earlier agent left running."""
+    async def _load(self, pod: ObjectRef) -> dict[str, RunningContainer]:
+        """Containers of a pod; the first time, those an earlier agent started and may have left running."""
         if pod not in self._pods:
+            records = await self.in_thread(_read_folder, self.folder_of(pod))
             containers = self._pods[pod] = {}
-            for pid_file in self.folder_of(pod).glob("*.pid"):
-                container = RunningContainer(self, pod, pid_file.stem)
-                if container.adopt():
-                    containers[container.name] = container
+            for name, record in records.items():
+                containers[name] = RunningContainer(self, pod, name)
+                containers[name].adopt(record)
         return self._pods[pod]
 
     async def _end(self, containers: Collection[RunningContainer]) -> None:
         for container in containers:
             container.terminate()
         await asyncio.gather(*(container.ended(self._grace_s) for container in containers))
+
+
+def _read_folder(folder: Path) -> dict[str, launch.Running]:
+    """Who was started last, by container. Makes the folder where there is none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records = {path.stem: launch.read_pid_file(path) for path in folder.glob("*.pid")}
+    return {name: record for name, record in records.items() if record}
+
+
+def _remove_folders(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # unless it was the last pod of its namespace
+            folder.parent.rmdir()

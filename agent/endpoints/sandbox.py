@@ -87,6 +87,8 @@ class Sandboxes:
             raise
 
     def close(self) -> None:
+        # Namespaces are cleaned up some time after their last descriptor; the links are to be gone now.
+        _delete_links(self._route, [blank.link.ifindex for blank in self._blanks])
         while self._blanks:
             self._blanks.pop().close()
         self._route.close()
