@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from agent.flows.flow import Endpoint, Flow, Lost, PolicyRule, ServicePort, Verdict
+from agent.flows.flow import Endpoint, Flow, Lost, ServicePort, Verdict
 
 COLORS = {Verdict.FORWARDED: "\x1b[32m", Verdict.DROPPED: "\x1b[31m", Verdict.REFUSED: "\x1b[33m"}
 LOST_COLOR, RESET = "\x1b[35m", "\x1b[0m"
@@ -54,15 +54,10 @@ def _details(flow: Flow) -> list[str]:
     if flow.drop_reason:
         words.append(flow.drop_reason)
     if flow.policy is not None:
-        words.append(f"by {rule_text(flow.policy)}")
+        words.append(f"by {flow.policy}")
     if flow.service is not None:
         words.append(f"via {_service(flow.service)}")
     return words
-
-
-def rule_text(policy: PolicyRule | Mapping[str, Any]) -> str:
-    """How the rule that decided is named: `shop/web ingress[0]`, or `default-deny`."""
-    return str(policy if isinstance(policy, PolicyRule) else msgspec.convert(policy, PolicyRule))
 
 
 def _endpoint(side: Endpoint) -> str:
