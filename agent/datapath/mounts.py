@@ -7,7 +7,6 @@ import importlib.util
 import os
 import platform
 import re
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -78,30 +77,14 @@ def arch_include(include: Path = INCLUDE) -> Path:
 
 
 def ensure_bpffs() -> Path:
-    """The folder to pin under, on a bpffs that outlives this process. Mounts it where it is not. Raises Unmet.
+    """The folder to pin under; bpffs is mounted there if it is not. Raises Unmet.
 
-    `ip netns exec` puts a fresh /sys into a mount namespace of its own. A bpffs mounted there would go, with all its
-    pins, when the last process of it ends: then the one that process 1 sees is used.
+    It is mounted for the mount namespace of the caller, and pins end with that: whoever may have been started by
+    `ip netns exec` joins the machine's mounts first (agent.endpoints.namespaces.join_machine_mounts).
     """
-    if is_mounted(BPFFS, "bpf", Path("/proc/self/mountinfo").read_text()):
-        return BPFFS
-    if not _in_mount_namespace_of_its_own():
+    if not is_mounted(BPFFS, "bpf", Path("/proc/self/mountinfo").read_text()):
         _mount("bpf", BPFFS, "bpf")
-        return BPFFS
-    if not is_mounted(BPFFS, "bpf", Path("/proc/1/mountinfo").read_text()):
-        command = ["nsenter", "--target=1", "--mount", "mount", "-t", "bpf", "bpf", str(BPFFS)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise Unmet(f"Mounting bpffs failed ({result.stderr.strip()}): run `mount -t bpf bpf {BPFFS}` on the host.")
-    return Path("/proc/1/root") / BPFFS.relative_to("/")
-
-
-def _in_mount_namespace_of_its_own() -> bool:
-    """Whether process 1 is known to see other mounts; where it cannot be asked, nothing can be mounted there either."""
-    try:
-        return Path("/proc/self/ns/mnt").readlink() != Path("/proc/1/ns/mnt").readlink()
-    except PermissionError:
-        return False
+    return BPFFS
 
 
 def ensure_cgroup2() -> Path:

@@ -16,6 +16,7 @@ import msgspec
 from agent.datapath import bpf
 from agent.datapath.abi import bpf_dir
 from agent.datapath.maps import Maps
+from agent.datapath.mounts import Unmet, require_host
 from agent.datapath.pins import Pins
 
 COMPILE_SECONDS = 120
@@ -163,7 +164,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m agent.datapath.programs", description=main.__doc__)
     parser.add_argument("--stats", action="store_true", required=True, help="instructions verified, bytes of code")
     parser.parse_args()
-    pins = Pins.of(f"stats-{os.getpid()}")
+    try:
+        require_host()
+        pins = Pins.of(f"stats-{os.getpid()}")
+    except Unmet as unmet:
+        sys.exit(str(unmet))
     try:
         with Maps.open_or_create(pins.maps) as maps, ensure_loaded(maps, pins) as programs:
             sys.stdout.write(f"{'program':<16}{'verified':>10}{'xlated bytes':>14}{'jited bytes':>14}\n")

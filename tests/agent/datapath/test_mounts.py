@@ -69,10 +69,7 @@ def test_everything_missing_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
 def test_file_systems_are_there_after_asking() -> None:
-    folder = mounts.ensure_bpffs()
-    assert mounts.ensure_bpffs() == folder
-    assert os.statvfs(folder)
-    mountinfo = Path("/proc/self/mountinfo").read_text()
-    if folder == mounts.BPFFS:
-        assert mounts.is_mounted(folder, "bpf", mountinfo)
-    assert mounts.is_mounted(mounts.ensure_cgroup2(), "cgroup2", Path("/proc/self/mountinfo").read_text())
+    for kind, ensure in {"bpf": mounts.ensure_bpffs, "cgroup2": mounts.ensure_cgroup2}.items():
+        folder = ensure()
+        assert ensure() == folder
+        assert mounts.is_mounted(folder, kind, Path("/proc/self/mountinfo").read_text())
