@@ -49,6 +49,7 @@ class DirectorySource:
         self._watches = Watches(path)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="last-good")
         self._unsaved: list[Update] = []
+        self._unwritten: list[Update] = []
         self._save_problem: list[Problem] = []
         self._shown: list[Problem] = []
 
@@ -166,9 +167,10 @@ class DirectorySource:
             self._writer.submit(self._write, updates, files)
 
     def _write(self, updates: list[Update], files: frozenset[str] | None) -> None:
-        """In the writer's thread."""
+        """In the writer's thread. What could not be written is tried again with what comes next."""
+        self._unwritten += updates
         try:
-            self._last_good.write(updates)
+            self._last_good.write(self._unwritten)
             if files is not None:
                 self._last_good.prune(files)
         except OSError as error:
@@ -176,6 +178,7 @@ class DirectorySource:
             self._save_problem = [Problem(str(error.filename), 0, message)]
         else:
             self._save_problem = []
+            self._unwritten = []
 
 
 def _content(descriptor: int) -> bytes | str:
