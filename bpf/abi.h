@@ -172,6 +172,11 @@ struct conntrack {
 	__u8 flags;
 	__u8 verdict;               /* of the last judgement */
 	__u32 ifindex;              /* the originator's or, from outside, the destination's */
+	__u32 sender_ifindex;       /* of this entry's packets: the pod's that may send them; 0: they come by the stack */
+	__u32 receiver_ifindex;     /* the local pod's they go to; 0: to the stack */
+	__u8 mac[6];                /* of the receiver, as in struct endpoint */
+	__u8 host_mac[6];
+	__u8 pad[4];
 };
 
 struct fragment_key { struct address source; struct address destination; __u32 id; __u8 protocol; __u8 pad[3]; };
@@ -221,7 +226,7 @@ struct event {
 };
 
 /* What the datapath knows of the packet in hand (packet.h); user space has no use for it. */
-struct scratch { __u8 bytes[768]; };
+struct scratch { __u8 bytes[1024]; };
 
 /* ---- maps: M(type, name, key, value, max_entries, flags) -----------------------------
  * Types and flags are the kernel's (BPF_MAP_TYPE_…, BPF_F_…). Sizes are defaults. */

@@ -56,15 +56,6 @@ INLINE bool are_partners(const struct conntrack *a, const struct conntrack *b)
 	return a && b && a->created_ns == b->created_ns;
 }
 
-INLINE void conntrack_forget(const struct tuple *key, const struct tuple *partner, const struct conntrack *e, bool host)
-{
-	bool both = are_partners(e, conntrack_at(partner, host));
-
-	conntrack_delete(key, host);
-	if (both)
-		conntrack_delete(partner, host);
-}
-
 /* Expiry is the later of the two entries': a one-way stream keeps only one of them fresh. */
 INLINE bool is_live(const struct conntrack *e, const struct tuple *partner, __u64 now_ns, bool host)
 {
@@ -76,20 +67,22 @@ INLINE bool is_live(const struct conntrack *e, const struct tuple *partner, __u6
 	return are_partners(e, other) && other->expires_ns > now_ns;
 }
 
-/* The entry of p->tuple, if its flow lives. Sets p->after and p->answer. A SYN to a closed flow begins another. */
-INLINE struct conntrack *conntrack_find(struct packet *p, bool host)
+/* Where the packet goes on to, by its flow's entry. p->after is p->tuple before. */
+INLINE void translate_tuple(struct packet *p, const struct conntrack *e)
 {
-	struct conntrack *e = conntrack_at(&p->tuple, host);
-
-	if (!e)
-		return NULL;
-	partner_key(&p->answer, &p->tuple, e, p->ipv6);
-	if (!is_live(e, &p->answer, p->now_ns, host) ||
-	    (e->flags & CT_CLOSED && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)) {
-		conntrack_forget(&p->tuple, &p->answer, e, host);
-		return NULL;
+	if (!(e->flags & CT_SERVICE))
+		return;
+	if (e->flags & CT_REPLY) {
+		copy_address(&p->after.source, &e->nat_address);
+		p->after.source_port_be = e->nat_port_be;
+		if (e->flags & CT_HAIRPIN)
+			copy_address(&p->after.destination, &p->tuple.source);
+	} else {
+		copy_address(&p->after.destination, &e->nat_address);
+		p->after.destination_port_be = e->nat_port_be;
+		if (e->flags & CT_HAIRPIN)
+			hairpin_address(&p->after.source, p->ipv6);
 	}
-	return e;
 }
 
 /* Take over what the entry says. The near end is the pod this hook is for. */
@@ -97,7 +90,7 @@ INLINE void conntrack_follow(struct packet *p, const struct conntrack *e)
 {
 	bool local = e->flags & CT_LOCAL, near_originated;
 
-	turn_round(&p->after, &p->answer);
+	translate_tuple(p, e);
 	p->flags = e->flags;
 	p->is_reply = (e->flags & CT_REPLY) != 0;
 	p->source.identity = e->source_identity;
@@ -109,43 +102,55 @@ INLINE void conntrack_follow(struct packet *p, const struct conntrack *e)
 	p->ingress_judged = !near_originated || local;
 }
 
-/* The entry is of a flow whose pod is gone: another has its address now. */
-INLINE void conntrack_abandon(struct packet *p, const struct conntrack *e, bool host)
+/* Undo that: the entry is of a flow whose pod is gone, and another has its address now. */
+INLINE void conntrack_unfollow(struct packet *p)
 {
-	conntrack_forget(&p->tuple, &p->answer, e, host);
 	copy_tuple(&p->after, &p->tuple);
+	p->source.identity = 0;
+	p->destination.identity = 0;
 	p->flags = 0;
 	p->is_reply = 0;
 }
 
-INLINE bool is_current(const struct packet *p, const struct conntrack *e, const struct endpoint *near)
+/* Whether the flow of p->tuple's entry lives. A SYN to a closed connection begins another. */
+INLINE bool is_flow_live(struct packet *p, const struct conntrack *e, bool host)
 {
-	__u32 identity = (p->hook == HOOK_FROM_POD) != p->is_reply ? e->source_identity : e->destination_identity;
-
-	return e->epoch == p->epoch && e->verdict == VERDICT_ALLOW && identity == near->identity;
+	if (e->flags & CT_CLOSED && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+		return false;
+	if (e->expires_ns > p->now_ns)
+		return true;
+	partner_key(&p->answer, &p->tuple, e, p->ipv6);
+	return is_live(e, &p->answer, p->now_ns, host);
 }
 
-/* Whether an entry stands there that looks live by itself: a hint, which is_answer_taken settles. */
-INLINE bool is_live_at(const struct tuple *key, __u64 now_ns)
+/* The entry of p->tuple, if its flow lives; else `dead` is what stands in its place, if anything does. */
+INLINE struct conntrack *conntrack_find(struct packet *p, bool host, struct conntrack **dead)
 {
-	const struct conntrack *e = conntrack_at(key, false);
+	struct conntrack *e = conntrack_at(&p->tuple, host);
 
-	return e && e->expires_ns > now_ns && !(e->flags & CT_CLOSED);
+	*dead = NULL;
+	if (!e || is_flow_live(p, e, host))
+		return e;
+	*dead = e;
+	return NULL;
 }
 
-/* Whether another flow's answers already come under p->answer. A dead one's entries are removed. */
-INLINE bool is_answer_taken(struct packet *p, __u32 ifindex)
+INLINE bool is_current(const struct packet *p, const struct conntrack *e)
+{
+	return e->epoch == p->epoch && e->verdict == VERDICT_ALLOW;
+}
+
+/* Whether another flow's answers already come under p->answer; `replaced` is what stands under p->tuple, of a flow that
+ * is over. If so is the one under p->answer, it becomes `dead`. */
+INLINE bool is_answer_taken(struct packet *p, __u32 ifindex, const struct conntrack *replaced, struct conntrack **dead)
 {
 	struct conntrack *e = conntrack_at(&p->answer, false);
 
-	if (!e)
+	*dead = e;
+	if (!e || are_partners(e, replaced) || e->flags & CT_CLOSED || (e->flags & CT_REPLY && e->ifindex != ifindex))
 		return false;
 	partner_key(&p->other, &p->answer, e, p->ipv6);
-	if (!(e->flags & CT_CLOSED) && !(e->flags & CT_REPLY && e->ifindex != ifindex) &&
-	    is_live(e, &p->other, p->now_ns, false))
-		return true;
-	conntrack_forget(&p->answer, &p->other, e, false);
-	return false;
+	return is_live(e, &p->other, p->now_ns, false);
 }
 
 INLINE __u64 timeout_ns(__u8 protocol, __u8 flags)
@@ -165,59 +170,96 @@ INLINE __u64 packets_in(const struct __sk_buff *skb)
 	return skb->gso_segs ? skb->gso_segs : 1;
 }
 
-/* Both entries of a new flow: p->tuple → p->after, answered under p->answer. If another CPU has just made the same flow,
- * that one is followed. */
-INLINE enum drop_reason conntrack_create(struct __sk_buff *skb, struct packet *p, __u32 ifindex, bool host)
+/* Who sends this entry's packets, and whom they are delivered to. */
+INLINE void set_way(struct conntrack *e, const struct endpoint *sender, const struct endpoint *receiver)
 {
-	struct conntrack *e = &p->entry;
-	int error;
+	e->sender_ifindex = sender ? sender->ifindex : 0;
+	e->receiver_ifindex = receiver ? receiver->ifindex : 0;
+	if (receiver) {
+		__builtin_memcpy(e->mac, receiver->mac, 6);
+		__builtin_memcpy(e->host_mac, receiver->host_mac, 6);
+	}
+}
+
+/* Over the entry of a flow that is dead, or a new one. Nobody takes the entry for live before all of it is written. */
+INLINE int conntrack_put(const struct tuple *key, const struct conntrack *e, struct conntrack *dead, bool host)
+{
+	if (!dead)
+		return host ? UPDATE(conntrack_host, (void *)key, (void *)e, BPF_NOEXIST) :
+			      UPDATE(conntrack, (void *)key, (void *)e, BPF_NOEXIST);
+	*(volatile __u64 *)&dead->expires_ns = 0;
+	asm volatile("" ::: "memory");
+#pragma unroll
+	for (int i = 1; i < sizeof(*e) / 8; i++)
+		((word *)dead)[i] = ((const word *)e)[i];
+	asm volatile("" ::: "memory");
+	*(volatile __u64 *)&dead->expires_ns = e->expires_ns;
+	return 0;
+}
+
+INLINE void prepare_entries(struct __sk_buff *skb, struct packet *p, const struct endpoint *sender,
+			    const struct endpoint *receiver)
+{
+	struct conntrack *e = &p->entry, *answer = &p->answer_entry;
 
 	__builtin_memset(e, 0, sizeof(*e));
 	e->created_ns = bpf_ktime_get_ns();
 	e->expires_ns = p->now_ns + timeout_ns(p->tuple.protocol, 0);
 	e->epoch = p->epoch;
-	e->packets = packets_in(skb);
-	e->bytes = p->length;
 	e->rule_egress = p->rule_egress;
 	e->rule_ingress = p->rule_ingress;
 	e->source_identity = p->source.identity;
 	e->destination_identity = p->destination.identity;
-	e->flags = p->flags;
 	e->verdict = VERDICT_ALLOW;
-	e->ifindex = ifindex;
+	e->ifindex = p->source.ifindex ? p->source.ifindex : p->destination.ifindex;
+	*answer = *e;
+
+	e->packets = packets_in(skb);
+	e->bytes = p->length;
+	e->flags = p->flags;
 	copy_address(&e->nat_address, &p->after.destination);
 	e->nat_port_be = p->after.destination_port_be;
-	error = host ? UPDATE(conntrack_host, &p->tuple, e, BPF_NOEXIST) : UPDATE(conntrack, &p->tuple, e, BPF_NOEXIST);
+	set_way(e, sender, receiver);
+
+	answer->flags = p->flags | CT_REPLY;
+	copy_address(&answer->nat_address, &p->tuple.destination);
+	answer->nat_port_be = p->tuple.destination_port_be;
+	set_way(answer, receiver, sender);
+}
+
+/* Both entries of a new flow: p->tuple → p->after, answered under p->answer. `dead` and `dead_answer`: what stands there of
+ * flows that are over. If another CPU has just made the same flow, that one is followed. */
+INLINE enum drop_reason conntrack_create(struct __sk_buff *skb, struct packet *p, struct conntrack *dead,
+					 struct conntrack *dead_answer, bool host)
+{
+	int error = conntrack_put(&p->tuple, &p->entry, dead, host);
+
 	if (error == -EEXIST) {
 		struct conntrack *winner = conntrack_at(&p->tuple, host);
 
-		if (!winner || winner->flags & CT_REPLY || winner->verdict != VERDICT_ALLOW)
+		if (!winner || !is_current(p, winner))
 			return DROP_TUPLE_TAKEN;
-		partner_key(&p->answer, &p->tuple, winner, p->ipv6);
-		conntrack_follow(p, winner);
+		p->entry = *winner;
+		copy_tuple(&p->after, &p->tuple);
+		conntrack_follow(p, &p->entry);
 		return DROP_NONE;
 	}
 	if (error)
 		return DROP_CONNTRACK_FULL;
-
-	e->flags |= CT_REPLY;
-	e->packets = 0;
-	e->bytes = 0;
-	copy_address(&e->nat_address, &p->tuple.destination);
-	e->nat_port_be = p->tuple.destination_port_be;
-	error = host ? UPDATE(conntrack_host, &p->answer, e, BPF_NOEXIST) : UPDATE(conntrack, &p->answer, e, BPF_NOEXIST);
+	error = conntrack_put(&p->answer, &p->answer_entry, dead_answer, host);
 	if (error) {
 		conntrack_delete(&p->tuple, host);
 		return error == -EEXIST ? DROP_TUPLE_TAKEN : DROP_CONNTRACK_FULL;
 	}
-	emit(skb, p, EVENT_NEW, DROP_NONE, e->packets, e->bytes);
+	emit(skb, p, EVENT_NEW, DROP_NONE, p->entry.created_ns, p->entry.packets, p->entry.bytes);
 	return DROP_NONE;
 }
 
 /* A verdict is visible before the epoch that vouches for it. */
-INLINE void conntrack_store_verdict(struct packet *p, struct conntrack *e, bool allowed, bool local)
+INLINE void conntrack_store_verdict(struct packet *p, struct conntrack *e, enum drop_reason reason,
+				    const struct endpoint *sender, const struct endpoint *receiver)
 {
-	__u8 flags = (e->flags & ~CT_LOCAL) | (local ? CT_LOCAL : 0);
+	__u8 flags = (e->flags & ~CT_LOCAL) | (sender && receiver ? CT_LOCAL : 0);
 
 	if (e->epoch != p->epoch)
 		add_to_tally(TALLY_REJUDGED);
@@ -227,7 +269,8 @@ INLINE void conntrack_store_verdict(struct packet *p, struct conntrack *e, bool 
 	e->destination_identity = p->destination.identity;
 	e->flags = flags;
 	p->flags = flags;
-	*(volatile __u8 *)&e->verdict = allowed ? VERDICT_ALLOW : VERDICT_DENY;
+	set_way(e, sender, receiver);
+	*(volatile __u8 *)&e->verdict = reason ? VERDICT_DENY : VERDICT_ALLOW;
 	asm volatile("" ::: "memory");
 	*(volatile __u64 *)&e->epoch = p->epoch;
 }
@@ -248,7 +291,7 @@ INLINE void conntrack_close(struct __sk_buff *skb, struct packet *p, struct conn
 		partner->expires_ns = expires_ns;
 	}
 	if (!ended)
-		emit(skb, p, EVENT_END, DROP_NONE, packets, bytes);
+		emit(skb, p, EVENT_END, DROP_NONE, bpf_ktime_get_ns(), packets, bytes);
 }
 
 INLINE void set_clocks(struct packet *p)
@@ -270,6 +313,7 @@ INLINE void conntrack_track(struct __sk_buff *skb, struct packet *p, struct conn
 	__sync_fetch_and_add(&e->packets, packets_in(skb));
 	__sync_fetch_and_add(&e->bytes, (__u64)p->length);
 	if (first_answer || closing) {
+		turn_round(&p->answer, &p->after);
 		partner = conntrack_at(&p->answer, host);
 		if (!are_partners(e, partner))
 			partner = NULL;

@@ -43,7 +43,8 @@ INLINE void event_addresses_of_error(struct event *e, const struct packet *p)
 }
 
 /* NEW and END go in the originator's direction, DROP in the packet's. `packets` and `bytes`: see struct event. */
-INLINE void emit(struct __sk_buff *skb, const struct packet *p, __u8 type, __u8 reason, __u64 packets, __u64 bytes)
+INLINE void emit(struct __sk_buff *skb, const struct packet *p, __u8 type, __u8 reason, __u64 time_ns, __u64 packets,
+		 __u64 bytes)
 {
 	struct event *e = bpf_ringbuf_reserve((void *)MAP(events), sizeof(*e), 0);
 	bool as_seen = type == EVENT_DROP && p->is_reply;
@@ -56,7 +57,7 @@ INLINE void emit(struct __sk_buff *skb, const struct packet *p, __u8 type, __u8 
 		event_addresses_of_error(e, p);
 	else
 		event_addresses(e, p, type != EVENT_DROP && p->is_reply);
-	e->time_ns = bpf_ktime_get_ns();
+	e->time_ns = time_ns;
 	e->rule_egress = p->rule_egress;
 	e->rule_ingress = p->rule_ingress;
 	e->packets = packets;
@@ -73,7 +74,7 @@ INLINE void emit(struct __sk_buff *skb, const struct packet *p, __u8 type, __u8 
 	e->icmp_code = p->icmp_code;
 	e->egress_judged = p->egress_judged;
 	e->ingress_judged = p->ingress_judged;
-	*(__u32 *)e->pad = 0;
+	*(half *)e->pad = 0;
 	bpf_ringbuf_submit(e, 0);
 }
 
@@ -84,7 +85,7 @@ INLINE int drop(struct __sk_buff *skb, const struct packet *p, enum drop_reason 
 	if (reason == DROP_CONNTRACK_FULL)
 		add_to_tally(TALLY_CONNTRACK_FULL);
 	if (reason != DROP_LINK_CONTROL)
-		emit(skb, p, EVENT_DROP, reason, 1, p->length);
+		emit(skb, p, EVENT_DROP, reason, bpf_ktime_get_ns(), 1, p->length);
 	return DROP;
 }
 

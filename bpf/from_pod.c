@@ -6,51 +6,24 @@
 #include "refuse.h"
 #include "service.h"
 
-/* Into the peer of the destination's veth, past the stack; or to the stack. */
-INLINE int deliver(struct __sk_buff *skb, const struct endpoint *to)
+/* Into the peer of the receiver's veth, past the stack; or to the stack. */
+INLINE int deliver(struct __sk_buff *skb, const struct conntrack *e)
 {
-	struct ethernet_addresses ethernet;
+	struct ethernet_addresses *ethernet = (void *)(long)skb->data;
 
-	if (!to)
+	if (!e->receiver_ifindex)
 		return PASS;
-	__builtin_memcpy(ethernet.destination, to->mac, 6);
-	__builtin_memcpy(ethernet.source, to->host_mac, 6);
-	if (bpf_skb_store_bytes(skb, 0, &ethernet, sizeof(ethernet), 0))
+	if ((void *)(ethernet + 1) > (void *)(long)skb->data_end)
 		return -DROP_TRANSLATION;
-	return bpf_redirect_peer(to->ifindex, 0);
+	__builtin_memcpy(ethernet->destination, e->mac, 6);
+	__builtin_memcpy(ethernet->source, e->host_mac, 6);
+	return bpf_redirect_peer(e->receiver_ifindex, 0);
 }
 
-/* The live entry of the packet's flow, if it is still a flow of the pods that have its addresses now. */
-INLINE struct conntrack *flow_from_pod(struct packet *p, const struct endpoint *near, struct endpoint **far)
-{
-	struct conntrack *e = conntrack_find(p, false);
-	const struct endpoint *originator = near;
-
-	if (!e)
-		return NULL;
-	conntrack_follow(p, e);
-	if (p->flags & CT_LOCAL || e->epoch != p->epoch)
-		*far = endpoint_of_address(&p->after.destination);
-	if (p->is_reply && *far)
-		originator = *far;
-	if (e->ifindex == originator->ifindex)
-		return e;
-	conntrack_abandon(p, e, false);
-	*far = NULL;
-	return NULL;
-}
-
-/* The far end of a local flow is still who it was when the flow was judged. */
-INLINE bool is_same_far_end(const struct packet *p, const struct conntrack *e, const struct endpoint *far)
-{
-	if (!(p->flags & CT_LOCAL))
-		return true;
-	return far && far->identity == (p->is_reply ? e->source_identity : e->destination_identity);
-}
-
+/* A packet of a flow that the node began. */
 INLINE bool answers_node(struct __sk_buff *skb, struct packet *p, const struct endpoint *near)
 {
-	struct conntrack *e = conntrack_find(p, true);
+	struct conntrack *dead, *e = conntrack_find(p, true, &dead);
 
 	if (!e || e->ifindex != near->ifindex)
 		return false;
@@ -67,53 +40,95 @@ INLINE enum drop_reason judge_from_pod(struct packet *p, const struct endpoint *
 	return judge(p, p->is_reply ? p->tuple.source_port_be : p->after.destination_port_be);
 }
 
+/* A flow is its originator's, or, from outside, the pod's that was reached. Is that still the one with the address? */
+INLINE bool is_still_theirs(const struct packet *p, const struct conntrack *e, const struct endpoint *near,
+			    const struct endpoint *far)
+{
+	const struct endpoint *owner = p->is_reply && far ? far : near;
+
+	return e->ifindex == owner->ifindex;
+}
+
+/* The next packet of a flow whose verdict stands. Such an entry vouches for its sender, too. */
+INLINE bool is_settled_from_pod(const struct __sk_buff *skb, const struct packet *p, const struct conntrack *e)
+{
+	return e && is_current(p, e) && e->sender_ifindex == skb->ifindex;
+}
+
+/* Anything else: who sends, where to, and may it? Returns p->entry for a new flow, `known` for one judged again; NULL with
+ * `act` set where that is all: a drop reason below zero, or PASS. */
+INLINE struct conntrack *consider_from_pod(struct __sk_buff *skb, struct packet *p, enum drop_reason reason,
+					   struct conntrack *known, struct conntrack *dead, int *act)
+{
+	const struct endpoint *near = endpoint_of_interface(skb), *far = NULL;
+	struct conntrack *dead_answer = NULL;
+
+	*act = -reason;
+	if (!near)
+		*act = -DROP_UNKNOWN_ENDPOINT;
+	if (*act)
+		return NULL;
+	p->source.identity = near->identity;
+	if (!owns(near, packet_source(p), p->ipv6)) {
+		*act = -DROP_SPOOFED_SOURCE;
+		return NULL;
+	}
+	if (known) {
+		conntrack_follow(p, known);
+		far = endpoint_of_address(&p->after.destination);
+		if (!is_still_theirs(p, known, near, far)) {
+			conntrack_unfollow(p);
+			dead = known;
+			known = NULL;
+		}
+	}
+	if (!known) {
+		p->is_new = 1;
+		if (!p->is_error) {
+			reason = service_resolve(p, near->ifindex, dead, &dead_answer);
+			far = endpoint_of_address(&p->after.destination);
+		}
+		if (!reason && !far && !(p->flags & CT_SERVICE) && answers_node(skb, p, near))
+			return NULL;
+		if (p->is_error)
+			reason = DROP_ICMP_UNRELATED;
+		p->flags |= far ? CT_LOCAL : 0;
+	}
+	if (!reason && !is_settled_from_pod(skb, p, known)) {
+		reason = judge_from_pod(p, near, far);
+		if (known)
+			conntrack_store_verdict(p, known, reason, near, far);
+	}
+	if (!reason && !known) {
+		prepare_entries(skb, p, near, far);
+		reason = conntrack_create(skb, p, dead, dead_answer, false);
+		known = &p->entry;
+	}
+	*act = -reason;
+	return reason ? NULL : known;
+}
+
 /* A TC action, or minus a drop reason. */
 INLINE int from_pod_steps(struct __sk_buff *skb, struct packet *p)
 {
 	enum drop_reason reason = parse(skb, p);
-	struct endpoint *near = endpoint_of_interface(skb), *far = NULL;
-	struct conntrack *e;
+	struct conntrack *e = NULL, *dead = NULL;
+	int act;
 
-	if (!near)
-		return -DROP_UNKNOWN_ENDPOINT;
-	p->source.identity = near->identity;
-	if (reason)
-		return -reason;
-	if (!owns(near, &p->outer.source, p->ipv6))
-		return -DROP_SPOOFED_SOURCE;
 	set_clocks(p);
-
-	e = flow_from_pod(p, near, &far);
-	if (!e) {
-		if (answers_node(skb, p, near))
-			return PASS;
-		if (p->is_error)
-			return -DROP_ICMP_UNRELATED;
-		reason = service_resolve(p);
-		if (!reason && is_answer_taken(p, near->ifindex))
-			reason = DROP_TUPLE_TAKEN;
-		if (reason)
-			return -reason;
-		far = endpoint_of_address(&p->after.destination);
-		p->flags |= far ? CT_LOCAL : 0;
+	if (!reason)
+		e = conntrack_find(p, false, &dead);
+	if (is_settled_from_pod(skb, p, e) && !p->is_error) {
+		conntrack_follow(p, e);
+	} else {
+		e = consider_from_pod(skb, p, reason, e, dead, &act);
+		if (!e)
+			return act;
 	}
-	if (!e || !is_current(p, e, near) || !is_same_far_end(p, e, far)) {
-		reason = judge_from_pod(p, near, far);
-		if (e)
-			conntrack_store_verdict(p, e, !reason, far);
-		if (reason)
-			return -reason;
-	}
-	if (!e) {
-		reason = conntrack_create(skb, p, near->ifindex, false);
-		if (reason)
-			return -reason;
-		far = p->flags & CT_LOCAL ? endpoint_of_address(&p->after.destination) : NULL;
-	} else if (!p->is_error) {
+	if (!p->is_new && !p->is_error)
 		conntrack_track(skb, p, e, false);
-	}
 	reason = translate(skb, p);
-	return reason ? -reason : deliver(skb, far);
+	return reason ? -reason : deliver(skb, e);
 }
 
 INLINE int from_pod_act(struct __sk_buff *skb)

@@ -15,20 +15,31 @@
 #define ADDRESSES_SIZE 32       /* of struct tuple, source and destination */
 #define PORTS_SIZE 4
 
+/* What to add to a checksum where `words` words of 4 bytes change. */
+INLINE __u32 difference(const void *from, const void *to, int words)
+{
+	__u64 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < words; i++)
+		sum += (__u64)(__u32)~((const half *)from)[i] + ((const half *)to)[i];
+	return fold_to_32(sum);
+}
+
 INLINE __u32 addresses_difference(const struct tuple *from, const struct tuple *to)
 {
-	return bpf_csum_diff((void *)from, ADDRESSES_SIZE, (void *)to, ADDRESSES_SIZE, 0);
+	return difference(from, to, ADDRESSES_SIZE / 4);
 }
 
 INLINE __u32 ports_difference(const struct tuple *from, const struct tuple *to)
 {
-	return bpf_csum_diff((void *)&from->source_port_be, PORTS_SIZE, (void *)&to->source_port_be, PORTS_SIZE, 0);
+	return difference(&from->source_port_be, &to->source_port_be, PORTS_SIZE / 4);
 }
 
 /* Writes the addresses of `t` to the IP header at `at`, and its own checksum if it has one. Returns whether that failed. */
 INLINE bool store_addresses(struct __sk_buff *skb, __u32 at, bool ipv6, const struct tuple *t, __u32 difference)
 {
-	__u32 ipv4[2] = { *(__u32 *)&t->source.bytes[12], *(__u32 *)&t->destination.bytes[12] };
+	__u32 ipv4[2] = { *(half *)&t->source.bytes[12], *(half *)&t->destination.bytes[12] };
 
 	if (ipv6)
 		return bpf_skb_store_bytes(skb, at + IPV6_ADDRESSES_AT, (void *)t, ADDRESSES_SIZE, 0);
@@ -41,23 +52,61 @@ INLINE bool store_ports(struct __sk_buff *skb, __u32 l4, const struct tuple *t)
 	return bpf_skb_store_bytes(skb, l4, (void *)&t->source_port_be, PORTS_SIZE, 0);
 }
 
-/* SCTP's checksum covers neither addresses nor can it be updated in part: its ports are never translated. */
-INLINE enum drop_reason rewrite(struct __sk_buff *skb, struct packet *p)
+/* Addresses and ports of a plain packet, where parse_plain found them. */
+INLINE bool store_plain(struct __sk_buff *skb, const struct packet *p, __u32 difference)
 {
-	__u32 difference = addresses_difference(&p->tuple, &p->after);
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct ipv4_header *ipv4 = data + ETHERNET_SIZE;
+	struct ipv6_header *ipv6 = data + ETHERNET_SIZE;
+	struct l4_header *l4;
+
+	if (p->ipv6) {
+		l4 = (void *)(ipv6 + 1);
+		if ((void *)(l4 + 1) > end)
+			return true;
+		copy_address(&ipv6->source, &p->after.source);
+		copy_address(&ipv6->destination, &p->after.destination);
+		*(half *)l4 = *(const half *)&p->after.source_port_be;
+	} else {
+		l4 = (void *)(ipv4 + 1);
+		if ((void *)(l4 + 1) > end)
+			return true;
+		ipv4->checksum = fold(fold_to_32((__u64)(__u16)~ipv4->checksum + difference));
+		ipv4->source = *(const half *)&p->after.source.bytes[12];
+		ipv4->destination = *(const half *)&p->after.destination.bytes[12];
+		*(half *)l4 = *(const half *)&p->after.source_port_be;
+	}
+	return false;
+}
+
+/* SCTP's checksum covers no addresses and cannot be updated in part: its ports are never translated. */
+INLINE bool rewrite_l4_checksum(struct __sk_buff *skb, const struct packet *p, __u32 addresses)
+{
 	__u8 protocol = p->tuple.protocol;
 	__u32 flags = protocol == PROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 	__u32 at = p->outer.l4 + (protocol == PROTO_UDP ? UDP_CHECKSUM_AT : TCP_CHECKSUM_AT);
+	__u32 ports = ports_difference(&p->tuple, &p->after);
 
-	if (store_addresses(skb, p->outer.at, p->ipv6, &p->after, difference))
-		return DROP_TRANSLATION;
-	if (p->outer.fragment_offset || protocol == PROTO_SCTP)
-		return DROP_NONE;
-	if (bpf_l4_csum_replace(skb, at, 0, difference, flags | BPF_F_PSEUDO_HDR) ||
-	    bpf_l4_csum_replace(skb, at, 0, ports_difference(&p->tuple, &p->after), flags) ||
-	    store_ports(skb, p->outer.l4, &p->after))
-		return DROP_TRANSLATION;
-	return DROP_NONE;
+	if (protocol == PROTO_SCTP)
+		return false;
+	return bpf_l4_csum_replace(skb, at, 0, addresses, flags | BPF_F_PSEUDO_HDR) ||
+	       (ports && ports != 0xffffffff && bpf_l4_csum_replace(skb, at, 0, ports, flags));
+}
+
+INLINE enum drop_reason rewrite(struct __sk_buff *skb, struct packet *p)
+{
+	__u32 addresses = addresses_difference(&p->tuple, &p->after);
+	bool failed;
+
+	if (p->outer.fragment_offset)
+		failed = store_addresses(skb, p->outer.at, p->ipv6, &p->after, addresses);
+	else if (rewrite_l4_checksum(skb, p, addresses))
+		failed = true;
+	else if (p->is_plain)
+		failed = store_plain(skb, p, addresses);
+	else
+		failed = store_addresses(skb, p->outer.at, p->ipv6, &p->after, addresses) || store_ports(skb, p->outer.l4, &p->after);
+	return failed ? DROP_TRANSLATION : DROP_NONE;
 }
 
 /* The checksum of the quoted packet's own payload protocol, where enough of it is quoted. `icmp` is where the ICMP
@@ -90,7 +139,7 @@ INLINE enum drop_reason rewrite_error(struct __sk_buff *skb, struct packet *p)
 	if (store_addresses(skb, p->inner.at, p->ipv6, &p->answer, addresses) ||
 	    (p->ipv6 && bpf_l4_csum_replace(skb, icmp, 0, addresses, 0)) || /* IPv4: its header's checksum makes up for it */
 	    store_ports(skb, p->inner.l4, &p->answer) || bpf_l4_csum_replace(skb, icmp, 0, ports, 0) ||
-	    rewrite_quoted_checksum(skb, p, icmp, bpf_csum_diff(NULL, 0, &ports, sizeof(ports), addresses)))
+	    rewrite_quoted_checksum(skb, p, icmp, fold_to_32((__u64)addresses + ports)))
 		return DROP_TRANSLATION;
 
 	copy_address(&p->other.source, &p->outer.source);

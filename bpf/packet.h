@@ -30,6 +30,8 @@
 
 #define QUOTE_MAX 128           /* of a refused packet, in the ICMP message that says so */
 
+struct ethernet_addresses { __u8 destination[6]; __u8 source[6]; };
+
 /* An IP header: the packet's own, or the one an ICMP error quotes. */
 struct header {
 	struct address source;
@@ -54,9 +56,6 @@ struct party {
 };
 
 struct packet {
-	struct tuple tuple;     /* as it came; of an ICMP error: that of the packet it quotes, turned round */
-	struct tuple after;     /* as it will leave: service addresses translated */
-	struct header outer;
 	struct party source;    /* the flow's originator … */
 	struct party destination; /* … and the other end, after translation */
 	__u64 rule_egress;
@@ -72,20 +71,26 @@ struct packet {
 	__u8 hook;
 	__u8 egress_judged;
 	__u8 ingress_judged;
-	__u8 pad[2];
+	__u8 is_plain;          /* see parse_plain */
+	__u8 is_new;            /* the first packet of its flow */
 	/* The rest is set before it is read; what is above starts as zero. */
+	struct tuple tuple;     /* as it came; of an ICMP error: that of the packet it quotes, turned round */
+	struct tuple after;     /* as it will leave: service addresses translated */
+	struct tuple answer;    /* after turned round: the key of the flow's other entry */
+	struct tuple other;
 	__u64 now_ns;           /* coarse */
 	__u64 epoch;
+	struct header outer;    /* addresses: not of a plain packet */
 	struct header inner;
-	struct tuple answer;    /* the key of the flow's other entry */
-	struct tuple other;
-	struct conntrack entry;
+	struct conntrack entry; /* of a new flow */
+	struct conntrack answer_entry;
 	__u8 message[8 + QUOTE_MAX];
 };
 _Static_assert(sizeof(struct packet) <= sizeof(struct scratch), "struct scratch is too small");
 
 /* Addresses and tuples are bytes to the compiler; all of those it meets here start at a multiple of 8. */
 typedef __u64 __attribute__((may_alias)) word;
+typedef __u32 __attribute__((may_alias)) half;
 
 INLINE void copy_address(struct address *to, const struct address *from)
 {
@@ -116,12 +121,37 @@ INLINE void turn_round(struct tuple *to, const struct tuple *from)
 	copy_address(&to->destination, &from->source);
 	to->source_port_be = from->destination_port_be;
 	to->destination_port_be = from->source_port_be;
-	*(__u32 *)&to->protocol = from->protocol;
+	*(half *)&to->protocol = from->protocol;
 }
 
 INLINE bool has_ports(__u8 protocol)
 {
 	return protocol == PROTO_TCP || protocol == PROTO_UDP || protocol == PROTO_SCTP;
+}
+
+INLINE __u32 fold_to_32(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return (sum & 0xffffffff) + (sum >> 32);
+}
+
+/* A sum of 16-bit words as a checksum (RFC 1071). */
+INLINE __u16 fold(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+/* The addresses the packet itself carries. */
+INLINE const struct address *packet_source(const struct packet *p)
+{
+	return p->is_error ? &p->outer.source : &p->tuple.source;
+}
+
+INLINE const struct address *packet_destination(const struct packet *p)
+{
+	return p->is_error ? &p->outer.destination : &p->tuple.destination;
 }
 
 /* The scratch space, cleared as far as it is read unset. NULL cannot happen, but the verifier wants it asked. */
@@ -132,7 +162,7 @@ INLINE struct packet *packet_of(struct __sk_buff *skb, __u8 hook)
 
 	if (!p)
 		return NULL;
-	__builtin_memset(p, 0, __builtin_offsetof(struct packet, now_ns));
+	__builtin_memset(p, 0, __builtin_offsetof(struct packet, tuple));
 	p->hook = hook;
 	p->length = skb->len;
 	return p;

@@ -52,6 +52,8 @@ struct l4_header {
 #define IPV6_SIZE 40
 #define TCP_SIZE 20
 #define TCP_FLAGS_AT 13
+#define UDP_SIZE 8
+#define SCTP_SIZE 12
 
 #define IPV4_OPTION_END 0
 #define IPV4_OPTION_NOP 1
@@ -65,12 +67,17 @@ struct l4_header {
 #define EXTENSION_AH 51
 #define EXTENSION_DESTINATION 60
 
+INLINE __u32 l4_size(__u8 protocol)
+{
+	return protocol == PROTO_TCP ? TCP_SIZE : protocol == PROTO_SCTP ? SCTP_SIZE : UDP_SIZE;
+}
+
 INLINE void map_ipv4(struct address *to, __u32 ipv4)
 {
-	((__u32 *)to)[0] = 0;
-	((__u32 *)to)[1] = 0;
-	((__u32 *)to)[2] = bpf_htonl(0xffff);
-	((__u32 *)to)[3] = ipv4;
+	((half *)to)[0] = 0;
+	((half *)to)[1] = 0;
+	((half *)to)[2] = bpf_htonl(0xffff);
+	((half *)to)[3] = ipv4;
 }
 
 /* RFC 791: a source route lets the sender choose the path, and so where the packet really goes. */
@@ -217,7 +224,7 @@ INLINE bool is_link_control(bool ipv6, __u8 type)
 
 INLINE bool is_multicast(bool ipv6, const struct address *a)
 {
-	return ipv6 ? a->bytes[0] == 0xff : (a->bytes[12] & 0xf0) == 0xe0 || *(const __u32 *)&a->bytes[12] == 0xffffffff;
+	return ipv6 ? a->bytes[0] == 0xff : (a->bytes[12] & 0xf0) == 0xe0 || *(const half *)&a->bytes[12] == 0xffffffff;
 }
 
 INLINE enum drop_reason parse_header(struct __sk_buff *skb, bool ipv6, struct header *h, bool quoted)
@@ -231,7 +238,7 @@ INLINE void set_tuple(struct tuple *t, const struct header *h)
 	copy_address(&t->destination, &h->destination);
 	t->source_port_be = 0;
 	t->destination_port_be = 0;
-	*(__u32 *)&t->protocol = h->protocol;
+	*(half *)&t->protocol = h->protocol;
 }
 
 /* An ICMP error belongs to the flow of the packet it quotes, and travels against it. */
@@ -282,7 +289,7 @@ INLINE enum drop_reason parse_l4(struct __sk_buff *skb, struct packet *p)
 	struct header *h = &p->outer;
 	__u8 protocol = h->protocol;
 	bool icmp = protocol == (p->ipv6 ? PROTO_ICMPV6 : PROTO_ICMP);
-	__u32 needed = protocol == PROTO_TCP ? TCP_SIZE : protocol == PROTO_SCTP ? 12 : 8;
+	__u32 needed = l4_size(protocol); /* ICMP: as long as UDP's */
 	struct l4_header l4;
 
 	if (!icmp && !has_ports(protocol))
@@ -312,13 +319,81 @@ INLINE enum drop_reason parse_l4(struct __sk_buff *skb, struct packet *p)
 	return DROP_NONE;
 }
 
+INLINE bool parse_plain_l4(struct packet *p, const struct l4_header *l4, __u8 protocol, __u32 length, const void *end)
+{
+	const __u8 *tcp = (const void *)l4;
+
+	if ((const void *)(l4 + 1) > end || length < l4_size(protocol) || !has_ports(protocol))
+		return false;
+	if (protocol == PROTO_TCP) {
+		if (tcp + TCP_SIZE > (const __u8 *)end)
+			return false;
+		p->tcp_flags = tcp[TCP_FLAGS_AT];
+	}
+	p->tuple.source_port_be = l4->source_port_be;
+	p->tuple.destination_port_be = l4->destination_port_be;
+	*(half *)&p->tuple.protocol = protocol;
+	return true;
+}
+
+INLINE bool parse_plain_ipv4(struct packet *p, const struct ipv4_header *ip, const void *end)
+{
+	__u32 length;
+
+	if ((const void *)(ip + 1) > end || ip->version_and_length != 0x45 || ip->fragment_be & bpf_htons(0xbfff))
+		return false;
+	length = bpf_ntohs(ip->length_be);
+	if (length < IPV4_SIZE || length > p->length - ETHERNET_SIZE)
+		return false;
+	map_ipv4(&p->tuple.source, ip->source);
+	map_ipv4(&p->tuple.destination, ip->destination);
+	p->outer.l4 = ETHERNET_SIZE + IPV4_SIZE;
+	return parse_plain_l4(p, (const void *)(ip + 1), ip->protocol, length - IPV4_SIZE, end);
+}
+
+INLINE bool parse_plain_ipv6(struct packet *p, const struct ipv6_header *ip, const void *end)
+{
+	__u32 length;
+
+	if ((const void *)(ip + 1) > end || bpf_ntohl(ip->version_and_flow_be) >> 28 != 6)
+		return false;
+	length = bpf_ntohs(ip->length_be);
+	if (length > p->length - ETHERNET_SIZE - IPV6_SIZE)
+		return false;
+	copy_address(&p->tuple.source, &ip->source);
+	copy_address(&p->tuple.destination, &ip->destination);
+	p->outer.l4 = ETHERNET_SIZE + IPV6_SIZE;
+	return parse_plain_l4(p, (const void *)(ip + 1), ip->next, length, end);
+}
+
+/* Nearly every packet: unicast TCP, UDP or SCTP, in one piece, without options or extension headers, and its headers
+ * in the linear part, where they can be read in place. False: nothing is known yet. */
+INLINE bool parse_plain(struct __sk_buff *skb, struct packet *p)
+{
+	const void *ip = (void *)(long)skb->data + ETHERNET_SIZE, *end = (void *)(long)skb->data_end;
+
+	if (p->ipv6 ? !parse_plain_ipv6(p, ip, end) : !parse_plain_ipv4(p, ip, end))
+		return false;
+	if (is_multicast(p->ipv6, &p->tuple.destination))
+		return false;
+	p->outer.fragment_offset = 0;
+	p->is_plain = 1;
+	copy_tuple(&p->after, &p->tuple);
+	return true;
+}
+
 INLINE enum drop_reason parse(struct __sk_buff *skb, struct packet *p)
 {
 	enum drop_reason reason;
 
+	p->ipv6 = skb->protocol == bpf_htons(ETHERTYPE_IPV6);
+	if ((p->ipv6 || skb->protocol == bpf_htons(ETHERTYPE_IPV4)) && !skb->vlan_present && parse_plain(skb, p))
+		return DROP_NONE;
+	__builtin_memset(&p->tuple, 0, 2 * sizeof(p->tuple)); /* p->after as well */
+	__builtin_memset(&p->outer, 0, sizeof(p->outer));
+
 	if (skb->protocol == bpf_htons(ETHERTYPE_ARP))
 		return DROP_LINK_CONTROL;
-	p->ipv6 = skb->protocol == bpf_htons(ETHERTYPE_IPV6);
 	if ((!p->ipv6 && skb->protocol != bpf_htons(ETHERTYPE_IPV4)) || skb->vlan_present)
 		return DROP_UNSUPPORTED_PROTOCOL;
 	p->outer.at = ETHERNET_SIZE;

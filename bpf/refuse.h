@@ -8,8 +8,6 @@
 #define ICMP_SIZE 8
 #define REFUSAL_TTL 64
 
-struct ethernet_addresses { __u8 destination[6]; __u8 source[6]; };
-
 /* What ICMPv6's checksum covers beside the message (RFC 8200, 8.1). */
 struct pseudo_header {
 	struct address source;
@@ -17,13 +15,6 @@ struct pseudo_header {
 	__u32 length_be;
 	__u32 next_be;
 };
-
-INLINE __u16 fold(__u32 sum)
-{
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
 
 INLINE bool swap_ethernet(struct __sk_buff *skb)
 {
@@ -43,8 +34,8 @@ INLINE bool store_ipv4_header(struct __sk_buff *skb, const struct packet *p, __u
 		.length_be = bpf_htons(IPV4_SIZE + size),
 		.ttl = REFUSAL_TTL,
 		.protocol = PROTO_ICMP,
-		.source = *(__u32 *)&p->tuple.destination.bytes[12],
-		.destination = *(__u32 *)&p->tuple.source.bytes[12],
+		.source = *(half *)&p->tuple.destination.bytes[12],
+		.destination = *(half *)&p->tuple.source.bytes[12],
 	};
 
 	ip.checksum = fold(bpf_csum_diff(NULL, 0, &ip, sizeof(ip), 0));

@@ -33,11 +33,12 @@ INLINE void towards_backend(struct packet *p, const struct backend_value *backen
 }
 
 /* Sets p->after and p->answer. Tries the next backend where the client already has a flow to one from the same port. */
-INLINE enum drop_reason service_select(struct packet *p, const struct service_value *service)
+INLINE enum drop_reason service_select(struct packet *p, const struct service_value *service, __u32 ifindex,
+				       const struct conntrack *dead, struct conntrack **dead_answer)
 {
+	enum drop_reason reason = DROP_NO_BACKEND;
 	struct backend_key key = { .pool = service->pool };
 	__u32 count = service->count, start;
-	bool found = false;
 
 	if (!count)
 		return DROP_NO_BACKEND;
@@ -50,25 +51,26 @@ INLINE enum drop_reason service_select(struct packet *p, const struct service_va
 		backend = LOOKUP(backends, &key);
 		if (!backend)
 			continue;
-		found = true;
 		towards_backend(p, backend);
-		if (!is_live_at(&p->answer, p->now_ns))
-			break;
+		if (p->tuple.protocol == PROTO_SCTP && backend->port_be != p->tuple.destination_port_be)
+			return DROP_SCTP_PORT;
+		if (!is_answer_taken(p, ifindex, dead, dead_answer))
+			return DROP_NONE;
+		reason = DROP_TUPLE_TAKEN;
 	}
-	if (!found)
-		return DROP_NO_BACKEND;
-	if (p->tuple.protocol == PROTO_SCTP && p->after.destination_port_be != p->tuple.destination_port_be)
-		return DROP_SCTP_PORT;
-	return DROP_NONE;
+	return reason;
 }
 
 /* Where a new flow goes: to a backend if its destination is a frontend, else where it says. */
-INLINE enum drop_reason service_resolve(struct packet *p)
+INLINE enum drop_reason service_resolve(struct packet *p, __u32 ifindex, const struct conntrack *dead,
+					struct conntrack **dead_answer)
 {
 	const struct service_value *service = service_of(p);
 
+	if (service)
+		return service_select(p, service, ifindex, dead, dead_answer);
 	turn_round(&p->answer, &p->after);
-	return service ? service_select(p, service) : DROP_NONE;
+	return is_answer_taken(p, ifindex, dead, dead_answer) ? DROP_TUPLE_TAKEN : DROP_NONE;
 }
 
 #endif

@@ -4,97 +4,117 @@
 #include "nat.h"
 #include "policy.h"
 
-/* The live entry of the packet's flow, if this pod is still the one that has it. */
-INLINE struct conntrack *flow_to_pod(struct packet *p, const struct endpoint *near, bool host)
-{
-	struct conntrack *e = conntrack_find(p, host);
-
-	if (!e)
-		return NULL;
-	conntrack_follow(p, e);
-	if (e->ifindex == near->ifindex)
-		return e;
-	conntrack_abandon(p, e, host);
-	return NULL;
-}
-
 /* Sent by the node itself, not forwarded by it. */
 INLINE bool is_from_node(const struct __sk_buff *skb)
 {
 	return !skb->ingress_ifindex;
 }
 
-INLINE bool continues_node_flow(struct __sk_buff *skb, struct packet *p, const struct endpoint *near)
+INLINE enum drop_reason judge_to_pod(struct packet *p, const struct endpoint *near)
 {
-	struct conntrack *e;
-
-	if (!is_from_node(skb))
-		return false;
-	e = flow_to_pod(p, near, true);
-	if (!e)
-		return false;
-	if (!p->is_error)
-		conntrack_track(skb, p, e, true);
-	return true;
+	party_of_endpoint(p->is_reply ? &p->source : &p->destination, near, p->ipv6);
+	party_of_address(p->is_reply ? &p->destination : &p->source, &p->tuple.source);
+	return judge(p, p->is_reply ? p->tuple.source_port_be : p->after.destination_port_be);
 }
 
-/* The node always reaches its pods, tracked or not: kubelet probes must never depend on room in a map. */
-INLINE void allow_node(struct __sk_buff *skb, struct packet *p, const struct endpoint *near)
+/* The node always reaches its pods, tracked or not: probes must not depend on room in a map. */
+INLINE int pass_from_node(struct __sk_buff *skb, struct packet *p, const struct endpoint *near)
 {
+	struct conntrack *dead, *e = conntrack_find(p, true, &dead);
+
+	if (e && e->ifindex == near->ifindex) {
+		conntrack_follow(p, e);
+		if (!p->is_error)
+			conntrack_track(skb, p, e, true);
+		return PASS;
+	}
+	if (p->is_error)
+		return -DROP_ICMP_UNRELATED;
 	p->ingress_judged = 1;
+	p->rule_egress = RULE_NONE;
 	p->rule_ingress = RULE_HOST;
-	conntrack_create(skb, p, near->ifindex, true);
+	turn_round(&p->answer, &p->after);
+	prepare_entries(skb, p, NULL, near);
+	conntrack_create(skb, p, e ? e : dead, NULL, true);
+	return PASS;
+}
+
+/* The next packet of a flow whose verdict stands. */
+INLINE bool is_settled_to_pod(const struct __sk_buff *skb, const struct packet *p, const struct conntrack *e)
+{
+	return e && is_current(p, e) && !e->sender_ifindex && e->receiver_ifindex == skb->ifindex;
+}
+
+/* Anything else. As consider_from_pod. */
+INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p, enum drop_reason reason,
+					 struct conntrack *known, struct conntrack *dead, int *act)
+{
+	const struct endpoint *near = endpoint_of_interface(skb);
+	struct conntrack *dead_answer = NULL;
+
+	if (!near)
+		reason = DROP_UNKNOWN_ENDPOINT;
+	if (near)
+		p->destination.identity = near->identity;
+	if (near && !reason)
+		reason = !owns(near, packet_destination(p), p->ipv6) ? DROP_WRONG_DESTINATION :
+			 endpoint_of_address(packet_source(p)) ? DROP_SPOOFED_SOURCE : DROP_NONE;
+	*act = -reason;
+	if (!near || reason)
+		return NULL;
+	if (known && known->ifindex != near->ifindex) {
+		dead = known;
+		known = NULL;
+	}
+	if (known)
+		conntrack_follow(p, known);
+	else
+		p->is_new = 1;
+	if (p->is_error && p->flags & CT_LOCAL)
+		reason = DROP_ICMP_UNRELATED;
+	if (!reason && !is_settled_to_pod(skb, p, known)) {
+		reason = judge_to_pod(p, near);
+		if (!known && p->source.identity == IDENTITY_HOST && is_from_node(skb)) {
+			*act = pass_from_node(skb, p, near);
+			return NULL;
+		}
+		if (known)
+			conntrack_store_verdict(p, known, reason, NULL, near);
+		else if (p->is_error)
+			reason = DROP_ICMP_UNRELATED;
+	}
+	if (!reason && !known) {
+		turn_round(&p->answer, &p->after);
+		reason = is_answer_taken(p, near->ifindex, dead, &dead_answer) ? DROP_TUPLE_TAKEN : DROP_NONE;
+		prepare_entries(skb, p, NULL, near);
+		if (!reason)
+			reason = conntrack_create(skb, p, dead, dead_answer, false);
+		known = &p->entry;
+	}
+	*act = -reason;
+	return reason ? NULL : known;
 }
 
 /* A TC action, or minus a drop reason. */
 INLINE int to_pod_steps(struct __sk_buff *skb, struct packet *p)
 {
 	enum drop_reason reason = parse(skb, p);
-	struct endpoint *near = endpoint_of_interface(skb);
-	struct conntrack *e;
-	bool current;
+	struct conntrack *e = NULL, *dead = NULL;
+	int act;
 
-	if (!near)
-		return -DROP_UNKNOWN_ENDPOINT;
-	p->destination.identity = near->identity;
-	if (reason)
-		return -reason;
-	if (!owns(near, &p->outer.destination, p->ipv6))
-		return -DROP_WRONG_DESTINATION;
 	set_clocks(p);
-
-	e = flow_to_pod(p, near, false);
-	if (!e && continues_node_flow(skb, p, near))
-		return PASS;
-	current = e && is_current(p, e, near) && !(p->flags & CT_LOCAL);
-	if (!current && endpoint_of_address(&p->outer.source))
-		return -DROP_SPOOFED_SOURCE;
-	if (p->is_error && (!e || p->flags & CT_LOCAL))
-		return -DROP_ICMP_UNRELATED;
-	if (!current) {
-		party_of_endpoint(p->is_reply ? &p->source : &p->destination, near, p->ipv6);
-		party_of_address(p->is_reply ? &p->destination : &p->source, &p->tuple.source);
-		if (!e) {
-			turn_round(&p->answer, &p->after);
-			if (p->source.identity == IDENTITY_HOST && is_from_node(skb)) {
-				allow_node(skb, p, near);
-				return PASS;
-			}
-		}
-		reason = judge(p, p->is_reply ? p->tuple.source_port_be : p->after.destination_port_be);
-		if (e)
-			conntrack_store_verdict(p, e, !reason, false);
-		else if (!reason && is_answer_taken(p, near->ifindex))
-			reason = DROP_TUPLE_TAKEN;
-		if (reason)
-			return -reason;
-	}
-	if (!e)
-		reason = conntrack_create(skb, p, near->ifindex, false);
-	else if (!p->is_error)
-		conntrack_track(skb, p, e, false);
 	if (!reason)
-		reason = translate(skb, p);
+		e = conntrack_find(p, false, &dead);
+	if (is_settled_to_pod(skb, p, e) && !p->is_error) {
+		conntrack_follow(p, e);
+	} else {
+		e = consider_to_pod(skb, p, reason, e, dead, &act);
+		if (!e)
+			return act;
+	}
+	if (!p->is_new && !p->is_error)
+		conntrack_track(skb, p, e, false);
+	reason = translate(skb, p);
 	return reason ? -reason : PASS;
 }
 
