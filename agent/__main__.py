@@ -16,9 +16,9 @@ from agent.config import TIMEOUTS, Config
 from agent.datapath import abi
 from agent.datapath.bpf import BpfError
 from agent.datapath.maps import MapMismatch, Maps
-from agent.datapath.mounts import Unmet, ensure_cgroup2
+from agent.datapath.mounts import BPFFS, Unmet, ensure_cgroup2, is_mounted
 from agent.datapath.programs import CompileFailed, ensure_loaded
-from agent.endpoints import node
+from agent.endpoints import namespaces, node
 from agent.endpoints.node import NodeRefused
 from agent.instance import Instance
 from agent.lock import Taken, lock
@@ -35,6 +35,7 @@ def main() -> None:
     logs.configure(config.log_format, config.log_level)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     instance = Instance(Path(config.state_dir))
+    _leave_passing_mounts()
     try:
         held = lock(instance.state_dir)
         asyncio.run(_run(config, instance))
@@ -47,6 +48,12 @@ def main() -> None:
         sys.exit(f"gatehouse: {error}")
     except BpfError as error:
         sys.exit(f"gatehouse: {error.strerror or error}")
+
+
+def _leave_passing_mounts() -> None:
+    """`ip netns exec` gives a command mounts of its own, with a bare /sys: pins made there would end with the agent."""
+    if not is_mounted(BPFFS, "bpf", Path("/proc/self/mountinfo").read_text()):
+        namespaces.join_machine_mounts()
 
 
 async def _run(config: Config, instance: Instance) -> None:
