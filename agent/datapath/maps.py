@@ -28,30 +28,34 @@ class Map:
     def __init__(self, spec: MapSpec, fd: int) -> None:
         self.spec = spec
         self.fd = fd
-        self._read_size = spec.value_size
+        self._key_size = spec.key_size
+        self._value_size = spec.value_size
         if spec.is_percpu:  # one value for every possible CPU, in 8-byte slots
-            self._read_size = -(-spec.value_size // 8) * 8 * possible_cpus()
+            self._value_size = -(-spec.value_size // 8) * 8 * possible_cpus()
 
     def lookup(self, key: bytes) -> bytes | None:
-        return bpf.map_lookup(self.fd, key, self._read_size)
+        self._check(1, key)
+        return bpf.map_lookup(self.fd, key, self._value_size)
 
     def update(self, key: bytes, value: bytes, flags: int = bpf.ANY) -> None:
         """Raises bpf.MapFull."""
+        self._check(1, key, value)
         bpf.map_update(self.fd, key, value, flags)
 
     def delete(self, key: bytes) -> bool:
         """Whether it was there."""
+        self._check(1, key)
         return bpf.map_delete(self.fd, key)
 
     def chunks(self, chunk: int = CHUNK) -> Iterator[tuple[memoryview, memoryview]]:
         """Joined keys and joined values, a chunk at a time, for Record.iter_unpack. Views last until the next chunk."""
-        reader = bpf.BatchReader(self.fd, self.spec.key_size, self._read_size, min(chunk, self.spec.max_entries))
+        reader = bpf.BatchReader(self.fd, self._key_size, self._value_size, min(chunk, self.spec.max_entries))
         while (entries := reader.read()) is not None:
             yield entries
 
     def items(self, chunk: int = CHUNK) -> Iterator[tuple[bytes, bytes]]:
         """All entries. What is written meanwhile may or may not be among them."""
-        key_struct, value_struct = struct.Struct(f"{self.spec.key_size}s"), struct.Struct(f"{self._read_size}s")
+        key_struct, value_struct = struct.Struct(f"{self._key_size}s"), struct.Struct(f"{self._value_size}s")
         for keys, values in self.chunks(chunk):
             for (key,), (value,) in zip(key_struct.iter_unpack(keys), value_struct.iter_unpack(values), strict=True):
                 yield key, value
@@ -70,9 +74,10 @@ class Map:
                 raise
             written += len(batch)
 
-    def _check(self, count: int, keys: bytes, values: bytes) -> None:
-        if len(keys) != count * self.spec.key_size or len(values) != count * self.spec.value_size:
-            sizes = f"{self.spec.key_size} and values of {self.spec.value_size} bytes"
+    def _check(self, count: int, keys: bytes, values: bytes | None = None) -> None:
+        """The kernel takes sizes for granted and would read beyond what is there."""
+        if len(keys) != count * self._key_size or (values is not None and len(values) != count * self._value_size):
+            sizes = f"{self._key_size} and values of {self._value_size} bytes"
             raise ValueError(f"map {self.spec.name} has keys of {sizes}")
 
     def delete_many(self, keys: Iterable[bytes], chunk: int = CHUNK) -> int:
@@ -81,9 +86,8 @@ class Map:
         remaining = iter(keys)
         while batch := tuple(islice(remaining, chunk)):
             joined = b"".join(batch)
-            if len(joined) != len(batch) * self.spec.key_size:
-                raise ValueError(f"map {self.spec.name} has keys of {self.spec.key_size} bytes")
-            deleted += bpf.map_delete_batch(self.fd, joined, self.spec.key_size)
+            self._check(len(batch), joined)
+            deleted += bpf.map_delete_batch(self.fd, joined, self._key_size)
         return deleted
 
     def sums(self) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from agent.datapath import bpf
 from agent.datapath.abi import load
 from agent.datapath.apply import PLANNED, apply, increase_epoch, read_epoch, read_state
 from agent.datapath.maps import Maps
@@ -73,3 +74,10 @@ def test_the_epoch_only_rises(maps: Maps) -> None:
 def test_an_unknown_map_is_a_mistake_in_the_plan(maps: Maps) -> None:
     with pytest.raises(KeyError, match="nowhere"):
         apply(maps, [Step("nowhere", {b"": b""})], raise_epoch=False)
+
+
+def test_another_refusal_raises_the_epoch_too(maps: Maps) -> None:
+    with pytest.raises(bpf.BpfError) as error:
+        apply(maps, [Step("services", services(1)), Step("events", {b"": b""})], raise_epoch=True)
+    assert not isinstance(error.value, bpf.MapFull)
+    assert read_epoch(maps) == 1

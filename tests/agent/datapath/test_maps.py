@@ -151,12 +151,19 @@ def test_a_full_map_tells_how_many_went_in(pins: Pins) -> None:
 
 
 def test_wrong_sizes_are_refused_before_the_kernel_reads_them(maps: Maps) -> None:
-    with pytest.raises(ValueError, match="map policy_class has keys of 24 and values of 8 bytes"):
-        maps["policy_class"].update_many({b"short": bytes(8)})
-    with pytest.raises(ValueError, match="map policy_class has keys of 24 and values of 8 bytes"):
-        maps["policy_class"].update_many({bytes(24): b"short"})
-    with pytest.raises(ValueError, match="map policy_class has keys of 24 bytes"):
-        maps["policy_class"].delete_many([b"short"])
+    table, key, value = maps["policy_class"], bytes(24), bytes(8)
+    for attempt in (
+        lambda: table.lookup(b"short"),
+        lambda: table.delete(key + b"!"),
+        lambda: table.update(b"short", value),
+        lambda: table.update(key, b"short"),
+        lambda: table.update_many({b"short": value}),
+        lambda: table.update_many({key: b"short"}),
+        lambda: table.delete_many([key, b"short"]),
+        lambda: maps["drops"].update(bytes(4), bytes(4)),
+    ):
+        with pytest.raises(ValueError, match="has keys of"):
+            attempt()
 
 
 def test_per_cpu_counters_are_summed(maps: Maps) -> None:
