@@ -1,1 +1,1 @@
-"""The kernel side of the agent: what it shares with the C sources, maps, programs, hooks, events. Import the modules."""
+"""The kernel side of the agent: what it shares with the C sources, maps, programs, hooks, events."""
