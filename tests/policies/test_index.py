@@ -68,6 +68,22 @@ def test_moving_a_policy_in_its_file_changes_nothing() -> None:
     assert index.policy(written.ref) == moved
 
 
+def test_saying_what_is_known_changes_nothing() -> None:
+    index = PolicyIndex()
+    written = policy(podSelector={}, ingress=[{"from": [{"podSelector": {}}, {"namespaceSelector": {}}]}])
+    for _ in range(2):
+        index.set_namespace("blue", {"team": "a"})
+        index.set_identity(300, Workload("blue", {"app": "a"}))
+        index.set_policy(written.ref, written)
+        index.add_class(RemoteClass(300))
+        index.add_subject(Subject(300))
+        dirty = index.take_dirty()
+    assert dirty == {}
+    index.drop_class(RemoteClass(301))
+    index.drop_subject(Subject(301))
+    assert index.take_dirty() == {}
+
+
 def test_only_what_a_class_touches_is_dirty() -> None:
     index = PolicyIndex()
     index.set_identity(300, Workload("blue", {"app": "web"}))
