@@ -63,7 +63,7 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     publish_not_ready: bool = False
 
 
-class SlicePort(msgspec.Struct, frozen=True, gc=False):
+class SlicePort(msgspec.Struct, frozen=True, order=True, gc=False):
     name: str
     protocol: int
     port: int

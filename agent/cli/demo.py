@@ -89,22 +89,29 @@ def show(box: Box) -> bool:
 
 
 def await_ready(box: Box) -> None:
-    """Until the agent says that all it has read is in force."""
+    """Until all that the agent has read is in force, and flows can be observed."""
+    from agent.api import client
+
+    until_reachable(box, "agent.sock")
+    client.call(box.state_dir / "agent.sock", "settled", timeout_s=2 * READY_S, timeout=READY_S)
+    until_reachable(box, "flows.sock")
+
+
+def until_reachable(box: Box, name: str) -> None:
+    """A socket that does not exist yet is nothing to wait on: ask again, as long as the agent runs."""
     from time import monotonic, sleep
 
     from agent.api import client
-    from agent.api.protocol import ApiError, UnreachableError
+    from agent.api.protocol import UnreachableError
     from agent.demo.box import BoxError
 
     deadline = monotonic() + READY_S
     while monotonic() < deadline and box.agent is not None and box.agent.poll() is None:
         try:
-            client.call(box.state_dir / "agent.sock", "settled", timeout=READY_S)
+            client.call(box.state_dir / name, {"agent.sock": "status", "flows.sock": "ping"}[name])
             return
         except UnreachableError:
-            sleep(0.05)  # the socket is not there yet: nothing to wait on
-        except ApiError as error:
-            raise BoxError(f"the agent did not get ready: {error}") from None
+            sleep(0.02)
     raise BoxError("the agent did not start:\n" + box.agent_log())
 
 

@@ -56,6 +56,7 @@ class Verdicts:
 
     def __init__(self, flows_socket: Path) -> None:
         self.lines: list[Flow | Lost] = []
+        self.problem = ""
         self._changed = threading.Condition()
         self._stream = client.stream(flows_socket, "observe", follow=True, last=0)
         self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -67,15 +68,15 @@ class Verdicts:
                 with self._changed:
                     self.lines.append(decode(value))
                     self._changed.notify_all()
-        except ApiError:
-            return  # the box is being removed
+        except ApiError as error:  # the box is being removed, or flows can't be told
+            self.problem = str(error)
 
     def deciding(self, source_port: int, protocol: str, got: str) -> str:
         """The rule of the flow from this port: of the side that said no, else of the destination's side."""
         with self._changed:
             self._changed.wait_for(lambda: self._found(source_port, protocol, got), DECIDED_S)
             flows = self._found(source_port, protocol, got)
-        return describe(flows[-1]) if flows else ""
+        return describe(flows[-1]) if flows else self.problem
 
     def _found(self, source_port: int, protocol: str, got: str) -> list[Flow]:
         kind = FlowType.NEW if got == "answered" else FlowType.DROP
@@ -88,7 +89,7 @@ class Verdicts:
 
 def describe(flow: Flow) -> str:
     """Who decided: the rule, or why there was none."""
-    if flow.policy is not None and flow.policy.kind != "Builtin":
+    if flow.policy is not None and flow.policy.kind != "Built-in":
         return f"{flow.policy.kind} {flow.policy}"
     if flow.policy is not None:
         return str(flow.policy)
