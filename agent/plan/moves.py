@@ -38,7 +38,8 @@ class Moves:
         self._passing_subjects: set[int] = set()
         self._owners: set[int] = set()  # local endpoints that move, by interface
         self._remotes = 0  # other addresses that move
-        self._comings = 0  # pods that appear or vanish
+        self.comings = 0
+        """How many entries pods that appear or vanish have."""
         for name in (ENDPOINTS, INTERFACES):
             for key, new in changes.tables[name].items():
                 self._find_endpoint(old.tables[name].get(key), new)
@@ -49,11 +50,18 @@ class Moves:
     def any(self) -> bool:
         return bool(self._owners or self._remotes)
 
-    def may_go_directly(self, rows_change: bool) -> bool:
-        """Whether every flow sees at most one end move, and no row changes meanwhile: then nothing can mix."""
-        if rows_change or self._comings:
-            return False
-        return not self._owners or (len(self._owners) == 1 and not self._remotes)
+    @property
+    def only_one(self) -> bool:
+        """Whether at most one end of any flow moves."""
+        return not self.comings and (not self._owners or (len(self._owners) == 1 and not self._remotes))
+
+    @property
+    def arriving_classes(self) -> set[int]:
+        return {new for _, new in self.classes}
+
+    @property
+    def arriving_subjects(self) -> set[int]:
+        return {new for _, new in self.subjects}
 
     def by_way_of_own_numbers(self) -> None:
         self.aliased = True
@@ -90,24 +98,19 @@ class Moves:
     # ---- writes
 
     def aside(self) -> list[Step]:
-        """Everyone that moves takes numbers of its own; what is to vanish is closed."""
+        """Everyone that moves takes numbers of its own; pods that come or go are closed meanwhile."""
         if not self.aliased:
             return []
-        steps = []
-        for name, gone in ((INTERFACES, None), (ENDPOINTS, CLOSED)):
+        steps = [Step(INTERFACES, {}, _gone(self._changes.tables[INTERFACES]))]
+        for name in (ENDPOINTS, INTERFACES):
             updates: dict[bytes, bytes] = {}
-            deletes = []
             for key, new in self._changes.tables[name].items():
                 before = self._old.tables[name].get(key)
-                if before is None:
-                    continue
-                if new is not None:
+                if before is not None and new is not None:
                     updates[key] = _endpoint_between(before, new)
-                elif gone is None:
-                    deletes.append(key)
-                else:
-                    updates[key] = gone
-            steps.append(Step(name, updates, tuple(deletes)))
+                elif name == ENDPOINTS:
+                    updates[key] = CLOSED
+            steps.append(Step(name, updates))
         moving = {}
         for key, new in self._changes.tables[IPCACHE].items():
             before, after = self._around(key, new)
@@ -138,7 +141,7 @@ class Moves:
 
     def _find_endpoint(self, old: bytes | None, new: bytes | None) -> None:
         if old is None or new is None:
-            self._comings += 1
+            self.comings += 1
             return
         before, after = ENDPOINT.unpack(old), ENDPOINT.unpack(new)
         if before.subject != after.subject:
@@ -161,7 +164,7 @@ class Moves:
         came_or_went = new is None or key not in self._old.tables[IPCACHE]
         address = IPCACHE_KEY.unpack_values(key)[1]
         if came_or_went and _is_pod(here):
-            self._comings += 1
+            self.comings += 1
         elif not self._is_local(address):
             self._remotes += 1
 

@@ -19,7 +19,7 @@ from collections import ChainMap
 from collections.abc import Iterable, Mapping
 
 from agent.plan.blocks import ROWS, Block, RowMeets
-from agent.plan.ids import Names
+from agent.plan.ids import CLASS_ANY, Names
 from agent.plan.moves import Moves
 from agent.plan.rejudge import Rejudgement, Writes
 from agent.plan.state import CLASS_VALUE, POLICY, SERVICES, Changes, State, policy_key
@@ -32,26 +32,59 @@ def transition(old: State, changes: Changes, names: Names) -> Transition:
     meets = RowMeets(rows, names)
     moves = Moves(old, changes)
     judged = Rejudgement(old, changes, moves, meets)
-    if moves.any and not moves.may_go_directly(judged.changes_rows_in_force):
+    stages = _stages(moves, judged)
+    if stages is None:
         moves.by_way_of_own_numbers()
         judged = Rejudgement(old, changes, moves, meets)
+        stages = _stages_by_own_numbers(moves, judged)
     new = [block for blocks in changes.blocks.values() for block in blocks.values()]
     passing = [block for number, block in meets.made.items() if number not in rows]
-    judgement = [
-        _policy(judged.before),
-        *moves.aside(),
-        _policy(judged.tightened),
-        *([] if moves.aliased else moves.home()),
-        _policy(judged.final),
-        *(moves.home() if moves.aliased else []),
-    ]
     services, services_gone = _services(changes.tables[SERVICES])
     unused = [block for name, number in moves.orphans() if (block := old.blocks[name].get(number)) is not None]
     return Transition(
-        steps=tuple(filter(None, [*_written([*new, *passing], old), *judgement, services])),
-        raises_epoch=any(judgement),
+        steps=tuple(filter(None, [*_written([*new, *passing], old), *stages, services])),
+        raises_epoch=any(stages),
         cleanup=tuple(filter(None, [_policy(judged.leftover), services_gone, *_deleted([*unused, *passing])])),
     )
+
+
+def _stages(moves: Moves, judged: Rejudgement) -> list[Step] | None:
+    """Everyone goes straight to where it is to be; None where flows could meet a mixture of old and new on the way."""
+    if not moves.any or (moves.only_one and not judged.rejudged):
+        return [_policy(judged.before), *_tightened(judged), *moves.home(), _policy(judged.final)]
+    # Where only one of the two lookups of a flow changes, it is either as before or as after, whoever moves when, as
+    # long as nobody moves to where another row is in force than will be.
+    if moves.comings or (moves.classes and moves.subjects) or len(judged.changed_directions()) > 1:
+        return None
+    if any(side[0] in moves.arriving_subjects or remote in moves.arriving_classes for side, remote in judged.rejudged):
+        return None
+    if not judged.hold_arrivals():
+        return None
+    return [_policy(judged.before), *moves.home(), *_final(judged)]
+
+
+def _stages_by_own_numbers(moves: Moves, judged: Rejudgement) -> list[Step]:
+    return [_policy(judged.before), *moves.aside(), *_tightened(judged), _policy(judged.final), *moves.home()]
+
+
+def _tightened(judged: Rejudgement) -> list[Step]:
+    return [_policy(judged.tightened), _policy(judged.tightened_any)]
+
+
+def _final(judged: Rejudgement) -> list[Step]:
+    """New rows without tightening first: those of single classes, then of any remote, then entries that go."""
+    single: Writes = {}
+    rest: Writes = {}
+    gone: Writes = {}
+    for writes in (judged.tightened, judged.tightened_any, judged.final):
+        for side, rows in writes.items():
+            for remote, row in rows.items():
+                stage = rest if remote == CLASS_ANY else single
+                stage.setdefault(side, {})[remote] = row
+    for side, rows in (*single.items(), *rest.items()):
+        for remote in [remote for remote, row in rows.items() if row is None]:
+            gone.setdefault(side, {})[remote] = rows.pop(remote)
+    return [_policy(single), _policy(rest), _policy(gone)]
 
 
 def reconcile(kernel: State, wanted: State, names: Names) -> Transition:
@@ -77,12 +110,14 @@ def reconcile(kernel: State, wanted: State, names: Names) -> Transition:
 def _policy(writes: Writes) -> Step:
     updates: dict[bytes, bytes] = {}
     deletes = []
-    for ((subject, direction), remote), row in writes.items():
-        key = policy_key(subject, remote, direction)
-        if row is None:
-            deletes.append(key)
-        else:
-            updates[key] = CLASS_VALUE.pack_values(row)
+    values: dict[int, bytes] = {}
+    for (subject, direction), rows in writes.items():
+        for remote, row in rows.items():
+            key = policy_key(subject, remote, direction)
+            if row is None:
+                deletes.append(key)
+            else:
+                updates[key] = values.get(row) or values.setdefault(row, CLASS_VALUE.pack_values(row))
     return Step(POLICY, updates, tuple(deletes))
 
 
