@@ -60,7 +60,10 @@ class DirectorySource:
             raise NotADirectoryError(f"{self._path} is not a directory: name the directory that holds the manifests")
         files = self._watches.scan()
         self._refresh(files)
-        self._recall()
+        try:
+            self._recall()
+        except OSError as error:
+            self._save_problem = [_about_last_good("read", error)]
         batch = self._settle(received_ns)
         self._shown = batch.problems
         self._save(prune=True)
@@ -174,11 +177,14 @@ class DirectorySource:
             if files is not None:
                 self._last_good.prune(files)
         except OSError as error:
-            message = f"last good versions cannot be kept: {error.strerror}"
-            self._save_problem = [Problem(str(error.filename), 0, message)]
+            self._save_problem = [_about_last_good("kept", error)]
         else:
             self._save_problem = []
             self._unwritten = []
+
+
+def _about_last_good(what: str, error: OSError) -> Problem:
+    return Problem(str(error.filename), 0, f"last good versions cannot be {what}: {error.strerror}")
 
 
 def _content(descriptor: int) -> bytes | str:

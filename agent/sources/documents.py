@@ -151,6 +151,8 @@ def check_json(text: bytes) -> None:
         repeated = _repeats(text)
     except RecursionError:
         raise BadYaml([Fault(0, "nested too deeply")], None) from None
+    except ValueError as error:
+        raise BadYaml([Fault(0, f"not valid JSON: {error}")], None) from None
     if repeated:
         yaml_reader.read(text)
         raise BadYaml([Fault(0, "the same key twice in one object")], None)

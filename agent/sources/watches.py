@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from errno import ENOSPC
 from pathlib import Path, PurePosixPath
 
@@ -57,8 +58,8 @@ class Watches:
         before = set(self._watches)
         self._problems.clear()
         if self._ancestor >= 0:
-            self._inotify.remove(self._ancestor)
-            self._ancestor = -1
+            watch, self._ancestor = self._ancestor, -1
+            self._release(watch)
         visited: set[str] = set()
         self._scan("", visited, found)
         for directory in before - visited:
@@ -141,59 +142,65 @@ class Watches:
 
     # ---- directories
 
-    def _scan(self, directory: str, visited: set[str], found: set[str]) -> None:
-        """Watch a directory and those below it before listing them, so that nothing comes between."""
-        path = self._root / directory
-        try:
-            self._watch(directory, path)
-            visited.add(directory)
-            with os.scandir(path) as entries:
-                names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-        except _GONE:
-            return
-        except OSError as error:
-            hint = ": raise the sysctl fs.inotify.max_user_watches" if error.errno == ENOSPC else ""
-            self._problems[directory] = f"the directory cannot be watched: {error.strerror}{hint}"
-            visited.add(directory)
-            return
-        for name, is_directory in names:
-            inside = f"{directory}/{name}" if directory else name
-            if is_hidden(name):
+    def _scan(self, top: str, visited: set[str], found: set[str]) -> None:
+        """Watch a directory and those below it, each before it is listed, so that nothing comes between."""
+        pending = [top]
+        while pending:
+            directory = pending.pop()
+            try:
+                self._watch(directory)
+                visited.add(directory)
+                pending += self._list(directory, found)
+            except _GONE:
                 continue
-            if is_directory:
-                self._scan(inside, visited, found)
-            elif name.endswith(SUFFIXES):
-                found.add(inside)
-            else:
-                self._check_directory_link(inside)
+            except OSError as error:
+                hint = ": raise the sysctl fs.inotify.max_user_watches" if error.errno == ENOSPC else ""
+                self._problems[directory] = f"the directory cannot be watched: {error.strerror}{hint}"
+                visited.add(directory)
 
-    def _watch(self, directory: str, path: Path) -> None:
-        watch = self._inotify.add(path, _MASK)
-        old = self._directories.get(watch)
-        if old is not None and old != directory:
-            self._watches.pop(old, None)  # moved here
-        stale = self._watches.get(directory)
-        if stale is not None and stale != watch:
-            self._unwatch(directory)
+    def _list(self, directory: str, found: set[str]) -> list[str]:
+        """Add the manifests in a directory; the directories in it."""
+        inner: list[str] = []
+        with os.scandir(self._root / directory) as entries:
+            for entry in entries:
+                path = f"{directory}/{entry.name}" if directory else entry.name
+                if is_hidden(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    inner.append(path)
+                elif entry.name.endswith(SUFFIXES):
+                    found.add(path)
+                elif entry.is_symlink():
+                    self._check_directory_link(path)
+        return inner
+
+    def _watch(self, directory: str) -> None:
+        watch = self._inotify.add(self._root / directory, _MASK)
+        if self._watches.get(directory, watch) != watch:
+            self._unwatch(directory)  # another directory had this name
+        moved_from = self._directories.get(watch, directory)
+        if moved_from != directory:
+            del self._watches[moved_from]
         self._directories[watch] = directory
         self._watches[directory] = watch
 
     def _unwatch(self, directory: str) -> None:
         watch = self._watches.pop(directory, None)
-        if watch is None or self._directories.get(watch) != directory:
-            return
-        del self._directories[watch]
-        if watch not in self._targets:
+        if watch is not None and self._directories.get(watch) == directory:
+            del self._directories[watch]
+            self._release(watch)
+
+    def _release(self, watch: int) -> None:
+        """One directory has one watch, whatever for."""
+        if watch not in self._directories and watch not in self._targets and watch != self._ancestor:
             self._inotify.remove(watch)
 
     def _await_root(self) -> bool:
         """Watch the nearest directory above the root that is there; True where the root has come back meanwhile."""
-        for parent in (self._root / "x").absolute().parents[1:]:
-            try:
-                self._ancestor = self._inotify.add(parent, _ARRIVED | inotify.DELETE_SELF | inotify.ONLY_DIRECTORIES)
-            except _GONE:
-                continue
-            break
+        for parent in self._root.absolute().parents:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                self._ancestor = self._inotify.add(parent, _MASK)
+                break
         return self._root.is_dir()
 
     # ---- symbolic links
@@ -207,8 +214,8 @@ class Watches:
 
     def _look(self, files: set[str]) -> set[str]:
         """Note where files that are links lead, so that a change there is noticed."""
+        self._files |= files
         for file in files:
-            self._files.add(file)
             full = self._root / file
             if full.is_symlink():
                 self._link(file, PurePosixPath(os.path.realpath(full)))
@@ -235,8 +242,7 @@ class Watches:
             del names[name]
         if watch in self._targets and not names:
             del self._targets[watch]
-            if watch not in self._directories:
-                self._inotify.remove(watch)
+            self._release(watch)
 
 
 def _parent(path: str) -> str:

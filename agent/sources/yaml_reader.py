@@ -16,7 +16,7 @@ import yaml
 MAX_DEPTH = 64
 MAX_ALIASED_NODES = 10_000
 
-_INT = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0o?[0-7_]+|[1-9][0-9_]*|0)\Z")
+_INT = re.compile(r"[-+]?(?:0b[01_]*[01]|0x[0-9a-fA-F_]*[0-9a-fA-F]|0o?[0-7_]*[0-7]|[1-9][0-9_]*|0)\Z")
 _FLOAT = re.compile(
     r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9_]+(?:[eE][-+]?[0-9]+)?|\.inf|\.Inf|\.INF)\Z"
 )
@@ -25,6 +25,7 @@ _WORDS: dict[str, bool | None] = {
     **{form: False for word in ("false", "no", "off") for form in (word, word.title(), word.upper())},
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
 }
+_MAX_DIGITS = 64  # longer ones stay text: they fit no field
 _TAB_INDENT = re.compile(rb" *\t")
 _STANDARD = "tag:yaml.org,2002:"
 _PLAIN_TAGS = frozenset(_STANDARD + name for name in ("int", "bool", "float", "null"))
@@ -118,7 +119,7 @@ def _plain(text: str) -> Any:
     """The value of an unquoted scalar. Cached, so that equal strings are one string."""
     if text in _WORDS:
         return _WORDS[text]
-    if text[0] in "+-.0123456789":
+    if text[0] in "+-.0123456789" and len(text) < _MAX_DIGITS:
         if _INT.match(text):
             return _integer(text)
         if _FLOAT.match(text):
@@ -128,11 +129,9 @@ def _plain(text: str) -> Any:
 
 def _integer(text: str) -> int:
     digits = text.replace("_", "").lower()
-    sign = -1 if digits[0] == "-" else 1
-    digits = digits.lstrip("+-")
-    if len(digits) > 1 and digits[0] == "0" and digits[1].isdigit():
-        return sign * int(digits, 8)
-    return sign * int(digits, 0)
+    unsigned = digits.lstrip("+-")
+    octal = len(unsigned) > 1 and unsigned[0] == "0" and unsigned[1].isdigit()
+    return int(digits, 8 if octal else 0)
 
 
 class _Frame:

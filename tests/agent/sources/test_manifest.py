@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.objects import (
     Container,
@@ -20,6 +22,7 @@ from agent.objects import (
     SliceEndpoint,
     SlicePort,
 )
+from agent.sources.items import VERSIONS
 from agent.sources.manifest import parse
 from policies.address import parse_address
 from policies.model import Direction, ObjectRef, Origin, Policy
@@ -256,6 +259,60 @@ def test_only_changed_documents_are_read_again() -> None:
     moved = parse(b"# one more line\n" + text.encode(), "m.yaml", before)
     assert [item.object.origin.line for item in moved.items if item.object] == [2, 6, 10]
     assert moved.items == parse(b"# one more line\n" + text.encode(), "m.yaml").items
+
+
+PIECES = st.sampled_from([
+    *"abk :-[]{}#&*!|>'\"%@`,?~\t\n\r\0", "\ufeff", "\x85", "\u2028",
+    "---\n", "...\n", "<<: ", "- ", ": ", "*a ", "&a ", "!!int ",
+    "kind: ", "metadata: {name: a}\n", "spec:\n", "  podSelector: {}\n", "NetworkPolicy\n",
+    "Pod\n", "List\n", "items:\n",
+    "apiVersion: v1\n", "apiVersion: networking.k8s.io/v1\n", "0x_", "0b_", "._",
+    "1" * 5000, "-.inf", "1e999", "yes", "null",
+])  # fmt: skip
+FIELDS = (
+    "kind", "apiVersion", "metadata", "name", "namespace", "labels", "spec",
+    "items", "ports", "port", "containers", "status",
+    "podIPs", "endpoints", "addresses", "conditions",
+    "addressType", "selector", "clusterIPs", "podSelector", "ingress", "from",
+)  # fmt: skip
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=3), inner, max_size=5)
+    ),
+    max_leaves=20,
+)
+
+
+@given(text=st.lists(PIECES, max_size=30).map("".join))
+def test_no_text_stops_the_reader(text: str) -> None:
+    for item in items(text):
+        assert item.object is not None or item.problems
+
+
+@given(value=JSON_VALUES, kind=st.sampled_from([*VERSIONS, "List"]), cut=st.integers(0, 3))
+def test_no_value_stops_the_reader(value: Any, kind: str, cut: int) -> None:
+    if isinstance(value, dict):
+        value |= {"kind": kind, "apiVersion": VERSIONS.get(kind, "v1")}
+    text = json.dumps(value)
+    for file in ("m.json", "m.yaml"):
+        for item in items(text[: len(text) - cut], file):
+            assert item.object is not None or item.problems
+
+
+@given(data=st.binary(max_size=40))
+def test_no_bytes_stop_the_reader(data: bytes) -> None:
+    for file in ("m.json", "m.yaml"):
+        parse(data, file)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": %s}' % ("1" * 5000), '{"a": 1e999, "a": 1}', '{"a": "\\ud800", "a": 2}', '{"a": NaN}']
+)
+def test_odd_json(text: str) -> None:
+    (item,) = items(text, "m.json")
+    assert item.object is None
+    assert item.problems
 
 
 # ---- policies that are not valid
