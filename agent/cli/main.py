@@ -7,7 +7,7 @@ import sys
 import typer
 
 from agent.api.protocol import ApiError
-from agent.cli import demo, listings, node, observe, run
+from agent.cli import demo, listings, node, observe, policy, run
 from agent.cli.output import Failure
 from agent.config import ConfigError
 
@@ -33,6 +33,7 @@ node.register(app)
 listings.register(app)
 observe.register(app)
 run.register(app)
+policy.register(app)
 demo.register(app)
 
 

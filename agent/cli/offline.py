@@ -1,0 +1,104 @@
+"""Manifests read without an agent: what `policy check`, `policy explain` and `plan` work on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from agent.cli.output import Failure
+from agent.config import Config, build, environment
+from agent.objects import Pod
+from agent.sources import yaml_reader
+from agent.sources.documents import split
+from agent.sources.manifest import parse, unreadable
+from agent.sources.slices import derive
+from agent.sources.tree import Tree
+from agent.sources.watches import Watches
+from agent.sources.yaml_reader import BadYaml
+from agent.world.config import NodeConfig
+from agent.world.world import METADATA_NAME, World
+from policies.address import Prefix, parse_address
+from policies.evaluate import Namespaces, PodFacts
+from policies.model import ContainerPort, Origin
+
+
+def files(paths: Iterable[Path]) -> Iterator[Path]:
+    """Files as given; of a folder, those an agent would read. Raises Failure."""
+    for path in paths:
+        if path.is_dir():
+            watches = Watches(path)
+            try:
+                yield from (path / name for name in sorted(watches.scan()))
+            finally:
+                watches.close()
+        elif path.exists():
+            yield path
+        else:
+            raise Failure(f"{path} is not there: name a manifest or a folder of manifests")
+
+
+def read(paths: Iterable[Path]) -> Tree:
+    tree = Tree()
+    for path in files(paths):
+        try:
+            tree.put(parse(path.read_bytes(), str(path)))
+        except OSError as error:
+            tree.put(unreadable(str(path), f"cannot be read: {error.strerror}"))
+    return tree
+
+
+def documents(paths: Iterable[Path]) -> Iterator[tuple[Any, Origin]]:
+    """Every object as it is written, of lists one by one; what cannot be read is left out."""
+    for path in files(paths):
+        try:
+            for chunk in split(path.read_bytes(), str(path)):
+                document = yaml_reader.read(chunk.text)
+                if document is None or not isinstance(document.value, dict):
+                    continue
+                origin = Origin(str(path), chunk.before + document.line + 1)
+                items = document.value.get("items")
+                if not (isinstance(items, list) and str(document.value.get("kind")).endswith("List")):
+                    yield document.value, origin
+                    continue
+                lines = document.items if len(document.items) == len(items) else [document.line] * len(items)
+                for item, line in zip(items, lines, strict=True):
+                    yield item, Origin(str(path), chunk.before + line + 1)
+        except (OSError, BadYaml):
+            continue  # `read` says what is wrong
+
+
+def config_of(folder: Path) -> Config:
+    """As an agent would be started with this environment."""
+    return build(environment() | {"manifests": str(folder)})
+
+
+def node_config(config: Config) -> NodeConfig:
+    return NodeConfig(
+        name=config.node,
+        pod_cidrs=tuple(map(Prefix.parse, config.pod_cidrs)),
+        service_cidrs=tuple(map(Prefix.parse, config.service_cidrs)),
+        addresses=tuple(map(parse_address, config.node_addresses)),
+        labels_include=config.labels_include,
+        labels_exclude=config.labels_exclude,
+    )
+
+
+def world_of(tree: Tree, config: Config) -> World:
+    """The world as a new agent would have it, addresses included."""
+    world = World(node_config(config), derive)
+    for change in tree.settle():
+        world.apply(change)
+    return world
+
+
+def namespaces(world: World) -> Namespaces:
+    """Labels of each namespace that is declared or has a pod."""
+    used = {state.pod.ref.namespace for state in world.pods}
+    declared = {name: namespace.labels for name, namespace in world.namespaces.items()}
+    return {name: {METADATA_NAME: name, **declared.get(name, {})} for name in used | declared.keys()}
+
+
+def facts(pod: Pod) -> PodFacts:
+    ports = frozenset(ContainerPort(p.name, p.protocol, p.number) for p in pod.ports if p.name)
+    return PodFacts(pod.ref.namespace, pod.ref.name, pod.labels, ports)
