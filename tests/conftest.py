@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import rig
+from pods_at import Site
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +38,14 @@ def instance(root: None) -> Iterator[str]:
     instance = rig.new_instance()
     yield instance
     rig.sweep_instance(instance)
+
+
+@pytest.fixture
+def site(node: rig.Node, instance: str, tmp_path: Path) -> Iterator[Site]:
+    """A scratch node to run endpoints around; the test may leave no pod behind."""
+    made = Site(node, instance, tmp_path)
+    yield made
+    left = rig.sweep_instance(instance)
+    for pid_file in tmp_path.glob("pods/*/*/*.pid"):
+        left.append(str(pid_file))
+    assert left == [], "the test left pods behind"

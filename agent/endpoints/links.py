@@ -25,7 +25,7 @@ from policies.address import V4_MAPPED, format_address, is_v4
 
 # linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/neighbour.h
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
-RTM_NEWADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_NEWNEIGH = 20, 22, 24, 28
+RTM_NEWADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH = 20, 22, 24, 26, 28
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_OPERSTATE, IFLA_LINKINFO = 1, 3, 4, 5, 16, 18
 IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 20, 26, 27, 28
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
@@ -37,7 +37,7 @@ OPERSTATE_UP = 6
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD, IFA_F_PERMANENT, IFA_F_TENTATIVE, IFA_F_NOPREFIXROUTE = 0x02, 0x80, 0x40, 0x200
 RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
-RT_TABLE_MAIN, RTN_UNICAST, RTNH_F_ONLINK = 254, 1, 4
+RT_TABLE_MAIN, RTN_UNICAST, RTN_LOCAL, RTNH_F_ONLINK = 254, 1, 2, 4
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTPROT_GATEHOUSE = 71  # our own mark on routes: `ip route show proto 71`
 NDA_DST, NDA_LLADDR, NUD_PERMANENT = 1, 2, 0x80
@@ -171,6 +171,13 @@ def default_route(index: int, gateway: bytes) -> Request:
     return Request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body, f"add default route via {format_address(gateway)}")
 
 
+def get_route(address: bytes) -> Request:
+    """Which route a packet to the address would take."""
+    family, raw = _split(address)
+    body = _ROUTE.pack(family, len(raw) * 8, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_DST, raw)
+    return Request(RTM_GETROUTE, 0, body, f"look up the route to {format_address(address)}")
+
+
 def add_neighbour(index: int, address: bytes, mac: bytes) -> Request:
     family, raw = _split(address)
     body = _NEIGHBOUR.pack(family, index, NUD_PERMANENT, 0, 0) + attribute(NDA_DST, raw) + attribute(NDA_LLADDR, mac)
@@ -188,6 +195,11 @@ def read_link(reply: Reply) -> Link:
         bool(flags & IFF_UP),
         found.get(IFLA_OPERSTATE) == bytes([OPERSTATE_UP]),
     )
+
+
+def is_local_route(reply: Reply) -> bool:
+    """Whether packets by this route are delivered here."""
+    return bool(_ROUTE.unpack_from(reply.body)[7] == RTN_LOCAL)
 
 
 def read_address(reply: Reply) -> Bound:

@@ -22,7 +22,7 @@ NLA_TYPE_MASK = 0x3FFF
 SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 1, 10, 11
 NLMSGERR_ATTR_MSG = 1
-RTNLGRP_LINK = 1
+RTNLGRP_LINK, RTNLGRP_IPV6_ROUTE = 1, 11
 
 TIMEOUT_S = 5.0
 _HEADER = struct.Struct("=IHHII")
@@ -82,9 +82,11 @@ class RouteSocket:
 
     def __init__(self) -> None:
         self._sequence = 0
+        self._notified = 0
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         try:
             self._socket.bind((0, 0))
+            self._port: int = self._socket.getsockname()[0]
             self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
             self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
             self._socket.settimeout(TIMEOUT_S)
@@ -112,7 +114,8 @@ class RouteSocket:
         while pending:
             for kind, sequence, body in self._receive():
                 if sequence not in pending:
-                    continue  # a notification, or the answer to a request that timed out
+                    self._notified += sequence == 0  # else it answers a request that timed out
+                    continue
                 if kind in (NLMSG_ERROR, NLMSG_DONE):
                     pending.discard(sequence)
                     code = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
@@ -128,14 +131,14 @@ class RouteSocket:
         return replies
 
     def join(self, group: int) -> None:
-        """From now on receive the notifications of a multicast group (see `notifications`)."""
+        """From now on be told of changes of a kind (RTNLGRP_…; see `await_notification`)."""
         self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
 
-    def notifications(self) -> Iterator[Reply]:
-        """Block for messages nobody asked for; TimeoutError after TIMEOUT_S without any."""
-        while True:
-            for kind, _, body in self._receive():
-                yield Reply(kind, body)
+    def await_notification(self) -> None:
+        """Block until something has changed since the last call; TimeoutError after TIMEOUT_S."""
+        while not self._notified:
+            self._notified += sum(sequence == 0 for _, sequence, _ in self._receive())
+        self._notified = 0
 
     def _encode(self, request: Request) -> bytes:
         self._sequence += 1
@@ -145,15 +148,16 @@ class RouteSocket:
         return _HEADER.pack(_HEADER.size + len(body), request.kind, flags, self._sequence, 0) + body
 
     def _receive(self) -> Iterator[tuple[int, int, bytes]]:
+        """(kind, sequence, body) of each message that has come; sequence 0 for what answers nothing of ours."""
         data = self._socket.recv(_RECEIVE_BYTES)
         offset = 0
         while offset + _HEADER.size <= len(data):
-            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+            length, kind, flags, sequence, port = _HEADER.unpack_from(data, offset)
             body = data[offset + _HEADER.size : offset + length]
             # Only an error that says so carries an explanation behind its fixed part.
             if kind == NLMSG_ERROR and not flags & NLM_F_ACK_TLVS:
                 body = body[: 4 + _HEADER.size]
-            yield kind, sequence, body
+            yield kind, sequence if port == self._port else 0, body
             offset += (length + 3) & ~3
 
 

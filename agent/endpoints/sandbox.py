@@ -20,7 +20,7 @@ import msgspec
 
 from agent.endpoints import links, namespaces
 from agent.endpoints.links import Link
-from agent.endpoints.netlink import RTNLGRP_LINK, TIMEOUT_S, NetlinkError, RouteSocket, is_gone
+from agent.endpoints.netlink import RTNLGRP_IPV6_ROUTE, RTNLGRP_LINK, TIMEOUT_S, NetlinkError, RouteSocket, is_gone
 from agent.objects import Interface
 from policies.address import is_v4, parse_address
 from policies.model import ObjectRef
@@ -129,12 +129,12 @@ class Sandboxes:
             links.set_up(index),
             *(links.route_to_host(index, address) for address in addresses),
             *(links.add_neighbour(index, address, interface.mac) for address in addresses),
-            links.get_link_by_index(index),  # see _await_operational
+            links.get_link_by_index(index),  # see _await_ready
         )
         netns = os.open(interface.netns, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with _route_in(netns) as inside:
-                _await_operational(inside)
+                _await_ready(inside, addresses)
         finally:
             os.close(netns)
 
@@ -240,18 +240,20 @@ def _delete_links(route: RouteSocket, indexes: Iterable[int]) -> None:
                 raise
 
 
-def _await_operational(route: RouteSocket) -> None:
-    """Wait until the pod's side transmits. The carrier is there at once, but the kernel's link watch connects the
-    queue a moment later; since 6.7 asking for the link makes it do so, before that it is announced."""
-    route.join(RTNLGRP_LINK)
+def _await_ready(inside: RouteSocket, addresses: Iterable[bytes]) -> None:
+    """Wait until the pod sends and receives. Two things the kernel puts off to a worker:
+
+    The carrier is there at once, but the link watch connects the queue a moment later; since 6.7 asking for the link
+    makes it do so at once. And an IPv6 address is never tentative here, but the route that delivers to it comes later.
+    """
+    inside.join(RTNLGRP_LINK)
+    inside.join(RTNLGRP_IPV6_ROUTE)
+    checks = [links.get_link(POD_LINK), *map(links.get_route, addresses)]
     deadline = time.monotonic() + TIMEOUT_S
-    link = links.read_link(route.request(links.get_link(POD_LINK))[0])
-    if link.operational:
-        return
-    for reply in route.notifications():
-        if reply.kind == links.RTM_NEWLINK:
-            link = links.read_link(reply)
-            if link.name == POD_LINK and link.operational:
-                return
+    while True:
+        link, *routes = inside.request(*checks)
+        if links.read_link(link).operational and all(map(links.is_local_route, routes)):
+            return
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{POD_LINK} of the pod did not become operational in {TIMEOUT_S:.0f} s")
+            raise TimeoutError(f"{POD_LINK} of the pod was not ready in {TIMEOUT_S:.0f} s: see `ip -d link` inside")
+        inside.await_notification()
