@@ -62,7 +62,7 @@ def host_mac(name: str) -> bytes:
 def checksum(data: bytes) -> int:
     """RFC 1071."""
     padded = data + b"\0" * (len(data) % 2)
-    total = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
+    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -201,8 +201,8 @@ def tcp(source: str, destination: str, source_port: int, destination_port: int, 
     return Packet(source, destination, L4(TCP, source_port, destination_port, flags))
 
 
-def udp(source: str, destination: str, source_port: int, destination_port: int, **more: bool) -> Packet:
-    return Packet(source, destination, L4(UDP, source_port, destination_port, **more))
+def udp(source: str, destination: str, source_port: int, destination_port: int, zero_checksum: bool = False) -> Packet:
+    return Packet(source, destination, L4(UDP, source_port, destination_port, zero_checksum=zero_checksum))
 
 
 def sctp(source: str, destination: str, source_port: int, destination_port: int) -> Packet:

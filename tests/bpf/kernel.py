@@ -46,9 +46,19 @@ HASHES = (
 """What each test starts empty, services and backends besides."""
 
 INTERFACES = {"a": 101, "b": 102, "c": 103, "d": 104}
-"""`d` is a device without a pod."""
+"""`d` is a device without a pod at first."""
 
-IDENTITIES = {"a": 1001, "b": 1002, "c": 1003, "node": 1, "world": 2, "router": 2, "free": 3, "link-local": 2}
+IDENTITIES = {
+    "a": 1001,
+    "b": 1002,
+    "c": 1003,
+    "d": 1004,
+    "node": 1,
+    "world": 2,
+    "router": 2,
+    "free": 3,
+    "link-local": 2,
+}
 T = TypeVar("T")
 SECONDS = 1_000_000_000
 

@@ -21,7 +21,7 @@ Events = tuple[dict[str, Any], ...]
 
 @dataclass(frozen=True)
 class Step:
-    """`to`: the local pod it is redirected to, STACK, or "" where it is dropped. `out`: what leaves, if not the same."""
+    """`to`: the local pod it is redirected to, STACK, or "" if dropped. `out`: what leaves, if not the same."""
 
     pod: str
     packet: Packet

@@ -9,6 +9,7 @@ from table import (
     END,
     STACK,
     Case,
+    Change,
     arrives,
     arrives_new,
     do,
@@ -40,7 +41,8 @@ CASES: list[Case] = [
                 source_identity=1001, destination_identity=1002, protocol=6, tcp_flags=2, reason=0,
                 rule_egress="RULE_NOT_ISOLATED", rule_ingress="RULE_NOT_ISOLATED", egress_judged=1, ingress_judged=1,
             ),
-            entry(SYN, packets=1, flags=CT_LOCAL, verdict=1, ifindex=101, source_identity=1001, destination_identity=1002),
+            entry(SYN, packets=1, flags=CT_LOCAL, verdict=1, ifindex=101, sender_ifindex=101, receiver_ifindex=102),
+            entry(SYN, source_identity=1001, destination_identity=1002),
             entry(SYN_ACK, packets=0, flags=CT_LOCAL | CT_REPLY, verdict=1, ifindex=101),
             sent("b", SYN_ACK, "a"),
             entry(SYN, packets=1, flags=CT_LOCAL | CT_ESTABLISHED),
@@ -95,7 +97,7 @@ CASES: list[Case] = [
             dropped("b", tcp("b", "a", 80, 1000, "S"), "POLICY_EGRESS"),
         ],
     ),
-    ("a SYN of a live connection is a retransmission", [new("a", SYN, "b"), sent("a", SYN, "b"), entry(SYN, packets=2)]),
+    ("a SYN of a live connection is sent again", [new("a", SYN, "b"), sent("a", SYN, "b"), entry(SYN, packets=2)]),
     ("picked up in mid-stream", [new("a", ACK, "b", tcp_flags=16), sent("b", SYN_ACK, "a")]),
     (
         "picked up in mid-stream, against policy",
@@ -400,5 +402,5 @@ CASES: list[Case] = [
 
 
 @pytest.mark.parametrize("steps", [c[1] for c in CASES], ids=[c[0] for c in CASES])
-def test_flow(kernel: Kernel, steps: Case) -> None:
+def test_flow(kernel: Kernel, steps: list[Change]) -> None:
     run(kernel, steps)
