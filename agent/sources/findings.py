@@ -43,7 +43,7 @@ class Findings:
             self.errors.append((path, problem))
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=4096)
 def label_problem(key: str, value: str) -> str | None:
     """Cached: manifests repeat the same labels."""
     return label_key_problem(key) or label_value_problem(value)

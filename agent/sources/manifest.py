@@ -51,7 +51,7 @@ def parse(text: bytes, file: str, before: Manifest | None = None) -> Manifest:
             items += found[1]
     except BadYaml as bad:
         items.append(broken(bad, file, 0))
-    return Manifest(file, digest, tuple(items), documents)
+    return Manifest(file, digest, tuple(items), documents if len(documents) > 1 else {})
 
 
 def unreadable(file: str, message: str) -> Manifest:

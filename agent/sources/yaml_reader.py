@@ -82,8 +82,10 @@ def read(text: bytes, *, places: bool = False) -> Document | None:
     """Read one document; None where there is nothing but comments. Raises BadYaml."""
     builder = _Builder(places)
     fault: Fault | None = None
+    loader = None
     try:
-        for event in yaml.parse(text, yaml.CSafeLoader):
+        loader = yaml.CSafeLoader(text)
+        for event in iter(loader.get_event, None):
             builder.take(event)
     except _Fatal as error:
         fault = error.fault
@@ -92,6 +94,9 @@ def read(text: bytes, *, places: bool = False) -> Document | None:
         fault = Fault(line, "a character that YAML does not allow: save the file as plain UTF-8 text")
     except yaml.MarkedYAMLError as error:
         fault = _fault(error, text)
+    finally:
+        if loader is not None:
+            loader.dispose()
     if fault is not None:
         raise BadYaml([*builder.faults, fault], builder.partial())
     if builder.faults:
@@ -114,7 +119,7 @@ def _fault(error: yaml.MarkedYAMLError, text: bytes) -> Fault:
     return Fault(line, f"not valid YAML: {context}{error.problem}")
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=4096)
 def _plain(text: str) -> Any:
     """The value of an unquoted scalar. Cached, so that equal strings are one string."""
     if text in _WORDS:
