@@ -69,10 +69,12 @@ INLINE struct conntrack *consider_from_pod(struct __sk_buff *skb, struct packet 
 	if (*act)
 		return NULL;
 	p->source.identity = near->identity;
-	if (!owns(near, packet_source(p), p->ipv6)) {
+	if (!owns(near, packet_source(p), p->ipv6))
 		*act = -DROP_SPOOFED_SOURCE;
+	else if (!same_address(packet_source(p), &p->tuple.source)) /* a pod is no router: only its own flows fail with it */
+		*act = -DROP_ICMP_UNRELATED;
+	if (*act)
 		return NULL;
-	}
 	if (known) {
 		conntrack_follow(p, known);
 		far = endpoint_of_address(&p->after.destination);
