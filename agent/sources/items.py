@@ -173,7 +173,10 @@ def _both_directions(raw: Any, origin: Origin, problem: str) -> Policy | None:
 def _may_be_ours(partial: Any) -> bool:
     """Whether text of which this much was read can hold an object that is handled."""
     kind = partial.get("kind") if isinstance(partial, dict) else None
-    return not isinstance(kind, str) or kind in VERSIONS or kind.endswith("List") or _meant(kind) is not None
+    # Where the text breaks off right behind it, the next words are read as part of it: then it is not known either.
+    if not isinstance(kind, str) or not kind.isalnum():
+        return True
+    return kind in VERSIONS or kind.endswith("List") or _meant(kind) is not None
 
 
 def _ref(head: schema.Envelope) -> ObjectRef | None:
