@@ -1,0 +1,190 @@
+"""A real agent in a scratch node, for tests end to end.
+
+with RunningAgent(node, tmp_path) as agent:
+    agent.write("pods.yaml", pod("shop/web", app="web"))
+    agent.start()
+    agent.ip("shop/web"); agent.netns("shop/web"); agent.cli("status")
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import rig
+
+from agent.api import client
+from agent.api.protocol import ApiError, UnreachableError
+from agent.datapath.mounts import BPFFS
+from agent.endpoints import namespaces
+from agent.instance import NOTES, Instance
+from agent.supervisor import listener_pid
+
+START_S = 60.0
+"""Includes compiling the datapath on a busy machine."""
+SETTLE_S = 20.0
+
+Document = dict[str, Any]
+
+
+class RunningAgent:
+    """Its manifests are written before or while it runs. `close` removes all of it and says what was left."""
+
+    def __init__(self, node: rig.Netns, folder: Path, *flags: str) -> None:
+        self.node = node
+        self.manifests = folder / "manifests"
+        self.manifests.mkdir(exist_ok=True)
+        self.instance = Instance(folder / "state")
+        self.log_path = folder / "agent.log"
+        self.flags = flags
+        self.process: subprocess.Popen[bytes] | None = None
+        self._pods: list[rig.Netns] = []
+
+    def __enter__(self) -> RunningAgent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- manifests
+
+    def write(self, file: str, *documents: Document | str) -> None:
+        """Replace a manifest the way careful tools do: whole, by renaming."""
+        texts = [d if isinstance(d, str) else json.dumps(d) for d in documents]
+        fresh = self.manifests / f".{file}.new"
+        fresh.write_text("\n---\n".join(texts))
+        fresh.rename(self.manifests / file)
+
+    def delete(self, file: str) -> None:
+        (self.manifests / file).unlink()
+
+    # ---- life
+
+    def start(self, *flags: str, settle: bool = True) -> None:
+        command = [sys.executable, "-m", "agent.cli.main", "agent", "--manifests", str(self.manifests)]
+        command += ["--state-dir", str(self.instance.state_dir), "--node", "n1", *self.flags, *flags]
+        with self.log_path.open("ab") as log:
+            self.process = self.node.popen(*command, stdout=log, stderr=log)
+        if settle:
+            self.settle(START_S)
+
+    def settle(self, timeout_s: float = SETTLE_S) -> None:
+        """Until all that is written by now is in force and every pod has started (or failed)."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            assert self.process is not None and self.process.poll() is None, self.log()
+            try:
+                left = max(0.1, deadline - time.monotonic())
+                client.call(self.instance.agent_socket, "settled", timeout=left, timeout_s=left + 5)
+                return
+            except UnreachableError:
+                assert time.monotonic() < deadline, self.log()
+                time.sleep(0.01)  # the socket is not there yet: nothing to wait on
+            except ApiError as error:
+                raise AssertionError(f"{error}\n{self.log()}") from None
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(SETTLE_S)
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+        for netns in self._pods:
+            netns.close()
+        self.cli("cleanup", check=True)
+        assert self.leftovers() == []
+
+    def leftovers(self) -> list[str]:
+        """What there is of this agent outside its process."""
+        found = [
+            str(path) for path in (self.instance.state_dir, BPFFS / "gatehouse" / self.instance.name) if path.exists()
+        ]
+        found += namespaces.list_names(self.instance.short_name)
+        found += [str(path) for path in (NOTES / self.instance.name,) if path.exists()]
+        found += re.findall(r"\bgh[0-9a-f]{12}\b", self.node.run("ip", "-o", "link").stdout)
+        if pid := listener_pid(self.instance.flows_socket):
+            found.append(f"flows process {pid}")
+        return found
+
+    # ---- questions
+
+    def log(self) -> str:
+        return self.log_path.read_text() if self.log_path.exists() else ""
+
+    def cli(self, *arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"GATEHOUSE_STATE_DIR": str(self.instance.state_dir)}
+        command = [sys.executable, "-m", "agent.cli.main", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+        assert not check or result.returncode == 0, (arguments, result)
+        assert "Traceback" not in result.stderr, result.stderr
+        return result
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.cli(*arguments, "-o", "json").stdout)
+
+    def endpoint(self, pod: str) -> dict[str, Any]:
+        found = client.call(self.instance.agent_socket, "endpoints")
+        (endpoint,) = (e for e in found if f"{e['namespace']}/{e['name']}" == pod)
+        return dict(endpoint)
+
+    def status(self) -> dict[str, Any]:
+        return dict(client.call(self.instance.agent_socket, "status"))
+
+    def ip(self, pod: str) -> str:
+        """Its IPv4 address."""
+        return str(next(ip for ip in self.endpoint(pod)["ips"] if ":" not in ip))
+
+    def netns(self, pod: str) -> rig.Netns:
+        found = rig.Netns.at(self.endpoint(pod)["netns"])
+        self._pods.append(found)
+        return found
+
+
+def pod(name: str, command: str = "", ports: dict[str, int] | None = None, **labels: str) -> Document:
+    """`name`: NAMESPACE/NAME. `command`: for /bin/sh."""
+    namespace, _, short = name.partition("/")
+    container: Document = {"name": "main", "ports": [{"name": n, "containerPort": p} for n, p in (ports or {}).items()]}
+    if command:
+        container["command"] = ["/bin/sh", "-c", command]
+    metadata = {"name": short, "namespace": namespace, "labels": labels}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [container]}}
+
+
+def policy(name: str, selector: dict[str, str], **spec: Any) -> Document:
+    """`spec`: ingress, egress, policyTypes as in the API (`from` stands in the rules)."""
+    namespace, _, short = name.partition("/")
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": short, "namespace": namespace},
+        "spec": {"podSelector": {"matchLabels": selector}, **spec},
+    }
+
+
+def service(name: str, selector: dict[str, str], port: int, target: int) -> Document:
+    namespace, _, short = name.partition("/")
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": short, "namespace": namespace},
+        "spec": {"selector": selector, "ports": [{"port": port, "targetPort": target}]},
+    }
+
+
+def allow_from(**labels: str) -> list[Document]:
+    """Ingress rules that allow pods of the same namespace with these labels."""
+    return [{"from": [{"podSelector": {"matchLabels": labels}}]}]
