@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from agent.plan.blocks import ROWS, Block, RowMeets
 from agent.plan.ids import CLASS_ANY, Names
 from agent.plan.moves import Moves
+from agent.plan.pieces import difference
 from agent.plan.rejudge import Rejudgement, Writes
 from agent.plan.state import CLASS_VALUE, POLICY, SERVICES, Changes, State, policy_key
 from agent.plan.step import Step, Transition
@@ -89,20 +90,7 @@ def _final(judged: Rejudgement) -> list[Step]:
 
 def reconcile(kernel: State, wanted: State, names: Names) -> Transition:
     """How to take maps found in the kernel to a plan, writing only what differs. `kernel`: see State.read."""
-    changes = Changes()
-    for name, entries in changes.tables.items():
-        held, planned = kernel.tables[name], wanted.tables[name]
-        entries.update({key: value for key, value in planned.items() if held.get(key) != value})
-        entries.update(dict.fromkeys(held.keys() - planned.keys()))
-    for side in kernel.policy.keys() | wanted.policy.keys():
-        known, rows = kernel.policy.get(side, {}), wanted.policy.get(side, {})
-        differing: dict[int, int | None] = {remote: row for remote, row in rows.items() if known.get(remote) != row}
-        differing.update(dict.fromkeys(known.keys() - rows.keys()))
-        if differing:
-            changes.policy[side] = differing
-    for name, blocks in changes.blocks.items():
-        blocks.update({n: block for n, block in wanted.blocks[name].items() if kernel.blocks[name].get(n) != block})
-    result = transition(kernel, changes, names)
+    result = transition(kernel, difference(kernel, wanted), names)
     strays = [block for block in kernel.strays() if block.id not in wanted.blocks[block.map]]
     return Transition(result.steps, result.raises_epoch, (*result.cleanup, *_deleted(strays)))
 
