@@ -138,8 +138,10 @@ INLINE int from_pod_act(struct __sk_buff *skb)
 	struct packet *p = packet_of(skb, HOOK_FROM_POD);
 	int act;
 
-	if (!p)
+	if (!p) {
+		count_outcome(DROP_INTERNAL);
 		return DROP;
+	}
 	act = from_pod_steps(skb, p);
 	if (act >= 0) {
 		count_outcome(DROP_NONE);

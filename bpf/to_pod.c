@@ -123,8 +123,10 @@ INLINE int to_pod_act(struct __sk_buff *skb)
 	struct packet *p = packet_of(skb, HOOK_TO_POD);
 	int act;
 
-	if (!p)
+	if (!p) {
+		count_outcome(DROP_INTERNAL);
 		return DROP;
+	}
 	act = to_pod_steps(skb, p);
 	if (act < 0)
 		return drop(skb, p, -act);
