@@ -18,7 +18,7 @@ MAX_ALIASED_NODES = 10_000
 
 _INT = re.compile(r"[-+]?(?:0b[01_]*[01]|0x[0-9a-fA-F_]*[0-9a-fA-F]|0o?[0-7_]*[0-7]|[1-9][0-9_]*|0)\Z")
 _FLOAT = re.compile(
-    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9_]+(?:[eE][-+]?[0-9]+)?|\.inf|\.Inf|\.INF)\Z"
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|\.inf|\.Inf|\.INF)\Z"
 )
 _WORDS: dict[str, bool | None] = {
     **{form: True for word in ("true", "yes", "on") for form in (word, word.title(), word.upper())},
