@@ -384,6 +384,7 @@ def test_a_policy_whose_pods_are_not_clear_isolates_nothing(text: str) -> None:
         ("kind: Deployment\nmetadata: {name: a}\nspec: [\n", False),
         ("kind: NetworkPolcy\nmetadata: {name: a}\n", True),
         ("kind: List\nitems: [\n", True),
+        ("kind: Pod\n  metadata\nspec: [\n", True),
         ("apiVersion: v1\nmetadata: {name: a}\n", True),
         ("apiVersion: v1\nkind: Pod\nmetadata: {generateName: a}\n", True),
         ("just text\n", True),
