@@ -49,3 +49,12 @@ def site(node: rig.Node, instance: str, tmp_path: Path) -> Iterator[Site]:
     for pid_file in tmp_path.glob("pods/*/*/*.pid"):
         left.append(str(pid_file))
     assert left == [], "the test left pods behind"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--judgements",
+        type=int,
+        default=20_000,
+        help="how many flow judgements the differential test compares (tests/bpf/test_differential.py)",
+    )
