@@ -1,13 +1,29 @@
-"""Worlds made of the plain data of tests/strategies.py."""
+"""Worlds made of the plain data of tests/strategies.py, with services, and the edits that lead from one to the next."""
 
 from __future__ import annotations
 
-import strategies as drawn
-from map_model import MapModel
+from collections.abc import Mapping
 
-from agent.objects import Change, DeclaredPort, Interface, Namespace, Object, Pod
+import msgspec
+import strategies as drawn
+from hypothesis import strategies as st
+
+from agent.objects import (
+    Change,
+    DeclaredPort,
+    EndpointSlice,
+    Interface,
+    Namespace,
+    Object,
+    Pod,
+    Service,
+    ServicePort,
+    SliceEndpoint,
+    SlicePort,
+)
 from agent.plan.compile import compile_dirty
 from agent.plan.plan import Plan
+from agent.sources.slices import derive
 from agent.world.config import NodeConfig
 from agent.world.world import World
 from policies.address import Prefix, parse_address
@@ -17,9 +33,33 @@ ORIGIN = Origin("drawn", 0)
 CONFIG = NodeConfig(
     name="here",
     pod_cidrs=(Prefix.parse("10.1.0.0/22"), Prefix.parse("fd00:1::/96")),
-    service_cidrs=(Prefix.parse("10.96.0.0/16"), Prefix.parse("fd00:96::/112")),
+    service_cidrs=(Prefix.parse("10.96.0.0/29"), Prefix.parse("fd00:96::/112")),
     addresses=tuple(parse_address(a) for a in drawn.HOST_ADDRESSES),
 )
+CONFIGS = (CONFIG, msgspec.structs.replace(CONFIG, labels_exclude=("env",)))
+"""The second makes no identity of a label that policies may still select by."""
+
+Objects = dict[ObjectRef, Object]
+Saved = dict[str, dict[str, int]]
+
+
+class Scene(msgspec.Struct, frozen=True):
+    cluster: drawn.Cluster
+    services: Objects = {}
+
+    def objects(self) -> Objects:
+        out: Objects = {}
+        for name, labels in self.cluster.namespaces.items():
+            ref = ObjectRef("Namespace", "", name)
+            out[ref] = Namespace(ref, ORIGIN, labels)
+        for pod in self.cluster.pods:
+            out[pod_ref(pod)] = pod_object(pod)
+        for raw in self.cluster.policies:
+            out[drawn.policy_ref(raw)] = drawn.parsed(raw)
+        return out | self.services
+
+
+# ---- pods
 
 
 def number_of(pod: drawn.PodSpec) -> int:
@@ -51,46 +91,119 @@ def interface_of(pod: drawn.PodSpec) -> Interface:
     return Interface(100 + number, f"gh{number}", mac, mac[::-1], f"/run/netns/{pod.name}")
 
 
-def objects_of(cluster: drawn.Cluster) -> dict[ObjectRef, Object]:
-    out: dict[ObjectRef, Object] = {}
-    for name, labels in cluster.namespaces.items():
-        ref = ObjectRef("Namespace", "", name)
-        out[ref] = Namespace(ref, ORIGIN, labels)
-    for pod in cluster.pods:
-        out[pod_ref(pod)] = pod_object(pod)
-    for raw in cluster.policies:
-        out[drawn.policy_ref(raw)] = drawn.parsed(raw)
-    return out
-
-
-def change_world(world: World, old: drawn.Cluster | None, new: drawn.Cluster) -> None:
-    """All at once: from one cluster to another."""
-    before, after = ({} if old is None else objects_of(old)), objects_of(new)
-    for ref in before.keys() - after.keys():
-        world.apply(Change(ref, None))
-    for ref, wanted in after.items():
-        if before.get(ref) != wanted:
-            world.apply(Change(ref, wanted))
-    for pod in new.pods:
-        if not is_remote(pod) and (old is None or pod not in old.pods):
-            world.set_interface(pod_ref(pod), interface_of(pod))
-
-
 def interfaces_of(*clusters: drawn.Cluster) -> dict[bytes, int]:
     """The interface of every local address in any of these clusters."""
     pods = [pod for cluster in clusters for pod in cluster.pods if not is_remote(pod)]
     return {parse_address(a): interface_of(pod).index for pod in pods for a in pod.addresses}
 
 
-def built(cluster: drawn.Cluster, saved: dict[str, dict[str, int]] | None = None) -> tuple[World, Plan]:
-    """World and plan from scratch."""
-    world, plan = World(CONFIG), Plan()
+# ---- worlds
+
+
+def change_world(world: World, old: Scene | None, new: Scene) -> None:
+    """All at once: from one scene to another."""
+    before, after = ({} if old is None else old.objects()), new.objects()
+    for ref in before.keys() - after.keys():
+        world.apply(Change(ref, None))
+    for ref, wanted in after.items():
+        if before.get(ref) != wanted:
+            world.apply(Change(ref, wanted))
+    for pod in new.cluster.pods:
+        if not is_remote(pod):
+            world.set_interface(pod_ref(pod), interface_of(pod))
+
+
+def built(scene: Scene, config: NodeConfig = CONFIG, saved: Mapping[str, Mapping[str, int]] | None = None) -> Plan:
+    """The plan from scratch; `saved`: allocations to keep."""
+    world, plan = World(config, derive), Plan()
     world.allocations.restore(saved or {})
-    change_world(world, None, cluster)
+    change_world(world, None, scene)
     compile_dirty(world, plan)
-    return world, plan
+    return plan
 
 
-def loaded(cluster: drawn.Cluster) -> tuple[World, Plan, MapModel]:
-    world, plan = built(cluster)
-    return world, plan, MapModel(plan.state.maps())
+# ---- services and edits
+
+VIPS = ("10.96.9.1", "10.96.9.2", "10.1.0.1")
+
+
+@st.composite
+def services(draw: st.DrawFn) -> Service:
+    name = draw(st.sampled_from(("s0", "s1", "s2")))
+    address = draw(st.sampled_from((*VIPS, "", "", "10.96.0.3")))
+    targets: tuple[int | str, ...] = (8080, "http", "dns")
+    ports = [
+        ServicePort(f"p{n}", protocol, draw(st.sampled_from((53, 80))), draw(st.sampled_from(targets)))
+        for n, protocol in enumerate(draw(st.lists(st.sampled_from((6, 17)), max_size=3)))
+    ]
+    return Service(
+        ObjectRef("Service", draw(st.sampled_from(drawn.NAMESPACES)), name),
+        ORIGIN,
+        draw(st.sampled_from(("ClusterIP", "ClusterIP", "ClusterIP", "ExternalName"))),
+        draw(st.none() | drawn.label_maps()),
+        (parse_address(address),) if address else (),
+        False if address else draw(st.sampled_from((False, False, True))),
+        tuple(ports),
+        families=draw(st.sampled_from(((), ("IPv6",), ("IPv4", "IPv6")))),
+    )
+
+
+@st.composite
+def slices(draw: st.DrawFn) -> EndpointSlice:
+    endpoint = st.builds(
+        SliceEndpoint,
+        st.sampled_from(("10.1.0.1", "10.1.1.2", "fd00:1::1")).map(lambda a: (parse_address(a),)),
+        st.booleans(),
+        st.booleans(),
+        st.booleans(),
+    )
+    return EndpointSlice(
+        ObjectRef("EndpointSlice", draw(st.sampled_from(drawn.NAMESPACES)), draw(st.sampled_from(("e0", "e1")))),
+        ORIGIN,
+        draw(st.sampled_from(("s0", "s1"))),
+        (SlicePort("p0", draw(st.sampled_from((6, 17))), draw(st.sampled_from((8080, 9090)))),),
+        tuple(draw(st.lists(endpoint, max_size=3))),
+    )
+
+
+@st.composite
+def edits(draw: st.DrawFn, scene: Scene) -> Scene:
+    """A scene after one change: a pod, policy, service or slice comes, changes or goes, or a namespace changes."""
+    cluster, others = scene.cluster, scene.services
+    kind = draw(
+        st.sampled_from(("pod", "pod", "no pod", "policy", "policy", "no policy", "namespace", "service", "slice"))
+    )
+    if kind == "pod":
+        pod = draw(drawn.pod_specs(draw(st.integers(0, 5))))
+        pods = (*(p for p in cluster.pods if p.name != pod.name), pod)
+        return msgspec.structs.replace(scene, cluster=msgspec.structs.replace(cluster, pods=pods))
+    if kind == "no pod":
+        return msgspec.structs.replace(scene, cluster=msgspec.structs.replace(cluster, pods=cluster.pods[1:]))
+    if kind == "policy":
+        raw = draw(drawn.policies(name=f"p{draw(st.integers(0, 4))}"))
+        kept = (p for p in cluster.policies if drawn.policy_ref(p) != drawn.policy_ref(raw))
+        return msgspec.structs.replace(scene, cluster=msgspec.structs.replace(cluster, policies=(*kept, raw)))
+    if kind == "no policy":
+        return msgspec.structs.replace(scene, cluster=msgspec.structs.replace(cluster, policies=cluster.policies[1:]))
+    if kind == "namespace":
+        name = draw(st.sampled_from(drawn.NAMESPACES))
+        namespaces = {**cluster.namespaces, name: draw(drawn.namespace_labels(name))}
+        return msgspec.structs.replace(scene, cluster=msgspec.structs.replace(cluster, namespaces=namespaces))
+    thing: Object = draw(services()) if kind == "service" else draw(slices())
+    assert isinstance(thing, Service | EndpointSlice)
+    without = {ref: known for ref, known in others.items() if ref != thing.ref}
+    return msgspec.structs.replace(
+        scene, services=without if draw(st.integers(0, 3)) == 0 else {**without, thing.ref: thing}
+    )
+
+
+@st.composite
+def histories(draw: st.DrawFn, steps: int = 8, batch: int = 3) -> list[Scene]:
+    """Scenes, each a few edits after the one before."""
+    scenes = [Scene(draw(drawn.clusters()))]
+    for _ in range(steps):
+        scene = scenes[-1]
+        for _ in range(draw(st.integers(1, batch))):
+            scene = draw(edits(scene))
+        scenes.append(scene)
+    return scenes
