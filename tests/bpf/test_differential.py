@@ -137,14 +137,15 @@ class Judge:
         self.rig = rig
         self.compared = 0
         self.world, self.plan = World(worlds.CONFIG), Plan()
-        self.cluster: drawn.Cluster | None = None
+        self.scene: worlds.Scene | None = None
         self.policies: list[Policy] = []
         self.devices: dict[bytes, int] = {}
 
     def load(self, cluster: drawn.Cluster) -> None:
         """The first replaces whatever the maps held, as a starting agent does; the next is a transition."""
-        worlds.change_world(self.world, self.cluster, cluster)
-        if self.cluster is None:
+        scene = worlds.Scene(cluster)
+        worlds.change_world(self.world, self.scene, scene)
+        if self.scene is None:
             realizer = Realizer(self.rig.maps, self.plan)
             realizer.start(self.world, lambda: None)
             assert realizer.failure is None
@@ -152,7 +153,7 @@ class Judge:
             steps = compile_dirty(self.world, self.plan)
             assert apply.apply(self.rig.maps, steps.steps, raise_epoch=steps.raises_epoch).failure is None
             assert apply.apply(self.rig.maps, steps.cleanup, raise_epoch=False).failure is None
-        self.cluster = cluster
+        self.scene = scene
         self.policies = [drawn.parsed(raw) for raw in cluster.policies]
         self.devices = worlds.interfaces_of(cluster)
 
@@ -166,8 +167,8 @@ class Judge:
         return ("to_pod", self.devices[destination]) if destination in self.devices else None
 
     def decide(self, flow: Flow) -> Decision:
-        assert self.cluster is not None
-        return evaluate(self.policies, self.cluster.namespaces, flow)
+        assert self.scene is not None
+        return evaluate(self.policies, self.scene.cluster.namespaces, flow)
 
     def is_allowed(self, flow: Flow, decision: Decision) -> bool:
         """By the ends that live here: the other node judges the others."""
