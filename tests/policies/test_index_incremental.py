@@ -7,6 +7,7 @@ from random import Random
 from typing import TypeVar
 
 import msgspec
+import pytest
 import strategies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from policies.address import Prefix
 from policies.index import PolicyIndex
 from policies.model import ContainerPort, Direction, ObjectRef, Policy, RemoteClass, Row, Subject, Workload
+
+pytestmark = pytest.mark.timeout(420)  # of a failure, hypothesis may take five minutes to find the smallest
 
 Entries = dict[tuple[Direction, RemoteClass | None], Row]
 
@@ -31,6 +34,7 @@ class Model:
         self.namespaces: dict[str, dict[str, str]] = {}
         self.workloads: dict[int, Workload] = {}
         self.policies: dict[ObjectRef, Policy] = {}
+        self.manifests: dict[ObjectRef, strategies.Raw] = {}
         self.classes: set[RemoteClass] = set()
         self.subjects: set[Subject] = set()
         self.entries: dict[Subject, Entries] = {}
@@ -88,7 +92,23 @@ class SetPolicy(msgspec.Struct):
         ref = strategies.policy_ref(self.raw)
         policy = strategies.parsed(self.raw) if self.present else None
         put(model.policies, ref, policy)
+        put(model.manifests, ref, self.raw if self.present else None)
         model.index.set_policy(ref, policy)
+
+
+class AppendRule(msgspec.Struct):
+    """To a policy that is there, which keeps all its other rules: the new version shares most with the old."""
+
+    position: int
+    section: str
+    rule: strategies.Raw
+
+    def apply(self, model: Model) -> None:
+        if not model.manifests:
+            return
+        raw = model.manifests[sorted(model.manifests)[self.position % len(model.manifests)]]
+        rules = [*raw["spec"].get(self.section, ()), self.rule]
+        SetPolicy({**raw, "spec": {**raw["spec"], self.section: rules}}).apply(model)
 
 
 class SetClass(msgspec.Struct):
@@ -109,7 +129,7 @@ class SetSubject(msgspec.Struct):
         (model.index.add_subject if self.present else model.index.drop_subject)(self.subject)
 
 
-Event = SetNamespace | SetIdentity | SetPolicy | SetClass | SetSubject
+Event = SetNamespace | SetIdentity | SetPolicy | AppendRule | SetClass | SetSubject
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -137,6 +157,8 @@ def events() -> st.SearchStrategy[Event]:
         st.builds(SetNamespace, NAMES, strategies.label_maps() | st.none()),
         st.builds(SetIdentity, st.sampled_from(NUMBERS), WORKLOADS | WORKLOADS | st.none()),
         st.builds(SetPolicy, policies, mostly),
+        st.builds(AppendRule, st.integers(0, 2), st.just("ingress"), strategies.rules("from")),
+        st.builds(AppendRule, st.integers(0, 2), st.just("egress"), strategies.rules("to")),
         st.builds(SetClass, CLASSES, mostly),
         st.builds(SetSubject, SUBJECTS, mostly),
     )

@@ -14,6 +14,8 @@ from policies.flatten import lookup
 from policies.index import PolicyIndex
 from policies.model import Direction, Policy, Verdict
 
+pytestmark = pytest.mark.timeout(420)  # of a failure, hypothesis may take five minutes to find the smallest
+
 
 def agree(cluster: Cluster, index: PolicyIndex, policies: list[Policy], flow: Flow) -> None:
     """Each judged side, as the datapath judges it: exact class row, else the row of any remote, else deny."""
