@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import strategies
 from strategies import Cluster
 
@@ -103,6 +104,37 @@ def test_only_what_a_class_touches_is_dirty() -> None:
     index.drop_class(RemoteClass(302))
     assert index.take_dirty() == {Subject(300): {RemoteClass(302)}}
     assert index.compile_class(Subject(300), RemoteClass(302)) == {}
+
+
+HTTP = ContainerPort("http", 6, 8080)
+# an egress rule → a class that it tells apart from any remote, and one that it does not
+TOLD_APART: list[tuple[dict[str, object], RemoteClass, RemoteClass]] = [
+    ({"to": [{"podSelector": {"matchLabels": {"app": "db"}}}]}, RemoteClass(301), RemoteClass(300)),
+    ({"to": [{"ipBlock": {"cidr": "::/0"}}]}, RemoteClass(2, frozenset({Prefix.parse("::/0")})), RemoteClass(2)),
+    ({"ports": [{"port": "http"}]}, RemoteClass(301, frozenset(), frozenset({HTTP})), RemoteClass(301)),
+]
+
+
+@pytest.mark.parametrize(("rule", "told_apart", "not_told_apart"), TOLD_APART)
+def test_classes_that_a_rule_tells_apart_are_dirty(
+    rule: dict[str, object], told_apart: RemoteClass, not_told_apart: RemoteClass
+) -> None:
+    index = PolicyIndex()
+    index.set_identity(300, Workload("blue", {"app": "web"}))
+    index.set_identity(301, Workload("blue", {"app": "db"}))
+    index.add_subject(Subject(300))
+    written = policy(podSelector={"matchLabels": {"app": "web"}}, policyTypes=["Egress"], egress=[rule])
+    index.set_policy(written.ref, written)
+    index.take_dirty()
+    for change in (index.add_class, index.drop_class):
+        change(not_told_apart)
+        assert index.take_dirty() == {}
+        change(told_apart)
+        assert index.take_dirty() == {Subject(300): {told_apart}}
+        present = change == index.add_class
+        entries = index.compile(Subject(300))
+        assert ((Direction.EGRESS, told_apart) in entries) is present
+        assert (Direction.EGRESS, not_told_apart) not in entries
 
 
 def test_many_dirty_classes_are_the_whole_subject() -> None:
