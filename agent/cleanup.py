@@ -10,7 +10,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from agent.endpoints import launch, namespaces, node
+from agent.endpoints import launch, links, namespaces, node
+from agent.endpoints.netlink import NetlinkError, RouteSocket, is_gone
+from agent.endpoints.sandbox import POD_LINK
 from agent.instance import Instance
 from agent.lock import lock
 from agent.supervisor import end_listener
@@ -26,6 +28,9 @@ FILES = (
     "*.log",
     "agent.lock",
 )
+
+REMOVED_GROUP = 0x6761
+"""Device group, in a pod's namespace, of the link that goes."""
 
 
 def clean(instance: Instance) -> dict[str, int]:
@@ -79,8 +84,25 @@ def _remove_namespaces(short_name: str) -> int:
     names = namespaces.list_names(short_name)
     launch.kill_in_netns({inode for inode in map(namespaces.inode_of, names) if inode})
     for name in names:
+        _disconnect(name)
         namespaces.take_name(name)
     return len(names)
+
+
+def _disconnect(name: str) -> None:
+    """Delete the veth from inside: whoever still holds the namespace open does not hold the node's side with it."""
+    netns = namespaces.open_name(name)
+    if netns is None:
+        return
+    try:
+        with namespaces.entered(netns), RouteSocket() as inside:
+            index = links.read_link(inside.request(links.get_link(POD_LINK))[0]).ifindex
+            inside.request(links.set_group(index, REMOVED_GROUP), links.delete_group(REMOVED_GROUP))
+    except NetlinkError as error:
+        if not is_gone(error):
+            raise
+    finally:
+        os.close(netns)
 
 
 def _remove_pins(instance: Instance) -> int:
