@@ -22,12 +22,12 @@ QUICK = Backoff(initial_s=0.05, maximum_s=0.2, reset_s=600)
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run an async test to its end, at most 30 s."""
+    """Run an async test to its end, at most 60 s."""
 
     @functools.wraps(test)
     def run(*args: object, **kwargs: object) -> None:
         async def bounded() -> None:
-            await asyncio.wait_for(test(*args, **kwargs), 30)
+            await asyncio.wait_for(test(*args, **kwargs), 60)
 
         asyncio.run(bounded())
 
@@ -85,7 +85,7 @@ async def bring_up(endpoints: Endpoints, pod: Pod) -> None:
     await endpoints.start(pod)
 
 
-async def until(condition: Callable[[], Any], timeout_s: float = 5.0) -> Any:
+async def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
     """Poll for what sends no event, without blocking the loop."""
     async with asyncio.timeout(timeout_s):
         while not (value := condition()):

@@ -254,6 +254,8 @@ async def test_processes_outlive_the_agent_and_are_adopted(site: Site) -> None:
     run_agent_and_kill_it(site, SCRIPT)
     pod = make_pod(shell(SCRIPT), shell("exec sleep 68", "side"))
     host = make_pod(shell("exec sleep 69"), name="host", host_network=True)
+    await until(lambda: site.output(pod))
+    record = launch.read_pid_file(site.state_dir / "pods/shop/web/main.pid")
     async with site.endpoints() as endpoints:
         adopted = await endpoints.adopt([pod.ref, host.ref])
         assert set(adopted) == {pod.ref}
@@ -262,8 +264,9 @@ async def test_processes_outlive_the_agent_and_are_adopted(site: Site) -> None:
         await endpoints.start(pod)
         await endpoints.start(host)
         pid = pid_of(endpoints, pod)
-        assert pid and is_alive(pid) and is_alive(pid_of(endpoints, host))
-        assert site.output(pod) == "up\n"  # it was not started again
+        assert record is not None and pid == record.pid
+        assert is_alive(pid) and is_alive(pid_of(endpoints, host))
+        assert site.output(pod) == "up\n"
         os.kill(pid, signal.SIGKILL)  # one that is no child of ours is seen to end, and started again
         await until(lambda: pid_of(endpoints, pod) not in (0, pid))
         await until(lambda: site.output(pod) == "up\nup\n")
