@@ -126,9 +126,6 @@ class Agent:
     async def _watch(self) -> None:
         async for batch in self.source.watch():
             self.turns.put(batch)
-            log.info(
-                "changes read", changes=len(batch.changes), revision=self.turns.desired, problems=len(batch.problems)
-            )
             for problem in batch.problems:
                 log.warning("not in force as written", problem=str(problem))
 

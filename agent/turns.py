@@ -7,6 +7,7 @@ policy, and each turn is bounded.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
@@ -118,9 +119,11 @@ class Turns:
         before = {address for change in changes for address in self._addresses(change.ref)}
         for change in changes:
             self._world.apply(change)
-        self._realize(change.ref for change in changes)
+        writes = self._realize(change.ref for change in changes)
         self.problems = batch.problems
         self._finish(self._taken + 1)
+        took_ms = round((time.monotonic_ns() - batch.received_ns) / 1e6, 1)
+        log.info("changes in force", revision=self._taken, changes=len(changes), writes=writes, took_ms=took_ms)
         if freed := {address for address in before if self._world.addresses.owner(address) is None}:
             self._freed(freed)
         for change in changes:
@@ -140,14 +143,15 @@ class Turns:
                 done.set_result(None)
         self._finish(self._taken)
 
-    def _realize(self, refs: Iterable[ObjectRef]) -> None:
+    def _realize(self, refs: Iterable[ObjectRef]) -> int:
         dirty = self._world.take_dirty()
         self._names.publish({*refs, *dirty.endpoints, *dirty.services})
         try:
-            self._realizer.realize(self._world, dirty, self._save)
+            return self._realizer.realize(self._world, dirty, self._save)
         except CollisionError as error:
             self.collision = str(error)
             log.error("a change is not in force", reason=self.collision)
+            return 0
 
     def _finish(self, taken: int) -> None:
         self._taken = taken
