@@ -57,7 +57,7 @@ check: setup
 	@echo "check: import contracts"; .venv/bin/lint-imports --no-logo 2>/dev/null || .venv/bin/lint-imports
 
 bench: setup
-	@$(PY) -m tests.bench $(ARGS)
+	@PYTHONPATH=tests:tests/bpf $(PY) -m bench $(ARGS)
 
 kernels: setup
 	@for k in 6.1 6.12; do echo "kernels: Debian's $$k, emulated"; \
