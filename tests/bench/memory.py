@@ -1,4 +1,4 @@
-"""Resident memory of the process of an agent that has the whole cluster: what the kernel says of it (VmRSS, and PSS)."""
+"""Resident memory of the process of an agent that has the whole cluster, as the kernel counts it (VmRSS, and PSS)."""
 
 from __future__ import annotations
 

@@ -55,11 +55,7 @@ def compare(pair: Pair, rounds: int) -> Iterator[Figure]:
     paths = (("plain", target, PORT), ("ours", target, PORT), ("service", SERVICE_IP, SERVICE_PORT))
     found: dict[tuple[str, str], list[float]] = {}
     for number in range(-1, rounds):
-        for path, address, port in (
-            ("plain", target, PORT),
-            ("ours", target, PORT),
-            ("service", SERVICE_IP, SERVICE_PORT),
-        ):
+        for path, address, port in paths:
             (pair.detach if path == "plain" else pair.attach)()
             for shape, (_, count) in SHAPES.items():
                 took_ns = pair.run(address, port, count, shape)
