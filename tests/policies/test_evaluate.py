@@ -31,6 +31,10 @@ def spec(**fields: object) -> Policy:
     return strategies.parsed(manifest)
 
 
+def expression(key: str, operator: str, values: list[str] | None = None) -> dict[str, object]:
+    return {"matchExpressions": [{"key": key, "operator": operator, "values": values}]}
+
+
 WEB_PODS = {"matchLabels": {"app": "web"}}
 
 
@@ -63,6 +67,12 @@ JUDGED: list[tuple[Policy, str, str, int, int, bool]] = [
     (ingress({"ports": [{"port": "dns"}]}), "client", "web", 6, 53, False),  # the name is for UDP
     (ingress({"from": [{"podSelector": {}}]}), "client", "web", 6, 80, True),
     (ingress({"from": [{"podSelector": {}}]}), "other", "web", 6, 80, False),
+    (ingress({"from": [{"podSelector": expression("tier", "NotIn", ["b"])}]}), "client", "web", 6, 80, True),  # no tier
+    (ingress({"from": [{"podSelector": expression("app", "NotIn", ["client"])}]}), "client", "web", 6, 80, False),
+    (ingress({"from": [{"podSelector": expression("app", "In", ["client", "x"])}]}), "client", "web", 6, 80, True),
+    (ingress({"from": [{"podSelector": expression("app", "Exists")}]}), "client", "web", 6, 80, True),
+    (ingress({"from": [{"podSelector": expression("tier", "Exists")}]}), "client", "web", 6, 80, False),
+    (ingress({"from": [{"podSelector": expression("tier", "DoesNotExist")}]}), "client", "web", 6, 80, True),
     (ingress({"from": [{"namespaceSelector": {}}]}), "other", "web", 6, 80, True),
     (ingress({"from": [{"namespaceSelector": {}}]}), "world", "web", 6, 80, False),
     (ingress({"from": [{"namespaceSelector": {"matchLabels": {"team": "b"}}}]}), "other", "web", 6, 80, True),
