@@ -65,7 +65,7 @@ class Views:
             node=self.world.config.name if here else pod.node,
             host_network=pod.host_network,
             isolated=tuple(sorted({str(d) for policy in isolating for d in policy.isolates})),
-            problem=(local.problem if local else "") or problem,
+            problem=self.pods.problem(ref) or problem,
         )
 
     def endpoint_states(self) -> dict[str, int]:

@@ -1,27 +1,55 @@
-"""The `gatehouse` command. Modules of commands are imported when one of them is asked for."""
+"""The `gatehouse` command. The module of a command is imported when that command is asked for."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 import typer
 
 from agent.api.protocol import ApiError
-from agent.cli import demo, listings, node, observe, policy, run
 from agent.cli.output import Failure
 from agent.config import ConfigError
 
-app = typer.Typer(
-    name="gatehouse",
-    help="Identity-aware network security for Kubernetes nodes: policy and services enforced in eBPF.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+COMMANDS = {
+    "agent": "node",
+    "status": "listings",
+    "endpoints": "listings",
+    "identities": "listings",
+    "services": "listings",
+    "policies": "listings",
+    "nodes": "listings",
+    "observe": "observe",
+    "exec": "run",
+    "plan": "run",
+    "policy": "policy",
+    "demo": "demo",
+    "cleanup": "node",
+}
+"""Command → module of this package. In the order in which --help lists them."""
 
 
-@app.command()
+def build(asked: str) -> typer.Typer:
+    """The application with the module of one command; with all of them where there is no such command."""
+    app = typer.Typer(
+        name="gatehouse",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(gatehouse)
+    modules = [COMMANDS[asked]] if asked in COMMANDS else dict.fromkeys(COMMANDS.values())
+    for name in modules:
+        importlib.import_module(f"agent.cli.{name}").register(app)
+    app.command()(version)
+    return app
+
+
+def gatehouse() -> None:
+    """Identity-aware network security for Kubernetes nodes: policy and services enforced in eBPF."""
+
+
 def version() -> None:
     """Print the version."""
     from importlib.metadata import version as installed
@@ -29,18 +57,10 @@ def version() -> None:
     print(f"gatehouse {installed('gatehouse')}")
 
 
-node.register(app)
-listings.register(app)
-observe.register(app)
-run.register(app)
-policy.register(app)
-demo.register(app)
-
-
 def main() -> None:
     """Entry point: what goes wrong is one sentence on stderr and an exit status, never a traceback."""
     try:
-        app()
+        build(sys.argv[1] if len(sys.argv) > 1 else "")()
     except (Failure, ApiError, ConfigError) as error:
         print(f"gatehouse: {error}", file=sys.stderr)
         sys.exit(error.status if isinstance(error, Failure) else 2)

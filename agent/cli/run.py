@@ -1,15 +1,19 @@
-"""`gatehouse exec`: a command in a pod."""
+"""`gatehouse exec`, a command in a pod; `gatehouse plan`, what an agent would install."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from agent.cli.output import STATE_DIR, Failure, StateDir
+from agent.cli.output import STATE_DIR, Failure, Format, Output, StateDir, emit_json
 
 
 def register(app: typer.Typer) -> None:
+    app.command()(plan)
     app.command("exec", context_settings={"ignore_unknown_options": True})(execute)
 
 
@@ -49,3 +53,53 @@ def execute(
         become(endpoint["netns"], command)
     except CannotEnter as problem:
         raise Failure(str(problem), problem.status) from None
+
+
+def plan(
+    manifests: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of manifests, or one of them.")],
+    output: Output = Format.TABLE,
+) -> None:
+    """Print what an agent would install for these manifests, without installing it.
+
+    Needs no agent. Settings that matter (pod CIDRs, service CIDRs, node) are taken from GATEHOUSE_ variables.
+
+    JSON, one object: endpoints {POD: {identity, subject, addresses}}, addresses {BLOCK: who it is}, policy {WHO:
+    {ingress, egress: {REMOTE: ["allow TCP 80 by RULE", …]}}}, services {FRONTEND: [backends]}. A remote without rows of
+    its own has those of "any"; no rows are a deny.
+
+    \b
+    Examples:
+      gatehouse plan manifests/
+      GATEHOUSE_NODE=a gatehouse plan manifests/ -o json | jq .services
+
+    \b
+    Exit status: 0, 1 where something in the manifests is not in force as written (said on stderr), 2 no such folder.
+    """
+    from agent.cli import offline
+    from agent.plan.describe import describe
+    from agent.plan.preview import preview
+
+    tree = offline.read([manifests])
+    world = offline.world_of(tree, offline.config_of(manifests))
+    described = describe(preview(world), world)
+    if output is Format.JSON:
+        emit_json(described)
+    else:
+        print("\n".join(_lines(described)))
+    problems = [*tree.problems, *world.problems()]
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    sys.exit(1 if any(not problem.warning for problem in problems) else 0)
+
+
+def _lines(described: Any, depth: int = 0) -> Iterator[str]:
+    """Nested names and what stands under them, indented."""
+    indent = "  " * depth
+    for name, value in described.items():
+        if isinstance(value, dict):
+            yield f"{indent}{name}:" + ("" if value else " nothing")
+            yield from _lines(value, depth + 1)
+        elif isinstance(value, list):
+            yield f"{indent}{name}: " + (", ".join(value) or "nothing")
+        else:
+            yield f"{indent}{name}: {value}"

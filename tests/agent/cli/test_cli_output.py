@@ -64,7 +64,9 @@ STATUS = StatusView(
     policies=3,
     services=1,
     identities=2,
-    problems=(ProblemView(file="m/a.yaml", line=3, subject="Pod a/b", path="spec", message="is missing", warning=False),),
+    problems=(
+        ProblemView(file="m/a.yaml", line=3, subject="Pod a/b", path="spec", message="is missing", warning=False),
+    ),
     drops={"policy_ingress": 4},
     rejudged=1,
     map_full=3,
