@@ -238,7 +238,7 @@ struct scratch { __u8 bytes[1024]; };
 	M(HASH,         policy_class,   struct policy_class_key, struct policy_class_value, 1048576, NO_PREALLOC) \
 	M(LPM_TRIE,     policy_row,     struct policy_row_key,   struct policy_row_value,   1048576, NO_PREALLOC) \
 	M(HASH,         conntrack,      struct tuple,            struct conntrack,          524288,  NO_PREALLOC) \
-	M(LRU_HASH,     conntrack_host, struct tuple,            struct conntrack,          16384,   0) \
+	M(LRU_HASH,     conntrack_host, struct tuple,            struct conntrack,          65536,   0) \
 	M(LRU_HASH,     fragments,      struct fragment_key,     struct fragment_value,     8192,    0) \
 	M(HASH,         services,       struct service_key,      struct service_value,      131072,  NO_PREALLOC) \
 	M(HASH,         backends,       struct backend_key,      struct backend_value,      1048576, NO_PREALLOC) \

@@ -27,8 +27,8 @@ SIZES = {
     "policy_class": 256,
     "policy_row": 256,
     "conntrack": 64,
-    "conntrack_host": 64,
-    "fragments": 64,
+    "conntrack_host": 1024,  # a small LRU map forgets early on older kernels
+    "fragments": 1024,
     "services": 64,
     "backends": 64,
     "events": 16384,

@@ -57,7 +57,7 @@ def test_lesson_17_no_number_of_flows_of_the_node_is_too_many(kernel: Kernel) ->
     """Its map forgets the oldest; the newest still has its answers."""
     kernel.policy("a", "ingress", ANY, CLOSED)
     kernel.policy("a", "egress", ANY, CLOSED)
-    for port in range(1, 4 * kernel.maps["conntrack_host"].spec.max_entries):
+    for port in range(1, 2 * kernel.maps["conntrack_host"].spec.max_entries):
         run(
             kernel,
             [
