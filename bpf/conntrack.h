@@ -21,17 +21,6 @@ INLINE void conntrack_delete(const struct tuple *key, bool host)
 		DELETE(conntrack, (void *)key);
 }
 
-INLINE void hairpin_address(struct address *to, bool ipv6)
-{
-	if (ipv6) {
-		__builtin_memcpy(to, HAIRPIN_V6_BE_BYTES, 16);
-	} else {
-		__builtin_memset(to, 0, 10);
-		__builtin_memset(to->bytes + 10, 0xff, 2);
-		__builtin_memcpy(to->bytes + 12, HAIRPIN_V4_BE_BYTES, 4);
-	}
-}
-
 /* The key of the flow's other entry: what is sent in answer to `t` as it leaves here. */
 INLINE void partner_key(struct tuple *to, const struct tuple *t, const struct conntrack *e, bool ipv6)
 {
@@ -112,10 +101,13 @@ INLINE void conntrack_unfollow(struct packet *p)
 	p->is_reply = 0;
 }
 
-/* Whether the flow of p->tuple's entry lives. A SYN to a closed connection begins another. */
+/* Whether the flow of p->tuple's entry lives. A SYN to a closed connection begins another, as does a query that looks like
+ * an answer: types share a tuple where they have no id, and queries and answers that of id 0. */
 INLINE bool is_flow_live(struct packet *p, const struct conntrack *e, bool host)
 {
 	if (e->flags & CT_CLOSED && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+		return false;
+	if (e->flags & CT_REPLY && p->is_query)
 		return false;
 	if (e->expires_ns > p->now_ns)
 		return true;
@@ -181,12 +173,14 @@ INLINE void set_way(struct conntrack *e, const struct endpoint *sender, const st
 	}
 }
 
-/* Over the entry of a flow that is dead, or a new one. Nobody takes the entry for live before all of it is written. */
+/* Over the entry of a flow that is dead, or a new one. Nobody takes the entry for live before all of it is written. The
+ * node's own are replaced whole: an LRU map may give the memory of a dead one to another key at any time. */
 INLINE int conntrack_put(const struct tuple *key, const struct conntrack *e, struct conntrack *dead, bool host)
 {
+	if (host)
+		return UPDATE(conntrack_host, (void *)key, (void *)e, BPF_ANY);
 	if (!dead)
-		return host ? UPDATE(conntrack_host, (void *)key, (void *)e, BPF_NOEXIST) :
-			      UPDATE(conntrack, (void *)key, (void *)e, BPF_NOEXIST);
+		return UPDATE(conntrack, (void *)key, (void *)e, BPF_NOEXIST);
 	*(volatile __u64 *)&dead->expires_ns = 0;
 	asm volatile("" ::: "memory");
 #pragma unroll

@@ -14,12 +14,26 @@ INLINE void fragment_key(struct fragment_key *key, const struct header *h)
 	__builtin_memset(key->pad, 0, sizeof(key->pad));
 }
 
-INLINE void fragment_record(const struct header *h, const struct tuple *t)
+INLINE bool is_first_fragment(const struct packet *p)
+{
+	return p->outer.more_fragments && !p->outer.fragment_offset;
+}
+
+/* It is not enough to find the flow of such a packet: more hangs on it. */
+INLINE bool needs_thought(const struct packet *p)
+{
+	return p->is_error || is_first_fragment(p);
+}
+
+/* Only once it is known to be in the sender's own name: it speaks for the others. Those of an ICMP error are not followed. */
+INLINE void fragment_remember(const struct packet *p)
 {
 	struct fragment_key key;
-	struct fragment_value value = { t->source_port_be, t->destination_port_be };
+	struct fragment_value value = { p->tuple.source_port_be, p->tuple.destination_port_be };
 
-	fragment_key(&key, h);
+	if (!is_first_fragment(p) || p->is_error)
+		return;
+	fragment_key(&key, &p->outer);
 	if (UPDATE(fragments, &key, &value, BPF_ANY))
 		add_to_tally(TALLY_FRAGMENT_FULL);
 }

@@ -55,26 +55,34 @@ INLINE bool is_settled_from_pod(const struct __sk_buff *skb, const struct packet
 	return e && is_current(p, e) && e->sender_ifindex == skb->ifindex;
 }
 
-/* Anything else: who sends, where to, and may it? Returns p->entry for a new flow, `known` for one judged again; NULL with
- * `act` set where that is all: a drop reason below zero, or PASS. */
+/* Whether this pod may send this at all. `reason`: what parsing found. */
+INLINE enum drop_reason admit_sender(struct packet *p, const struct endpoint *near, enum drop_reason reason)
+{
+	if (!near)
+		return DROP_UNKNOWN_ENDPOINT;
+	p->source.identity = near->identity;
+	if (reason)
+		return reason;
+	if (!owns(near, packet_source(p), p->ipv6))
+		return DROP_SPOOFED_SOURCE;
+	if (!same_address(packet_source(p), &p->tuple.source)) /* a pod is no router: only its own flows fail with it */
+		return DROP_ICMP_UNRELATED;
+	return DROP_NONE;
+}
+
+/* Anything else: may it be sent, where does it go, and does policy allow it? Returns p->entry for a new flow, `known` for
+ * one judged again; NULL where `act` is all: minus a drop reason, or PASS. */
 INLINE struct conntrack *consider_from_pod(struct __sk_buff *skb, struct packet *p, enum drop_reason reason,
 					   struct conntrack *known, struct conntrack *dead, int *act)
 {
 	const struct endpoint *near = endpoint_of_interface(skb), *far = NULL;
 	struct conntrack *dead_answer = NULL;
 
+	reason = admit_sender(p, near, reason);
 	*act = -reason;
-	if (!near)
-		*act = -DROP_UNKNOWN_ENDPOINT;
-	if (*act)
+	if (reason || !near)
 		return NULL;
-	p->source.identity = near->identity;
-	if (!owns(near, packet_source(p), p->ipv6))
-		*act = -DROP_SPOOFED_SOURCE;
-	else if (!same_address(packet_source(p), &p->tuple.source)) /* a pod is no router: only its own flows fail with it */
-		*act = -DROP_ICMP_UNRELATED;
-	if (*act)
-		return NULL;
+	fragment_remember(p);
 	if (known) {
 		conntrack_follow(p, known);
 		far = endpoint_of_address(&p->after.destination);
@@ -120,7 +128,7 @@ INLINE int from_pod_steps(struct __sk_buff *skb, struct packet *p)
 	set_clocks(p);
 	if (!reason)
 		e = conntrack_find(p, false, &dead);
-	if (is_settled_from_pod(skb, p, e) && !p->is_error) {
+	if (is_settled_from_pod(skb, p, e) && !needs_thought(p)) {
 		conntrack_follow(p, e);
 	} else {
 		e = consider_from_pod(skb, p, reason, e, dead, &act);
@@ -145,8 +153,10 @@ INLINE int from_pod_act(struct __sk_buff *skb)
 	act = from_pod_steps(skb, p);
 	if (act >= 0) {
 		count_outcome(DROP_NONE);
-		return act;
+	} else {
+		drop(skb, p, -act);
+		act = act == -DROP_NO_BACKEND ? refuse(skb, p) : DROP;
 	}
-	drop(skb, p, -act);
-	return act == -DROP_NO_BACKEND ? refuse(skb, p) : DROP;
+	release(p);
+	return act;
 }

@@ -31,13 +31,14 @@ INLINE void party_of_endpoint(struct party *party, const struct endpoint *ep, bo
 	party->ifindex = ep->ifindex;
 }
 
-INLINE void party_of_address(struct party *party, const struct address *address)
+/* The hairpin address is nobody's, whatever prefix covers it: only entries of conntrack make it mean something. */
+INLINE void party_of_address(struct party *party, const struct address *address, bool ipv6)
 {
 	struct ipcache_key key = { .prefixlen = 128 };
 	struct ipcache_value *value;
 
 	__builtin_memcpy(&key.address, address, sizeof(key.address));
-	value = LOOKUP(ipcache, &key);
+	value = is_hairpin_address(address, ipv6) ? NULL : LOOKUP(ipcache, &key);
 	party->subject = 0;
 	party->remote_class = value ? value->remote_class : 0;
 	party->identity = value ? value->identity : IDENTITY_UNKNOWN;
@@ -50,7 +51,7 @@ INLINE void party_of(struct party *party, const struct endpoint *ep, const struc
 	if (ep)
 		party_of_endpoint(party, ep, ipv6);
 	else
-		party_of_address(party, address);
+		party_of_address(party, address, ipv6);
 }
 
 #endif

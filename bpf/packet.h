@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * What is known of the packet in hand. It stands in a per-CPU map: a BPF stack is 512 bytes, and the verifier forgets
- * what memory of a map holds, which keeps the paths it walks few. Programs of one CPU never interrupt each other here:
- * tc runs them with bottom halves off.
+ * what memory of a map holds, which keeps the paths it walks few. Programs of one CPU do not interrupt each other, as tc
+ * runs them with bottom halves off; where a kernel lets them all the same (PREEMPT_RT from 6.18 on), the second one drops
+ * its packet rather than mix two packets up.
  */
 #ifndef GATEHOUSE_PACKET_H
 #define GATEHOUSE_PACKET_H
@@ -73,6 +74,8 @@ struct packet {
 	__u8 ingress_judged;
 	__u8 is_plain;          /* see parse_plain */
 	__u8 is_new;            /* the first packet of its flow */
+	__u8 is_query;          /* an ICMP message that answers nothing */
+	__u8 pad[7];
 	/* The rest is set before it is read; what is above starts as zero. */
 	struct tuple tuple;     /* as it came; of an ICMP error: that of the packet it quotes, turned round */
 	struct tuple after;     /* as it will leave: service addresses translated */
@@ -85,6 +88,7 @@ struct packet {
 	struct conntrack entry; /* of a new flow */
 	struct conntrack answer_entry;
 	__u8 message[8 + QUOTE_MAX];
+	__u32 busy;             /* a program is at work here */
 };
 _Static_assert(sizeof(struct packet) <= sizeof(struct scratch), "struct scratch is too small");
 
@@ -106,6 +110,31 @@ INLINE bool same_address(const struct address *a, const struct address *b)
 INLINE bool is_no_address(const struct address *a)
 {
 	return !(((const word *)a)[0] | ((const word *)a)[1]);
+}
+
+/* Such an address stands for an IPv4 address in maps and sockets, and on the wire for an attempt to be taken for one. */
+INLINE bool is_ipv4_mapped(const struct address *a)
+{
+	return !((const word *)a)[0] && ((const half *)a)[2] == bpf_htonl(0xffff);
+}
+
+INLINE void hairpin_address(struct address *to, bool ipv6)
+{
+	if (ipv6) {
+		__builtin_memcpy(to, HAIRPIN_V6_BE_BYTES, 16);
+	} else {
+		__builtin_memset(to, 0, 10);
+		__builtin_memset(to->bytes + 10, 0xff, 2);
+		__builtin_memcpy(to->bytes + 12, HAIRPIN_V4_BE_BYTES, 4);
+	}
+}
+
+INLINE bool is_hairpin_address(const struct address *a, bool ipv6)
+{
+	word hairpin[2];
+
+	hairpin_address((struct address *)hairpin, ipv6);
+	return same_address(a, (struct address *)hairpin);
 }
 
 INLINE void copy_tuple(struct tuple *to, const struct tuple *from)
@@ -154,18 +183,25 @@ INLINE const struct address *packet_destination(const struct packet *p)
 	return p->is_error ? &p->outer.destination : &p->tuple.destination;
 }
 
-/* The scratch space, cleared as far as it is read unset. NULL cannot happen, but the verifier wants it asked. */
+/* The scratch space, cleared as far as it is read unset; release it at the end. NULL: it is in use. */
 INLINE struct packet *packet_of(struct __sk_buff *skb, __u8 hook)
 {
 	__u32 zero = 0;
 	struct packet *p = LOOKUP(scratch, &zero);
 
-	if (!p)
+	if (!p || *(volatile __u32 *)&p->busy)
 		return NULL;
+	*(volatile __u32 *)&p->busy = 1;
 	__builtin_memset(p, 0, __builtin_offsetof(struct packet, tuple));
 	p->hook = hook;
 	p->length = skb->len;
 	return p;
+}
+
+INLINE void release(struct packet *p)
+{
+	asm volatile("" ::: "memory");
+	*(volatile __u32 *)&p->busy = 0;
 }
 
 #endif

@@ -194,6 +194,8 @@ INLINE enum drop_reason parse_ipv6(struct __sk_buff *skb, struct header *h, bool
 	h->protocol = ip.next;
 	copy_address(&h->source, &ip.source);
 	copy_address(&h->destination, &ip.destination);
+	if (is_ipv4_mapped(&h->source) || is_ipv4_mapped(&h->destination))
+		return DROP_MALFORMED;
 	for (int i = 0; i < EXTENSION_HEADERS; i++) {
 		bool again = step_over_extension(skb, h, &reason);
 
@@ -214,6 +216,11 @@ INLINE void icmp_ports(struct tuple *t, bool ipv6, const struct l4_header *l4)
 INLINE bool is_icmp_error(bool ipv6, __u8 type)
 {
 	return ipv6 ? type >= 1 && type <= 4 : type == 3 || type == 11 || type == 12;
+}
+
+INLINE bool is_icmp_answer(bool ipv6, __u8 type)
+{
+	return ipv6 ? type == 129 || type == 140 : type == 0 || type == 14 || type == 16 || type == 18;
 }
 
 /* Neighbour discovery, redirects and multicast listener reports: the gateway's neighbour entry is permanent. */
@@ -279,6 +286,7 @@ INLINE enum drop_reason parse_icmp(struct __sk_buff *skb, struct packet *p, cons
 		return DROP_LINK_CONTROL;
 	if (is_icmp_error(p->ipv6, l4->icmp_type))
 		return parse_quoted(skb, p);
+	p->is_query = !is_icmp_answer(p->ipv6, l4->icmp_type);
 	icmp_ports(&p->tuple, p->ipv6, l4);
 	return DROP_NONE;
 }
@@ -314,8 +322,6 @@ INLINE enum drop_reason parse_l4(struct __sk_buff *skb, struct packet *p)
 	}
 	if (protocol == PROTO_TCP && bpf_skb_load_bytes(skb, h->l4 + TCP_FLAGS_AT, &p->tcp_flags, 1))
 		return DROP_MALFORMED;
-	if (h->more_fragments)
-		fragment_record(h, &p->tuple);
 	return DROP_NONE;
 }
 
@@ -360,6 +366,8 @@ INLINE bool parse_plain_ipv6(struct packet *p, const struct ipv6_header *ip, con
 	length = bpf_ntohs(ip->length_be);
 	if (length > p->length - ETHERNET_SIZE - IPV6_SIZE)
 		return false;
+	if (is_ipv4_mapped(&ip->source) || is_ipv4_mapped(&ip->destination))
+		return false;
 	copy_address(&p->tuple.source, &ip->source);
 	copy_address(&p->tuple.destination, &ip->destination);
 	p->outer.l4 = ETHERNET_SIZE + IPV6_SIZE;
@@ -377,6 +385,7 @@ INLINE bool parse_plain(struct __sk_buff *skb, struct packet *p)
 	if (is_multicast(p->ipv6, &p->tuple.destination))
 		return false;
 	p->outer.fragment_offset = 0;
+	p->outer.more_fragments = 0;
 	p->is_plain = 1;
 	copy_tuple(&p->after, &p->tuple);
 	return true;

@@ -49,7 +49,7 @@ INLINE enum drop_reason service_select(struct packet *p, const struct service_va
 		asm volatile("" : "+r"(i)); /* count from 0, or the verifier does not see the loop's end */
 		key.slot = (start + i) % count;
 		backend = LOOKUP(backends, &key);
-		if (!backend)
+		if (!backend || is_ipv4_mapped(&backend->address) == p->ipv6)
 			continue;
 		towards_backend(p, backend);
 		if (p->tuple.protocol == PROTO_SCTP && backend->port_be != p->tuple.destination_port_be)

@@ -13,7 +13,7 @@ INLINE bool is_from_node(const struct __sk_buff *skb)
 INLINE enum drop_reason judge_to_pod(struct packet *p, const struct endpoint *near)
 {
 	party_of_endpoint(p->is_reply ? &p->source : &p->destination, near, p->ipv6);
-	party_of_address(p->is_reply ? &p->destination : &p->source, &p->tuple.source);
+	party_of_address(p->is_reply ? &p->destination : &p->source, &p->tuple.source, p->ipv6);
 	return judge(p, p->is_reply ? p->tuple.source_port_be : p->after.destination_port_be);
 }
 
@@ -35,7 +35,7 @@ INLINE int pass_from_node(struct __sk_buff *skb, struct packet *p, const struct 
 	p->rule_ingress = RULE_HOST;
 	turn_round(&p->answer, &p->after);
 	prepare_entries(skb, p, NULL, near);
-	conntrack_create(skb, p, e ? e : dead, NULL, true);
+	conntrack_create(skb, p, NULL, NULL, true);
 	return PASS;
 }
 
@@ -45,23 +45,31 @@ INLINE bool is_settled_to_pod(const struct __sk_buff *skb, const struct packet *
 	return e && is_current(p, e) && !e->sender_ifindex && e->receiver_ifindex == skb->ifindex;
 }
 
-/* Anything else. As consider_from_pod. */
+/* Whether this can have come by the stack, for this pod. `reason`: what parsing found. */
+INLINE enum drop_reason admit_receiver(struct packet *p, const struct endpoint *near, enum drop_reason reason)
+{
+	if (!near)
+		return DROP_UNKNOWN_ENDPOINT;
+	p->destination.identity = near->identity;
+	if (reason)
+		return reason;
+	if (!owns(near, packet_destination(p), p->ipv6))
+		return DROP_WRONG_DESTINATION;
+	return endpoint_of_address(packet_source(p)) ? DROP_SPOOFED_SOURCE : DROP_NONE;
+}
+
+/* Anything else. Returns as consider_from_pod. */
 INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p, enum drop_reason reason,
 					 struct conntrack *known, struct conntrack *dead, int *act)
 {
 	const struct endpoint *near = endpoint_of_interface(skb);
 	struct conntrack *dead_answer = NULL;
 
-	if (!near)
-		reason = DROP_UNKNOWN_ENDPOINT;
-	if (near)
-		p->destination.identity = near->identity;
-	if (near && !reason)
-		reason = !owns(near, packet_destination(p), p->ipv6) ? DROP_WRONG_DESTINATION :
-			 endpoint_of_address(packet_source(p)) ? DROP_SPOOFED_SOURCE : DROP_NONE;
+	reason = admit_receiver(p, near, reason);
 	*act = -reason;
-	if (!near || reason)
+	if (reason || !near)
 		return NULL;
+	fragment_remember(p);
 	if (known && known->ifindex != near->ifindex) {
 		dead = known;
 		known = NULL;
@@ -85,10 +93,12 @@ INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p
 	}
 	if (!reason && !known) {
 		turn_round(&p->answer, &p->after);
-		reason = is_answer_taken(p, near->ifindex, dead, &dead_answer) ? DROP_TUPLE_TAKEN : DROP_NONE;
+		if (is_answer_taken(p, near->ifindex, dead, &dead_answer))
+			reason = DROP_TUPLE_TAKEN;
+	}
+	if (!reason && !known) {
 		prepare_entries(skb, p, NULL, near);
-		if (!reason)
-			reason = conntrack_create(skb, p, dead, dead_answer, false);
+		reason = conntrack_create(skb, p, dead, dead_answer, false);
 		known = &p->entry;
 	}
 	*act = -reason;
@@ -105,7 +115,7 @@ INLINE int to_pod_steps(struct __sk_buff *skb, struct packet *p)
 	set_clocks(p);
 	if (!reason)
 		e = conntrack_find(p, false, &dead);
-	if (is_settled_to_pod(skb, p, e) && !p->is_error) {
+	if (is_settled_to_pod(skb, p, e) && !needs_thought(p)) {
 		conntrack_follow(p, e);
 	} else {
 		e = consider_to_pod(skb, p, reason, e, dead, &act);
@@ -129,7 +139,9 @@ INLINE int to_pod_act(struct __sk_buff *skb)
 	}
 	act = to_pod_steps(skb, p);
 	if (act < 0)
-		return drop(skb, p, -act);
-	count_outcome(DROP_NONE);
+		act = drop(skb, p, -act);
+	else
+		count_outcome(DROP_NONE);
+	release(p);
 	return act;
 }

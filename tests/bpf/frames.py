@@ -36,6 +36,12 @@ ADDRESSES: dict[str, tuple[str, str]] = {
     "multicast": ("224.0.0.251", "ff02::fb"),
     "broadcast": ("255.255.255.255", "ff02::1"),
     "none": ("0.0.0.0", "::"),
+    # IPv4-mapped, as no IPv6 packet may carry them; IPv4-compatible, which is an address like others.
+    "mapped-a": ("10.0.0.1", "::ffff:10.0.0.1"),
+    "mapped-b": ("10.0.0.2", "::ffff:10.0.0.2"),
+    "mapped-world": ("198.51.100.7", "::ffff:198.51.100.7"),
+    "mapped-web": ("10.96.0.10", "::ffff:10.96.0.10"),
+    "compatible": ("198.51.100.7", "::198.51.100.7"),
 }
 
 
