@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from agent import log as logs
 from agent.datapath.apply import Failure, apply, read_state
 from agent.datapath.maps import Map
-from agent.plan.pieces import difference, pieces
+from agent.plan.pieces import pieces
 from agent.plan.plan import Plan
 from agent.plan.state import State
 from agent.plan.step import Transition
@@ -83,7 +83,7 @@ class Realizer:
         kernel = State.read(held)
         closed: set[str] = set()
         missing = written = 0
-        for piece in pieces(kernel, difference(kernel, self.plan.state)):
+        for piece in pieces(kernel, self.plan.state):
             steps = transition(kernel, piece, self.plan.names)
             if any(_adds(steps, name, held) for name in closed):
                 missing += 1

@@ -40,9 +40,18 @@ def difference(kernel: State, wanted: State) -> Changes:
     return changes
 
 
-def pieces(old: State, changes: Changes) -> Iterator[Changes]:
-    """First what takes no room, as it may make some; then pods, policies, addresses, services."""
-    found = [*_pods(old, changes), *_policies(changes), *_addresses(old, changes), *_services(changes)]
+def pieces(kernel: State, wanted: State) -> Iterator[Changes]:
+    """All that differs. First what takes no room, as it may make some; then pods, policies, addresses, services.
+
+    Each has all the blocks it points at, as an earlier piece may have removed one that is there now.
+    """
+    changes = difference(kernel, wanted)
+    found = [
+        *_pods(kernel, changes),
+        *_policies(changes, wanted),
+        *_addresses(kernel, changes),
+        *_services(changes, wanted),
+    ]
     yield from sorted(found, key=_takes_room)
 
 
@@ -70,24 +79,24 @@ def _addresses(old: State, changes: Changes) -> Iterator[Changes]:
             yield piece
 
 
-def _policies(changes: Changes) -> Iterator[Changes]:
+def _policies(changes: Changes, wanted: State) -> Iterator[Changes]:
     for side, rows in changes.policy.items():
         piece = Changes(policy={side: rows})
-        _take_blocks(piece, changes, ROWS, {row for row in rows.values() if row is not None})
+        _take_blocks(piece, wanted, ROWS, {row for row in rows.values() if row is not None})
         yield piece
 
 
-def _services(changes: Changes) -> Iterator[Changes]:
+def _services(changes: Changes, wanted: State) -> Iterator[Changes]:
     for key, value in changes.tables[SERVICES].items():
         piece = Changes()
         piece.tables[SERVICES][key] = value
         if value is not None:
-            _take_blocks(piece, changes, POOLS, {SERVICE_VALUE.unpack_values(value)[0]})
+            _take_blocks(piece, wanted, POOLS, {SERVICE_VALUE.unpack_values(value)[0]})
         yield piece
 
 
-def _take_blocks(piece: Changes, changes: Changes, name: str, numbers: set[int]) -> None:
-    piece.blocks[name].update({n: changes.blocks[name][n] for n in numbers & changes.blocks[name].keys()})
+def _take_blocks(piece: Changes, wanted: State, name: str, numbers: set[int]) -> None:
+    piece.blocks[name].update({number: wanted.blocks[name][number] for number in numbers & wanted.blocks[name].keys()})
 
 
 def _address_owners(old: State, changes: Changes) -> Mapping[bytes, int]:
