@@ -80,6 +80,7 @@ class Agent:
                 self.pods.drop(ref)
             await self._work(stopping)
             self.phase = "stopping"
+            self.turns.stop()
             await self.pods.close()
         await self.endpoints.close(keep=not self.config.remove_on_exit)
         self.source.close()
@@ -101,7 +102,7 @@ class Agent:
         self._replace_programs(found.interface.index for found in stays.values())
         self.instance.remove_other_pins(self.programs.source_hash)
         self.world.release_unused()
-        self._save()
+        self._save_all()
         took_ms = round(1000 * (time.monotonic() - started))
         log.info(
             "kernel holds the plan", objects=len(batch.changes), adopted=len(stays), writes=writes, took_ms=took_ms
@@ -145,12 +146,13 @@ class Agent:
 
     def _restore(self) -> set[ObjectRef]:
         """Numbers given earlier; returns the pods that had some."""
-        try:
-            state = self._state.load()
-        except Damaged as damaged:
-            self.notices.append(str(damaged))
-            log.error("state put aside", reason=str(damaged))
-            state = self._state.load()
+        state = None
+        while state is None:
+            try:
+                state = self._state.load()
+            except Damaged as damaged:  # put aside: the next attempt does without
+                self.notices.append(str(damaged))
+                log.error("state put aside", reason=str(damaged))
         self.world.allocations.restore(state.allocations)
         return {ref_of("Pod", key) for key in self.world.allocations.endpoints.held()}
 
@@ -164,7 +166,13 @@ class Agent:
                         pool.restore({key_of(ref): index})
 
     def _save(self) -> None:
+        """Numbers given or given up since the last time."""
+        if not self._state.append(self.world.allocations.take_changes()):
+            self._save_all()
+
+    def _save_all(self) -> None:
         self._state.save(State(self.world.allocations.snapshot()))
+        self.world.allocations.take_changes()  # they are in it
 
     async def _flush(self) -> None:
         while True:

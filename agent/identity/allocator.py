@@ -26,6 +26,7 @@ class Allocator:
         self._numbers: dict[str, int] = {}
         self._keys: dict[int, str] = {}
         self._avoided: dict[int, int] = {}
+        self._changed: set[str] = set()
 
     def allocate(self, key: str) -> int:
         """The number of `key`, now or already given. Raises ExhaustedError."""
@@ -38,6 +39,7 @@ class Allocator:
                 if number not in self._keys and number not in self._reserved and number not in self._avoided:
                     self._numbers[key] = number
                     self._keys[number] = key
+                    self._changed.add(key)
                     return number
         raise ExhaustedError(f"no {self._what} is left for {key}: all {self._span - len(self._reserved)} are in use")
 
@@ -51,6 +53,7 @@ class Allocator:
         number = self._numbers.pop(key, None)
         if number is not None:
             del self._keys[number]
+            self._changed.add(key)
 
     def avoid(self, number: int) -> None:
         """Someone holds this number without having asked: do not give it from now on. Counted, undone by `unavoid`."""
@@ -68,6 +71,12 @@ class Allocator:
     def snapshot(self) -> dict[str, int]:
         return dict(self._numbers)
 
+    def take_changes(self) -> dict[str, int | None]:
+        """Keys that were given or restored a number, or (None) have none any more, since the last call."""
+        changes = {key: self._numbers.get(key) for key in self._changed}
+        self._changed.clear()
+        return changes
+
     def restore(self, given: Mapping[str, int]) -> None:
         """What an earlier run had given. Numbers that are out of range, reserved or taken by now are forgotten."""
         for key, number in given.items():
@@ -75,6 +84,7 @@ class Allocator:
             if fits and number not in self._keys and key not in self._numbers:
                 self._numbers[key] = number
                 self._keys[number] = key
+            self._changed.add(key)
 
 
 class AddressPool:
@@ -115,6 +125,9 @@ class AddressPool:
 
     def snapshot(self) -> dict[str, int]:
         return self._indexes.snapshot()
+
+    def take_changes(self) -> dict[str, int | None]:
+        return self._indexes.take_changes()
 
     def restore(self, given: Mapping[str, int]) -> None:
         self._indexes.restore(given)

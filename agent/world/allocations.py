@@ -58,6 +58,11 @@ class Allocations:
         """Plain data for state.json: {allocator: {key: number}}."""
         return {name: allocator.snapshot() for name, allocator in self._all().items()}
 
+    def take_changes(self) -> dict[str, dict[str, int | None]]:
+        """What is otherwise in the snapshot since the last call; a number that is None was given up."""
+        changes = {name: allocator.take_changes() for name, allocator in self._all().items()}
+        return {name: changed for name, changed in changes.items() if changed}
+
     def restore(self, saved: Mapping[str, Mapping[str, int]]) -> None:
         """What `snapshot` gave. Allocators it does not name, such as those of another pod CIDR, stay as they are."""
         for name, allocator in self._all().items():

@@ -179,8 +179,10 @@ def service(number: int) -> Document:
 
 
 def endpoint_slice(number: int, version: int = 0) -> Document:
-    """Another version has another last backend."""
-    members = [number * 7 + place for place in range(BACKENDS - 1)] + [number * 7 + BACKENDS + version]
+    """No two services have the same backends. Another version has another last one."""
+    stride = 1 + number // REMOTE_PODS
+    first = number * 7
+    members = [*(first + place * stride for place in range(BACKENDS - 1)), first + BACKENDS * stride + version]
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
