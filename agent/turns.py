@@ -51,6 +51,7 @@ class Turns:
         self._save = save
         self._freed = freed
         self._taken = 0
+        self._over = False
         self._batches: deque[Batch] = deque()
         self._interfaces: deque[tuple[ObjectRef, Interface, asyncio.Future[None]]] = deque()
         self._wake = asyncio.Event()
@@ -65,11 +66,21 @@ class Turns:
         self._wake.set()
 
     async def enforce(self, ref: ObjectRef, interface: Interface) -> None:
-        """Returns once the kernel enforces the pod's policy on this interface (or the pod is gone)."""
+        """Returns once the kernel enforces the pod's policy on this interface (or the pod is gone, or all is over)."""
+        if self._over:
+            return
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._interfaces.append((ref, interface, done))
         self._wake.set()
         await done
+
+    def stop(self) -> None:
+        """There will be no more turns: nobody is to wait for one."""
+        self._over = True
+        while self._interfaces:
+            _, _, done = self._interfaces.popleft()
+            if not done.done():
+                done.set_result(None)
 
     async def settled(self) -> None:
         """Until all that has been read is in force."""

@@ -71,7 +71,7 @@ class RunningAgent:
         command = [sys.executable, "-m", "agent.cli.main", "agent", "--manifests", str(self.manifests)]
         command += ["--state-dir", str(self.instance.state_dir), "--node", "n1", *self.flags, *flags]
         with self.log_path.open("ab") as log:
-            self.process = self.node.popen(*command, stdout=log, stderr=log)
+            self.process = self.node.popen(*command, stdout=log, stderr=log, env=environment())
         if settle:
             self.settle(START_S)
 
@@ -126,9 +126,9 @@ class RunningAgent:
         return self.log_path.read_text() if self.log_path.exists() else ""
 
     def cli(self, *arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"GATEHOUSE_STATE_DIR": str(self.instance.state_dir)}
         command = [sys.executable, "-m", "agent.cli.main", *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+        env = environment() | {"GATEHOUSE_STATE_DIR": str(self.instance.state_dir)}
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
         assert not check or result.returncode == 0, (arguments, result)
         assert "Traceback" not in result.stderr, result.stderr
         return result
@@ -152,6 +152,11 @@ class RunningAgent:
         found = rig.Netns.at(self.endpoint(pod)["netns"])
         self._pods.append(found)
         return found
+
+
+def environment() -> dict[str, str]:
+    """Without the settings of the test run itself: to an agent they would be unknown ones."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GATEHOUSE_")}
 
 
 def pod(name: str, command: str = "", ports: dict[str, int] | None = None, **labels: str) -> Document:

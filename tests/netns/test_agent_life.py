@@ -96,6 +96,15 @@ def test_remove_on_exit_leaves_nothing(agent: RunningAgent) -> None:
     assert agent.leftovers() == []
 
 
+def test_stopped_in_the_middle_of_a_flood_of_pods(agent: RunningAgent) -> None:
+    begin(agent)
+    agent.write("flood.yaml", *(pod(f"shop/flood-{number}", app="flood") for number in range(60)))
+    rig.wait_until(lambda: any("flood" in e["name"] for e in agent.json("endpoints")), 10)
+    assert agent.stop() == 0
+    agent.start()
+    assert agent.status()["endpoints"] == {"ready": 63}
+
+
 def test_cleanup_refuses_while_the_agent_runs_and_there_is_one_agent_a_state_directory(agent: RunningAgent) -> None:
     begin(agent)
     refused = agent.cli("cleanup")

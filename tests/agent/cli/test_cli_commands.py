@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agents import environment
 
 from agent.cli.main import COMMANDS
 
@@ -43,7 +44,7 @@ spec: {selector: {app: db}, ports: [{name: sql, port: 80, targetPort: sql}, {nam
 
 def gatehouse(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "agent.cli.main", *arguments]
-    settings = {"capture_output": True, "text": True, "timeout": 60} | options
+    settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "env": environment()} | options
     result: subprocess.CompletedProcess[str] = subprocess.run(command, check=False, **settings)
     assert "Traceback" not in result.stderr, result.stderr
     return result
@@ -76,9 +77,9 @@ def test_misspelt_command_is_an_error() -> None:
 
 
 def test_shell_completion_knows_the_commands() -> None:
-    environment = os.environ | {"_GATEHOUSE_COMPLETE": "complete_bash", "COMP_WORDS": "gatehouse ", "COMP_CWORD": "1"}
+    env = environment() | {"_GATEHOUSE_COMPLETE": "complete_bash", "COMP_WORDS": "gatehouse ", "COMP_CWORD": "1"}
     code = "import sys; sys.argv = ['gatehouse']; from agent.cli.main import main; main()"
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert set(COMMANDS) <= set(result.stdout.split())
 
 
@@ -106,7 +107,7 @@ def test_agent_refuses_what_it_cannot_use(arguments: tuple[str, ...], says: str)
 
 
 def test_unknown_variable_is_an_error() -> None:
-    result = gatehouse("agent", "--manifests", "m", env=os.environ | {"GATEHOUSE_MANIFEST": "m"})
+    result = gatehouse("agent", "--manifests", "m", env=environment() | {"GATEHOUSE_MANIFEST": "m"})
     assert result.returncode == 2
     assert "GATEHOUSE_MANIFEST is not a setting" in result.stderr
 
