@@ -136,7 +136,7 @@ def _one_shot(
     return _judge(exchange)
 
 
-def ping(netns: Netns, address: str, timeout_s: float = TIMEOUT_S, size: int = 8) -> Answer:
+def ping(netns: Netns, address: str, timeout_s: float = TIMEOUT_S, size: int = 8, source: str = "") -> Answer:
     """One ICMP echo of `size` bytes. "refused": an ICMP error came back."""
     v6 = _family(address) == socket.AF_INET6
     protocol = socket.IPPROTO_ICMPV6 if v6 else socket.IPPROTO_ICMP
@@ -148,6 +148,7 @@ def ping(netns: Netns, address: str, timeout_s: float = TIMEOUT_S, size: int = 8
 
     def exchange() -> bytes:
         with netns.call(socket.socket, _family(address), socket.SOCK_RAW, protocol) as sock:
+            sock.bind((source, 0))
             sock.connect((address, 0))
             sock.send(message)
 
@@ -161,15 +162,18 @@ def ping(netns: Netns, address: str, timeout_s: float = TIMEOUT_S, size: int = 8
     return _judge(exchange)
 
 
-def sctp(netns: Netns, address: str, port: int, timeout_s: float = TIMEOUT_S) -> Answer:
+def sctp(
+    netns: Netns, address: str, port: int, timeout_s: float = TIMEOUT_S, source: tuple[str, int] | None = None
+) -> Answer:
     """Send an INIT by a raw socket and await INIT ACK (ok) or ABORT (refused): the kernel need not know SCTP."""
-    source_port = 20000 + int.from_bytes(os.urandom(2), "big") % 20000
+    source_address, source_port = source or ("", 20000 + int.from_bytes(os.urandom(2), "big") % 20000)
     tag = os.urandom(4)
     chunk = tag + struct.pack(">IHHI", 65536, 1, 1, 1)
     packet = _sctp_packet(source_port, port, bytes(4), _INIT, chunk)
 
     def exchange() -> bytes:
         with netns.call(socket.socket, _family(address), socket.SOCK_RAW, IPPROTO_SCTP) as sock:
+            sock.bind((source_address, 0))
             sock.connect((address, 0))
             sock.send(packet)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from agent.api import client
 from agent.api.protocol import ApiError
 from agent.demo.box import HERE, Box
 from agent.flows.flow import Flow, FlowType, Lost
+from agent.flows.record import INGRESS
 from agent.flows.render import decode
 
 ANSWER_S = 0.8
@@ -73,18 +74,29 @@ class Verdicts:
 
     def deciding(self, source_port: int, protocol: str, got: str) -> str:
         """The rule of the flow from this port: of the side that said no, else of the destination's side."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._found(source_port, protocol, got), DECIDED_S)
-            flows = self._found(source_port, protocol, got)
+        kind = FlowType.NEW if got == "answered" else FlowType.DROP
+        flows = self.flows(source_port, protocol, kind, lambda flows: any(map(_is_last_word, flows)))
         return describe(flows[-1]) if flows else self.problem
 
-    def _found(self, source_port: int, protocol: str, got: str) -> list[Flow]:
-        kind = FlowType.NEW if got == "answered" else FlowType.DROP
+    def flows(
+        self, source_port: int, protocol: str, kind: FlowType, enough: Callable[[list[Flow]], bool] = bool
+    ) -> list[Flow]:
+        """The records of this kind from this port; waits a while for `enough` of them."""
+        with self._changed:
+            self._changed.wait_for(lambda: enough(self._found(source_port, protocol, kind)), DECIDED_S)
+            return self._found(source_port, protocol, kind)
+
+    def _found(self, source_port: int, protocol: str, kind: FlowType) -> list[Flow]:
         return [
             line
             for line in self.lines
             if isinstance(line, Flow) and (line.type, line.source.port, line.protocol) == (kind, source_port, protocol)
         ]
+
+
+def _is_last_word(flow: Flow) -> bool:
+    """Of a flow between pods that is let pass, the record of the source's side comes first."""
+    return flow.type is FlowType.DROP or flow.direction == INGRESS or flow.destination.pod is None
 
 
 def describe(flow: Flow) -> str:
