@@ -144,7 +144,7 @@ class Cluster:
     # ---- servers and clients
 
     def serve(self, *specs: str, stack: ExitStack | None = None) -> None:
-        """Servers as `blue/web TCP/8080 UDP/53`, that answer with the place, until the stack (or the cluster) is closed."""
+        """Servers as `blue/web TCP/8080 UDP/53`, that answer with the place; until the stack (or cluster) is closed."""
         for spec in specs:
             place, *ports = spec.split()
             for port in ports:
@@ -155,9 +155,11 @@ class Cluster:
                     server = Server(self.netns(place), protocol.lower(), int(number), place, address)
                     (stack or self._stack).enter_context(server)
 
-    def connect(self, source: str, destination: str, protocol: str, port: int, family: str = "v4") -> Connection:
-        kind = probes.STREAM if protocol == "TCP" else probes.DATAGRAM
-        return Connection(self.netns(source), kind, self.ip(destination, family), port)
+    def connect(self, row: Row) -> Connection:
+        netns, addresses = self.place(row.source)
+        kind = probes.STREAM if row.protocol == "TCP" else probes.DATAGRAM
+        source = next(a for a in addresses if family_of(a) == row.family)
+        return Connection(netns, kind, self.ip(row.destination, row.family), row.port, (source, 0))
 
     def probe(self, row: Row, timeout_s: float, source_port: int) -> Answer:
         netns, addresses = self.place(row.source)
@@ -286,13 +288,3 @@ class Pulse:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-def until(connection: Connection, wanted: str, attempts: int) -> Answer:
-    """Exchange until this result comes; AssertionError after so many."""
-    answer = Answer("timeout")
-    for _ in range(attempts):
-        answer = connection.exchange(DROPPED_S)
-        if RESULTS[answer.result] == wanted:
-            return answer
-    raise AssertionError(f"not {wanted} in {attempts} exchanges: {answer}")
