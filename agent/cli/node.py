@@ -88,12 +88,15 @@ def cleanup(
 ) -> None:
     """Remove all that agents left: pods, interfaces, programs, maps, processes, state.
 
-    Refuses while the agent is running: stop it first.
+    An agent that is running keeps what it has: stop it first.
 
     \b
     Examples:
       gatehouse cleanup --state-dir /run/gatehouse-a
       gatehouse cleanup --all
+
+    \b
+    Exit status: 0, or 2 where an agent is running; with --all, what others left is removed all the same.
     """
     from agent import cleanup as cleaning
     from agent.datapath import mounts
@@ -102,10 +105,16 @@ def cleanup(
 
     if missing := mounts.check_root():
         raise Failure(missing)
+    refused = []
     for instance in list(noted()) if all_ else [Instance(state_dir)]:
         try:
             removed = cleaning.clean(instance)
-        except (Taken, mounts.Unmet) as error:
-            raise Failure(str(error)) from None
-        listed = ", ".join(f"{count} {what}" for what, count in removed.items()) or "nothing to remove"
-        print(f"{instance.state_dir}: {listed}")
+        except Taken as taken:
+            refused.append(str(taken))
+        except mounts.Unmet as unmet:
+            raise Failure(str(unmet)) from None
+        else:
+            listed = ", ".join(f"{count} {what}" for what, count in removed.items()) or "nothing to remove"
+            print(f"{instance.state_dir}: {listed}")
+    if refused:
+        raise Failure("; ".join(refused))
