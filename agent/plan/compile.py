@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from agent.plan.plan import Plan
-from agent.plan.state import MapState, State
 from agent.plan.step import Transition
-from agent.plan.transition import reconcile
 from agent.world.world import World
 
 
 def compile_dirty(world: World, plan: Plan) -> Transition:
     """Compile what changed since the last call; the plan is brought up to date."""
     return plan.advance(plan.update(world, world.take_dirty()))
-
-
-def compile_restart(world: World, plan: Plan, kernel: MapState) -> Transition:
-    """The same after a restart, against what the pinned maps hold (contents by map name)."""
-    compile_dirty(world, plan)
-    return reconcile(State.read(kernel), plan.state, plan.names)

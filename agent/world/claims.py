@@ -42,9 +42,6 @@ class Claims:
         claim = self._winners.get(key)
         return None if claim is None else claim[1]
 
-    def contested(self, key: bytes) -> bool:
-        return key in self._losers
-
     def lost(self) -> Iterator[tuple[bytes, ObjectRef, ObjectRef]]:
         """(key, loser, winner) of every claim that did not win."""
         for key, losers in self._losers.items():

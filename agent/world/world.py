@@ -108,9 +108,9 @@ class World:
         terms = self.index.take_changed_terms()
         self.addresses.set_prefixes(terms.prefixes)
         self._touch_ports(terms.egress_ports, terms.ingress_ports)
-        for ref in sorted(self._dirty_pods):
+        settling, self._dirty_pods = sorted(self._dirty_pods), set()
+        for ref in settling:
             self._settle_identity(ref)
-        self._dirty_pods.clear()
         prefixes = self.addresses.settle()
         for prefix in prefixes:
             if (owner := self.addresses.owner(prefix.network)) is not None and prefix.bits == 128:
@@ -247,8 +247,11 @@ class World:
             return
         try:
             changed = self.identities.settle(state)
+            if changed and state.identity:
+                self._failures.pop(ref, None)
         except ExhaustedError as error:
             self._failures[ref] = str(error)
+            self._dirty_pods.add(ref)  # next time there may be room
             changed = True
         if changed:
             self._dirty_endpoints.add(ref)
