@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-# What an endpoint's `state` can be, in the order a pod goes through them.
-ENDPOINT_STATES = ("waiting", "creating", "ready", "degraded", "removing", "remote", "failed")
+# `waiting`: it has no address or was not begun yet; `remote`: another node runs it.
+ENDPOINT_STATES = ("waiting", "creating", "ready", "failed", "remote")
 
 
 class Revision(msgspec.Struct, frozen=True):
