@@ -33,10 +33,6 @@ RANGES = st.builds(
 )
 CLAIMS = st.tuples(st.sampled_from(RULES), st.none() | st.lists(RANGES, max_size=3))
 ROWS = st.lists(CLAIMS, max_size=4, unique_by=lambda claim: claim[0]).map(flatten)
-    st.tuples(st.sampled_from(RULES), st.none() | st.lists(RANGES, max_size=3)),
-    max_size=4,
-    unique_by=lambda claim: claim[0],
-).map(flatten)
 ASKED = [(p, n) for p in (1, 6, 17, 132) for n in (0, 1, 2, 79, 80, 81, 180, 1023, 1024, 2024, 32768, 65534, 65535)]
 
 
