@@ -101,8 +101,8 @@ INLINE void conntrack_unfollow(struct packet *p)
 	p->is_reply = 0;
 }
 
-/* Whether the flow of p->tuple's entry lives. A SYN to a closed connection begins another, as does a query that looks like
- * an answer: types share a tuple where they have no id, and queries and answers that of id 0. */
+/* Whether the flow of p->tuple's entry lives. A SYN to a closed connection begins another, as does a query that looks
+ * like an answer: types share a tuple where they have no id, and queries and answers that of id 0. */
 INLINE bool is_flow_live(struct packet *p, const struct conntrack *e, bool host)
 {
 	if (e->flags & CT_CLOSED && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
@@ -211,6 +211,7 @@ INLINE void prepare_entries(struct __sk_buff *skb, struct packet *p, const struc
 	e->packets = packets_in(skb);
 	e->bytes = p->length;
 	e->flags = p->flags;
+	e->acknowledged = p->tcp_acknowledged;
 	copy_address(&e->nat_address, &p->after.destination);
 	e->nat_port_be = p->after.destination_port_be;
 	set_way(e, sender, receiver);
@@ -221,8 +222,8 @@ INLINE void prepare_entries(struct __sk_buff *skb, struct packet *p, const struc
 	set_way(answer, receiver, sender);
 }
 
-/* Both entries of a new flow: p->tuple → p->after, answered under p->answer. `dead` and `dead_answer`: what stands there of
- * flows that are over. If another CPU has just made the same flow, that one is followed. */
+/* Both entries of a new flow: p->tuple → p->after, answered under p->answer. `dead` and `dead_answer`: what stands
+ * there of flows that are over. If another CPU has just made the same flow, that one is followed. */
 INLINE enum drop_reason conntrack_create(struct __sk_buff *skb, struct packet *p, struct conntrack *dead,
 					 struct conntrack *dead_answer, bool host)
 {
@@ -297,6 +298,14 @@ INLINE void set_clocks(struct packet *p)
 	p->now_ns = bpf_ktime_get_coarse_ns();
 }
 
+/* Whether the sender of a reset knows the connection: `partner` is the entry of the direction that it answers. */
+INLINE bool is_believable_reset(const struct packet *p, const struct conntrack *partner)
+{
+	if (!partner || !partner->packets)
+		return true;
+	return p->tcp_sequence - partner->acknowledged + RESET_WINDOW < 2 * RESET_WINDOW;
+}
+
 /* A packet of a live flow passes: count it, keep the flow alive, follow TCP. */
 INLINE void conntrack_track(struct __sk_buff *skb, struct packet *p, struct conntrack *e, bool host)
 {
@@ -318,10 +327,12 @@ INLINE void conntrack_track(struct __sk_buff *skb, struct packet *p, struct conn
 			partner->flags |= CT_ESTABLISHED;
 	}
 	e->expires_ns = p->now_ns + timeout_ns(p->tuple.protocol, e->flags);
+	if (p->tcp_flags & TCP_ACK && !(p->tcp_flags & TCP_RST))
+		e->acknowledged = p->tcp_acknowledged;
 	if (closing) {
 		if (p->tcp_flags & TCP_FIN)
 			e->flags |= CT_FIN;
-		if (p->tcp_flags & TCP_RST || (partner && partner->flags & CT_FIN))
+		if (p->tcp_flags & TCP_RST ? is_believable_reset(p, partner) : partner && partner->flags & CT_FIN)
 			conntrack_close(skb, p, e, partner);
 	}
 }

@@ -25,7 +25,8 @@ INLINE bool needs_thought(const struct packet *p)
 	return p->is_error || is_first_fragment(p);
 }
 
-/* Only once it is known to be in the sender's own name: it speaks for the others. Those of an ICMP error are not followed. */
+/* Only once it is known to be in the sender's own name: it speaks for the others. Those of an ICMP error are not
+ * followed. */
 INLINE void fragment_remember(const struct packet *p)
 {
 	struct fragment_key key;

@@ -70,8 +70,8 @@ INLINE enum drop_reason admit_sender(struct packet *p, const struct endpoint *ne
 	return DROP_NONE;
 }
 
-/* Anything else: may it be sent, where does it go, and does policy allow it? Returns p->entry for a new flow, `known` for
- * one judged again; NULL where `act` is all: minus a drop reason, or PASS. */
+/* Anything else: may it be sent, where does it go, and does policy allow it? Returns p->entry for a new flow, `known`
+ * for one judged again; NULL where `act` is all: minus a drop reason, or PASS. */
 INLINE struct conntrack *consider_from_pod(struct __sk_buff *skb, struct packet *p, enum drop_reason reason,
 					   struct conntrack *known, struct conntrack *dead, int *act)
 {

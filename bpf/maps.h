@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Maps are created and pinned by user space, which passes each one's file descriptor as FD_<name>. bcc only compiles and loads:
- * it can call no function of ours, so all are inlined, and has no global data.
+ * Maps are created and pinned by user space, which passes each one's file descriptor as FD_<name>. bcc only compiles
+ * and loads: it can call no function of ours, so all are inlined, and has no global data.
  */
 #ifndef GATEHOUSE_MAPS_H
 #define GATEHOUSE_MAPS_H

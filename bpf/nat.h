@@ -36,7 +36,7 @@ INLINE __u32 ports_difference(const struct tuple *from, const struct tuple *to)
 	return difference(&from->source_port_be, &to->source_port_be, PORTS_SIZE / 4);
 }
 
-/* Writes the addresses of `t` to the IP header at `at`, and its own checksum if it has one. Returns whether that failed. */
+/* Writes the addresses of `t` to the IP header at `at`, and its own checksum if it has one. True: that failed. */
 INLINE bool store_addresses(struct __sk_buff *skb, __u32 at, bool ipv6, const struct tuple *t, __u32 difference)
 {
 	__u32 ipv4[2] = { *(half *)&t->source.bytes[12], *(half *)&t->destination.bytes[12] };
@@ -144,7 +144,8 @@ INLINE enum drop_reason rewrite_error(struct __sk_buff *skb, struct packet *p)
 
 	copy_address(&p->other.source, &p->outer.source);
 	copy_address(&p->other.destination, &p->outer.destination);
-	copy_address(&p->answer.source, same_address(&p->outer.source, &p->tuple.source) ? &p->after.source : &p->outer.source);
+	copy_address(&p->answer.source,
+		     same_address(&p->outer.source, &p->tuple.source) ? &p->after.source : &p->outer.source);
 	copy_address(&p->answer.destination, &p->after.destination);
 	addresses = addresses_difference(&p->other, &p->answer);
 	if (store_addresses(skb, p->outer.at, p->ipv6, &p->answer, addresses) ||

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * What is known of the packet in hand. It stands in a per-CPU map: a BPF stack is 512 bytes, and the verifier forgets
- * what memory of a map holds, which keeps the paths it walks few. Programs of one CPU do not interrupt each other, as tc
- * runs them with bottom halves off; where a kernel lets them all the same (PREEMPT_RT from 6.18 on), the second one drops
- * its packet rather than mix two packets up.
+ * what memory of a map holds, which keeps the paths it walks few. Programs of one CPU do not interrupt each other, as
+ * tc runs them with bottom halves off; where a kernel lets them all the same (PREEMPT_RT from 6.18 on), the second one
+ * drops its packet rather than mix two packets up.
  */
 #ifndef GATEHOUSE_PACKET_H
 #define GATEHOUSE_PACKET_H
@@ -75,7 +75,10 @@ struct packet {
 	__u8 is_plain;          /* see parse_plain */
 	__u8 is_new;            /* the first packet of its flow */
 	__u8 is_query;          /* an ICMP message that answers nothing */
-	__u8 pad[7];
+	__u8 pad[3];
+	__u32 tcp_sequence;
+	__u32 tcp_acknowledged;
+	__u32 pad_2;
 	/* The rest is set before it is read; what is above starts as zero. */
 	struct tuple tuple;     /* as it came; of an ICMP error: that of the packet it quotes, turned round */
 	struct tuple after;     /* as it will leave: service addresses translated */
@@ -112,7 +115,7 @@ INLINE bool is_no_address(const struct address *a)
 	return !(((const word *)a)[0] | ((const word *)a)[1]);
 }
 
-/* Such an address stands for an IPv4 address in maps and sockets, and on the wire for an attempt to be taken for one. */
+/* Such an address stands for an IPv4 one in maps and sockets, and on the wire for an attempt to be taken for one. */
 INLINE bool is_ipv4_mapped(const struct address *a)
 {
 	return !((const word *)a)[0] && ((const half *)a)[2] == bpf_htonl(0xffff);
@@ -192,6 +195,7 @@ INLINE struct packet *packet_of(struct __sk_buff *skb, __u8 hook)
 	if (!p || *(volatile __u32 *)&p->busy)
 		return NULL;
 	*(volatile __u32 *)&p->busy = 1;
+	asm volatile("" ::: "memory");
 	__builtin_memset(p, 0, __builtin_offsetof(struct packet, tuple));
 	p->hook = hook;
 	p->length = skb->len;

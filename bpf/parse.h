@@ -51,6 +51,7 @@ struct l4_header {
 #define IPV4_SIZE 20
 #define IPV6_SIZE 40
 #define TCP_SIZE 20
+#define TCP_NUMBERS_AT 4
 #define TCP_FLAGS_AT 13
 #define UDP_SIZE 8
 #define SCTP_SIZE 12
@@ -291,7 +292,24 @@ INLINE enum drop_reason parse_icmp(struct __sk_buff *skb, struct packet *p, cons
 	return DROP_NONE;
 }
 
-/* Ports, or what stands for them, and TCP flags. */
+INLINE void set_tcp_numbers(struct packet *p, const half *numbers)
+{
+	p->tcp_sequence = bpf_ntohl(numbers[0]);
+	p->tcp_acknowledged = bpf_ntohl(numbers[1]);
+}
+
+INLINE enum drop_reason parse_tcp(struct __sk_buff *skb, struct packet *p)
+{
+	half numbers[2];
+
+	if (bpf_skb_load_bytes(skb, p->outer.l4 + TCP_FLAGS_AT, &p->tcp_flags, 1) ||
+	    bpf_skb_load_bytes(skb, p->outer.l4 + TCP_NUMBERS_AT, numbers, sizeof(numbers)))
+		return DROP_MALFORMED;
+	set_tcp_numbers(p, numbers);
+	return DROP_NONE;
+}
+
+/* Ports, or what stands for them, and of TCP what conntrack follows. */
 INLINE enum drop_reason parse_l4(struct __sk_buff *skb, struct packet *p)
 {
 	struct header *h = &p->outer;
@@ -320,9 +338,7 @@ INLINE enum drop_reason parse_l4(struct __sk_buff *skb, struct packet *p)
 		p->tuple.source_port_be = l4.source_port_be;
 		p->tuple.destination_port_be = l4.destination_port_be;
 	}
-	if (protocol == PROTO_TCP && bpf_skb_load_bytes(skb, h->l4 + TCP_FLAGS_AT, &p->tcp_flags, 1))
-		return DROP_MALFORMED;
-	return DROP_NONE;
+	return protocol == PROTO_TCP ? parse_tcp(skb, p) : DROP_NONE;
 }
 
 INLINE bool parse_plain_l4(struct packet *p, const struct l4_header *l4, __u8 protocol, __u32 length, const void *end)
@@ -335,6 +351,7 @@ INLINE bool parse_plain_l4(struct packet *p, const struct l4_header *l4, __u8 pr
 		if (tcp + TCP_SIZE > (const __u8 *)end)
 			return false;
 		p->tcp_flags = tcp[TCP_FLAGS_AT];
+		set_tcp_numbers(p, (const half *)(tcp + TCP_NUMBERS_AT));
 	}
 	p->tuple.source_port_be = l4->source_port_be;
 	p->tuple.destination_port_be = l4->destination_port_be;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Telling a pod at once that nobody is there: its packet becomes an ICMP "port unreachable" (RFC 792, RFC 4443) from the address it asked for. */
+/* Telling a pod at once that nobody is there: its packet becomes an answer from the address it asked for, an RST
+ * (RFC 9293) or an ICMP "port unreachable" (RFC 792, RFC 4443). */
 #ifndef GATEHOUSE_REFUSE_H
 #define GATEHOUSE_REFUSE_H
 
@@ -8,7 +9,20 @@
 #define ICMP_SIZE 8
 #define REFUSAL_TTL 64
 
-/* What ICMPv6's checksum covers beside the message (RFC 8200, 8.1). */
+struct tcp_header {
+	__u16 source_port_be;
+	__u16 destination_port_be;
+	__u32 sequence_be;
+	__u32 acknowledgement_be;
+	__u8 length;            /* in words of 4 bytes, in the upper half */
+	__u8 flags;
+	__u16 window_be;
+	__u16 checksum;
+	__u16 urgent_be;
+};
+
+/* What a checksum covers beside the message (RFC 8200, 8.1). IPv4-mapped addresses add nothing to those of IPv4: the sum of
+ * TCP's is the same. */
 struct pseudo_header {
 	struct address source;
 	struct address destination;
@@ -27,13 +41,13 @@ INLINE bool swap_ethernet(struct __sk_buff *skb)
 	return bpf_skb_store_bytes(skb, 0, &goes, sizeof(goes), 0);
 }
 
-INLINE bool store_ipv4_header(struct __sk_buff *skb, const struct packet *p, __u32 size)
+INLINE bool store_ipv4_header(struct __sk_buff *skb, const struct packet *p, __u8 protocol, __u32 size)
 {
 	struct ipv4_header ip = {
 		.version_and_length = 0x45,
 		.length_be = bpf_htons(IPV4_SIZE + size),
 		.ttl = REFUSAL_TTL,
-		.protocol = PROTO_ICMP,
+		.protocol = protocol,
 		.source = *(half *)&p->tuple.destination.bytes[12],
 		.destination = *(half *)&p->tuple.source.bytes[12],
 	};
@@ -42,12 +56,12 @@ INLINE bool store_ipv4_header(struct __sk_buff *skb, const struct packet *p, __u
 	return bpf_skb_store_bytes(skb, ETHERNET_SIZE, &ip, sizeof(ip), 0);
 }
 
-INLINE bool store_ipv6_header(struct __sk_buff *skb, const struct packet *p, __u32 size)
+INLINE bool store_ipv6_header(struct __sk_buff *skb, const struct packet *p, __u8 protocol, __u32 size)
 {
 	struct ipv6_header ip = {
 		.version_and_flow_be = bpf_htonl(0x60000000),
 		.length_be = bpf_htons(size),
-		.next = PROTO_ICMPV6,
+		.next = protocol,
 		.hop_limit = REFUSAL_TTL,
 	};
 
@@ -56,20 +70,54 @@ INLINE bool store_ipv6_header(struct __sk_buff *skb, const struct packet *p, __u
 	return bpf_skb_store_bytes(skb, ETHERNET_SIZE, &ip, sizeof(ip), 0);
 }
 
-INLINE __u32 pseudo_header_sum(const struct packet *p, __u32 size)
+INLINE __u32 pseudo_header_sum(const struct packet *p, __u8 protocol, __u32 size)
 {
-	struct pseudo_header pseudo = { .length_be = bpf_htonl(size), .next_be = bpf_htonl(PROTO_ICMPV6) };
+	struct pseudo_header pseudo = { .length_be = bpf_htonl(size), .next_be = bpf_htonl(protocol) };
 
 	copy_address(&pseudo.source, &p->tuple.destination);
 	copy_address(&pseudo.destination, &p->tuple.source);
 	return bpf_csum_diff(NULL, 0, &pseudo, sizeof(pseudo), 0);
 }
 
+/* Make the packet one of so many bytes, back to its sender: its payload is still to be stored. Returns whether that failed. */
+INLINE bool turn_back(struct __sk_buff *skb, const struct packet *p, __u8 protocol, __u32 size)
+{
+	__u32 ip_size = p->ipv6 ? IPV6_SIZE : IPV4_SIZE;
+
+	return bpf_skb_change_tail(skb, ETHERNET_SIZE + ip_size + size, 0) || swap_ethernet(skb) ||
+	       (p->ipv6 ? store_ipv6_header(skb, p, protocol, size) : store_ipv4_header(skb, p, protocol, size));
+}
+
+/* RFC 9293, 3.10.7.1. A SYN's data need not be acknowledged. To a SYN nothing else does: Linux takes an ICMPv6 error that
+ * comes while connect() is still sending for a passing one, and tries again a second later. */
+INLINE int refuse_tcp(struct __sk_buff *skb, const struct packet *p)
+{
+	__u32 at = ETHERNET_SIZE + (p->ipv6 ? IPV6_SIZE : IPV4_SIZE);
+	struct tcp_header came, goes = { .length = sizeof(goes) / 4 << 4 };
+
+	if (p->tcp_flags & TCP_RST || bpf_skb_load_bytes(skb, at, &came, sizeof(came)))
+		return DROP;
+	goes.source_port_be = came.destination_port_be;
+	goes.destination_port_be = came.source_port_be;
+	if (p->tcp_flags & TCP_ACK) {
+		goes.flags = TCP_RST;
+		goes.sequence_be = came.acknowledgement_be;
+	} else {
+		goes.flags = TCP_RST | TCP_ACK;
+		goes.acknowledgement_be = bpf_htonl(bpf_ntohl(came.sequence_be) + (p->tcp_flags & TCP_SYN ? 1 : 0));
+	}
+	goes.checksum = fold(bpf_csum_diff(NULL, 0, &goes, sizeof(goes), pseudo_header_sum(p, PROTO_TCP, sizeof(goes))));
+	if (turn_back(skb, p, PROTO_TCP, sizeof(goes)) || bpf_skb_store_bytes(skb, at, &goes, sizeof(goes), 0))
+		return DROP;
+	return bpf_redirect_peer(skb->ifindex, 0);
+}
+
 /* Quotes all up to the first 8 bytes of the transport header, which is what a socket is found by. A later fragment has none. */
-INLINE int refuse(struct __sk_buff *skb, struct packet *p)
+INLINE int refuse_by_icmp(struct __sk_buff *skb, struct packet *p)
 {
 	__u64 quoted = p->outer.l4 + 8 - ETHERNET_SIZE;
 	__u32 ip_size = p->ipv6 ? IPV6_SIZE : IPV4_SIZE;
+	__u8 protocol = p->ipv6 ? PROTO_ICMPV6 : PROTO_ICMP;
 	__u32 size;
 
 	asm volatile("" : "+r"(quoted)); /* one value in one register, or the verifier misses that it is bounded */
@@ -81,12 +129,21 @@ INLINE int refuse(struct __sk_buff *skb, struct packet *p)
 	p->message[1] = p->ipv6 ? 4 : 3;
 	if (bpf_skb_load_bytes(skb, ETHERNET_SIZE, p->message + ICMP_SIZE, quoted))
 		return DROP;
-	*(__u16 *)&p->message[2] = fold(bpf_csum_diff(NULL, 0, p->message, size, p->ipv6 ? pseudo_header_sum(p, size) : 0));
-	if (bpf_skb_change_tail(skb, ETHERNET_SIZE + ip_size + size, 0) || swap_ethernet(skb) ||
-	    (p->ipv6 ? store_ipv6_header(skb, p, size) : store_ipv4_header(skb, p, size)) ||
-	    bpf_skb_store_bytes(skb, ETHERNET_SIZE + ip_size, p->message, size, 0))
+	*(__u16 *)&p->message[2] =
+		fold(bpf_csum_diff(NULL, 0, p->message, size, p->ipv6 ? pseudo_header_sum(p, protocol, size) : 0));
+	if (turn_back(skb, p, protocol, size) || bpf_skb_store_bytes(skb, ETHERNET_SIZE + ip_size, p->message, size, 0))
 		return DROP;
 	return bpf_redirect_peer(skb->ifindex, 0);
+}
+
+/* What stands behind options or extension headers cannot be cut short while its checksum is left to the device. */
+INLINE int refuse(struct __sk_buff *skb, struct packet *p)
+{
+	__u32 at = ETHERNET_SIZE + (p->ipv6 ? IPV6_SIZE : IPV4_SIZE);
+
+	if (p->tuple.protocol == PROTO_TCP && p->outer.l4 == at)
+		return refuse_tcp(skb, p);
+	return refuse_by_icmp(skb, p);
 }
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* tc egress on the host side of a pod's veth: what the stack sends to the pod. Pods of this node send to it by from_pod. */
+/* tc egress on the host side of a pod's veth: what the stack sends to the pod. Pods of this node reach it by from_pod. */
 #include "identity.h"
 #include "nat.h"
 #include "policy.h"
