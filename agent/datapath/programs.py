@@ -49,7 +49,10 @@ PROGRAMS = (
     ProgramSpec("to_pod", ProgramType.SCHED_CLS, Hook.EGRESS),
 )
 
-CFLAGS = ("-Wall", "-Wno-macro-redefined", "-Wno-unused-function", "-Wno-address-of-packed-member")
+CFLAGS = (
+    *("-Xclang", "-disable-llvm-passes"),  # bcc optimizes all of it again: once is faster, and easier on the verifier
+    *("-Wall", "-Wno-macro-redefined", "-Wno-unused-function", "-Wno-address-of-packed-member"),
+)
 
 
 class CompileFailed(Exception):

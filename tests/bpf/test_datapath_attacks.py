@@ -39,10 +39,15 @@ from table import (
 
 CT_REPLY, CT_ESTABLISHED, CT_LOCAL = 1, 8, 128
 
-SYN, SYN_ACK = tcp("a", "b", 1000, 80, "S"), tcp("b", "a", 80, 1000, "SA")
+SYN, SYN_ACK, ACK = tcp("a", "b", 1000, 80, "S"), tcp("b", "a", 80, 1000, "SA"), tcp("a", "b", 1000, 80)
 PROBE, PROBE_BACK = tcp("node", "a", 1, 80, "S"), tcp("a", "node", 80, 1, "SA")
 NODE_ASKS, NODE_IS_TOLD = udp("node", "a", 1, 2), udp("a", "node", 2, 1)
 QUERY, ANSWER = (13, 139), (14, 140)  # timestamp, node information
+
+
+def reset(packet: Packet, sequence: int) -> Packet:
+    return replace(packet, l4=replace(packet.l4, sequence=sequence))
+
 
 CASES: list[Case] = [
     (
@@ -181,6 +186,37 @@ CASES: list[Case] = [
         ],
     ),
     (
+        "a reset from one who does not know the connection passes, and ends nothing",
+        [
+            arrives_new("a", tcp("world", "a", 1000, 80, "S")),
+            sent("a", tcp("a", "world", 80, 1000, "SA"), STACK),
+            arrives("a", reset(tcp("world", "a", 1000, 80, "R"), 1 << 30)),
+            arrives("a", reset(tcp("world", "a", 1000, 80, "R"), (1 << 32) - (1 << 21))),
+            sent("a", reset(tcp("a", "world", 80, 1000, "R"), 1 << 31), STACK),
+            arrives("a", tcp("world", "a", 1000, 80)),
+            entry(tcp("world", "a", 1000, 80), flags=CT_ESTABLISHED),
+            entry(tcp("a", "world", 80, 1000), flags=CT_ESTABLISHED | CT_REPLY),
+            arrives("a", reset(tcp("world", "a", 1000, 80, "R"), 1 << 19), events=END),
+        ],
+    ),
+    (
+        "a reset across the turn of sequence numbers; one to an end that has not spoken",
+        [
+            new("a", replace(SYN, l4=replace(SYN.l4, acknowledged=(1 << 32) - 10)), "b"),
+            sent("a", reset(tcp("a", "b", 1000, 80, "R"), 12345678), "b", events=END),
+            new("a", SYN, "b"),
+            sent("a", replace(tcp("a", "b", 1000, 80), l4=replace(ACK.l4, acknowledged=(1 << 32) - 10)), "b"),
+            sent("b", reset(tcp("b", "a", 80, 1000, "R"), 10), "a", events=END),
+        ],
+    ),
+    (
+        "the refusal of a SYN is a reset with sequence number 0 (RFC 9293, 3.5.2)",
+        [
+            new("a", replace(SYN, l4=replace(SYN.l4, acknowledged=0)), "b"),
+            sent("b", reset(tcp("b", "a", 80, 1000, "RA"), 0), "a", events=END),
+        ],
+    ),
+    (
         "lesson 18: a reset and a SYN do not revive what policy has ended",
         [
             new("a", SYN, "b"),
@@ -288,3 +324,18 @@ def test_an_ipv6_packet_does_not_ride_on_an_ipv4_flow(loaded: Kernel) -> None:
     back = udp("mapped-world", "mapped-a", 2, 1).encode(6, pod_mac("a"), host_mac("a"))
     assert loaded.send("a", there).drops == {"DROP_MALFORMED": 1}
     assert loaded.send("a", back, "to_pod", 7).drops == {"DROP_MALFORMED": 1}
+
+
+def test_scratch_in_use_is_not_entered(kernel: Kernel) -> None:
+    """Should a kernel let one program interrupt another on its CPU, the second drops its packet."""
+    scratch, key = kernel.maps["scratch"], bytes(4)
+    values = scratch.lookup(key)
+    assert values is not None
+    try:
+        scratch.update(key, b"\1" * len(values))
+        for program in ("from_pod", "to_pod"):
+            outcome = kernel.send("a", SYN, program)
+            assert (outcome.action, outcome.drops) == (2, {"DROP_INTERNAL": 1})
+    finally:
+        scratch.update(key, bytes(len(values)))
+    new("a", SYN, "b")(kernel)

@@ -289,6 +289,17 @@ CASES: list[Case] = [
         ],
     ),
     (
+        "fragments of a service's answer",
+        [
+            do("service", "dns", 53, [("b", 5353)], UDP),
+            new("a", DNS, "b", udp("a", "b", 1000, 5353)),
+            *(
+                sent("b", part, "a", replace(part, source="dns", l4=L4(UDP, 53, 1000)))
+                for part in fragments(udp("b", "a", 5353, 1000), [8, 8, 8])
+            ),
+        ],
+    ),
+    (
         "a frontend is nobody to ICMP, to other protocols and other ports",
         [
             do("service", "web", 80, [("b", 8080)]),
