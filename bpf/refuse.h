@@ -88,7 +88,7 @@ INLINE bool turn_back(struct __sk_buff *skb, const struct packet *p, __u8 protoc
 	       (p->ipv6 ? store_ipv6_header(skb, p, protocol, size) : store_ipv4_header(skb, p, protocol, size));
 }
 
-/* RFC 9293, 3.10.7.1. A SYN's data need not be acknowledged. To a SYN nothing else does: Linux takes an ICMPv6 error that
+/* RFC 9293, 3.10.7.1. A SYN's data need not be acknowledged. An ICMP error would not do: Linux takes an ICMPv6 error that
  * comes while connect() is still sending for a passing one, and tries again a second later. */
 INLINE int refuse_tcp(struct __sk_buff *skb, const struct packet *p)
 {

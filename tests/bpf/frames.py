@@ -83,13 +83,11 @@ class L4:
     destination_port: int = 0
     flags: str = ""
     data: bytes = b"sixteen bytes..."
-    sequence: int = 1
-    acknowledgement: int = 2
-    window: int = 1000
     zero_checksum: bool = False
     size: int | None = None
     sequence: int = 1
     acknowledged: int = 2
+    window: int = 1000
 
     def number(self, family: Family) -> int:
         return self.protocol
@@ -108,7 +106,8 @@ class L4:
         ports = struct.pack("!HH", self.source_port, self.destination_port)
         if self.protocol == TCP:
             flags = sum(FLAGS[f] for f in self.flags)
-            return ports + struct.pack("!IIBBHHH", self.sequence, self.acknowledged, 5 << 4, flags, 1000, 0, 0)
+            numbers = struct.pack("!II", self.sequence, self.acknowledged)
+            return ports + numbers + struct.pack("!BBHHH", 5 << 4, flags, self.window, 0, 0)
         if self.protocol == UDP:
             return ports + struct.pack("!HH", 8 + len(self.data), 0)
         if self.protocol == SCTP:

@@ -336,16 +336,28 @@ def test_service(kernel: Kernel, steps: list[Change]) -> None:
 
 
 def expect_refusal(kernel: Kernel, packet: Packet) -> None:
-    """Port unreachable comes back from the address that was asked, quoting up to 8 bytes of the transport header."""
+    """An RST or port unreachable comes back from the address that was asked."""
     outcome = kernel.send("a", packet)
-    answer = error(packet.destination, packet.source, packet, quoted_size=quoted_size(kernel, packet))
-    answer = replace(answer, identification=0)
+    answer = replace(refusal(kernel, packet), identification=0)
     assert outcome.drops == {"DROP_NO_BACKEND": 1}
     assert outcome.action == 7
     assert outcome.frame == answer.encode(kernel.family, pod_mac("a"), host_mac("a"))
     assert [(e.type, e.reason, e.ifindex) for e in outcome.events] == [(3, 15, INTERFACES["a"])]
     assert outcome.events[0].destination == kernel.address(packet.destination)
     assert kernel.entry(packet) is None
+
+
+def refusal(kernel: Kernel, packet: Packet) -> Packet:
+    """RFC 9293, 3.10.7.1; or an ICMP error that quotes up to 8 bytes of the transport header."""
+    l4, bare = packet.l4, replace(packet, options=b"", extensions=())
+    if l4.protocol != TCP or packet.encode_ip(kernel.family) != bare.encode_ip(kernel.family):
+        return error(packet.destination, packet.source, packet, quoted_size=quoted_size(kernel, packet))
+    numbers = ("R", l4.acknowledged, 0) if "A" in l4.flags else ("RA", 0, l4.sequence + ("S" in l4.flags))
+    flags, sequence, acknowledged = numbers
+    reset = L4(
+        TCP, l4.destination_port, l4.source_port, flags, b"", sequence=sequence, acknowledged=acknowledged, window=0
+    )
+    return Packet(packet.destination, packet.source, reset)
 
 
 def quoted_size(kernel: Kernel, packet: Packet) -> int:
@@ -358,6 +370,7 @@ def quoted_size(kernel: Kernel, packet: Packet) -> int:
     [
         WEB,
         tcp("a", "web", 1000, 80),
+        tcp("a", "web", 1000, 80, ""),
         udp("a", "web", 1000, 80),
         flow(SCTP, "a", "web", 1000, 80),
         replace(WEB, options=OPTIONS * 10, extensions=EXTENSIONS * 2),
@@ -365,11 +378,18 @@ def quoted_size(kernel: Kernel, packet: Packet) -> int:
         replace(WEB, l4=L4(UDP, 1000, 80, data=b"")),
         fragments(udp("a", "web", 1000, 80), [16, 8])[0],
     ],
-    ids=["SYN", "mid-stream", "UDP", "SCTP", "options", "large", "empty", "first fragment"],
+    ids=["SYN", "mid-stream", "no flags", "UDP", "SCTP", "options", "large", "empty", "first fragment"],
 )
 def test_refusal(kernel: Kernel, packet: Packet) -> None:
     kernel.service("web", 80, [], packet.l4.protocol)
     expect_refusal(kernel, packet)
+
+
+def test_no_refusal_of_a_reset(kernel: Kernel) -> None:
+    """Two that refuse each other's resets would never end (RFC 9293, 3.10.7.1)."""
+    kernel.service("web", 80, [])
+    outcome = kernel.send("a", tcp("a", "web", 1000, 80, "R"))
+    assert (outcome.action, outcome.drops) == (2, {"DROP_NO_BACKEND": 1})
 
 
 def test_no_refusal_for_headers_too_long_to_quote(loaded: Kernel) -> None:
