@@ -117,7 +117,7 @@ class Handlers:
             uptime_s=round(time.time() - self._started, 3),
             resident_bytes=_resident_bytes(),
             kernel=os.uname().release,
-            revision=Revision(agent.turns.desired + agent.source.unread(), agent.turns.realized),
+            revision=agent.turns.revision(agent.source.unread()),
             datapath=self._datapath(flows),
             endpoints=self._views.endpoint_states(),
             namespaces=len(agent.world.namespaces),
@@ -138,7 +138,7 @@ class Handlers:
     # ---- parts
 
     def _revision(self, ref: Any) -> Revision:
-        return self._agent.turns.revision(ref, self._agent.source.unread())
+        return self._agent.turns.revision_of(ref, self._agent.source.unread())
 
     def _reasons(self) -> list[str]:
         """Why the agent is degraded, one sentence each."""

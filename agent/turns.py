@@ -51,6 +51,7 @@ class Turns:
         self._save = save
         self._freed = freed
         self._taken = 0
+        self._promised = 0
         self._over = False
         self._batches: deque[Batch] = deque()
         self._interfaces: deque[tuple[ObjectRef, Interface, asyncio.Future[None]]] = deque()
@@ -187,10 +188,20 @@ class Turns:
             return None
         return state.pod if state.pod.host_network or state.pod.addresses else None
 
-    def revision(self, ref: ObjectRef, unread: bool) -> Revision:
-        """Of a pod of this node. `unread`: changes have come that were not read yet, and may concern it."""
+    def revision(self, unread: bool) -> Revision:
+        """`unread`: events have come that were not read yet, and may be changes: those are desired already."""
+        if unread:
+            self._promised = self.desired + 1
+        elif self._promised > self.desired:  # they were none: what was desired once stays so
+            problems = self._batches[-1].problems if self._batches else self.problems
+            self.put(Batch([], problems, time.monotonic_ns()))
+        return Revision(max(self.desired, self._promised), self.realized)
+
+    def revision_of(self, ref: ObjectRef, unread: bool) -> Revision:
+        """Of a pod of this node."""
+        node = self.revision(unread)
         enforced = self._world.subject(ref) is not None or self._is_node(ref)
-        return Revision(self.desired + unread, self.realized if enforced else 0)
+        return node if enforced else Revision(node.desired, 0)
 
     def _is_node(self, ref: ObjectRef) -> bool:
         state = self._world.pods.get(ref)

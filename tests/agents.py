@@ -88,6 +88,7 @@ class RunningAgent:
                 assert time.monotonic() < deadline, self.log()
                 time.sleep(0.01)  # the socket is not there yet: nothing to wait on
             except ApiError as error:
+                time.sleep(1)
                 raise AssertionError(f"{error}\n{self.log()}") from None
 
     def kill(self) -> None:

@@ -86,6 +86,19 @@ def test_revisions_tell_what_is_in_force(agent: RunningAgent) -> None:
         assert settled["realized"] == settled["desired"] >= after["desired"]
 
 
+def test_what_is_desired_stays_desired_where_nothing_had_changed(agent: RunningAgent) -> None:
+    begin(agent)
+    seen = [agent.status()["revision"]["desired"]]
+    for _ in range(10):
+        agent.write("web.yaml", pod(WEB, ports={"http": 8080}, app="web"))
+        seen.append(agent.endpoint(WEB)["policy_revision"]["desired"])
+        agent.settle()
+        seen.append(agent.status()["revision"]["desired"])
+    assert seen == sorted(seen)
+    agent.settle()
+    assert agent.status()["revision"] == {"desired": seen[-1], "realized": seen[-1]}
+
+
 def test_bad_manifest_leaves_the_last_good_in_force(agent: RunningAgent) -> None:
     begin(agent)
     agent.write("policy.yaml", policy("shop/web", {"app": "web"}, ingress=allow_from(app="client")))
