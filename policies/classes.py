@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from itertools import chain
 from typing import TypeVar
 
@@ -10,9 +10,13 @@ from policies.address import Prefix
 from policies.model import CidrBlock, NamedPort, Peer, PodSelector, RemoteClass
 from policies.selectors import SelectorIndex
 
+ANSWERS_KEPT = 50_000
+"""Classes in all remembered answers together."""
+
 
 class ClassIndex:
-    """Which classes are in use. The caller counts how many addresses have each."""
+    """Which classes are in use. The caller counts how many addresses have each, and says when selectors match otherwise
+    (`forget_answers`)."""
 
     def __init__(self, selectors: SelectorIndex) -> None:
         self._selectors = selectors
@@ -20,6 +24,8 @@ class ClassIndex:
         self._by_identity: dict[int, tuple[RemoteClass, ...]] = {}
         self._by_prefix: dict[Prefix, tuple[RemoteClass, ...]] = {}
         self._by_port: dict[NamedPort, tuple[RemoteClass, ...]] = {}
+        self._answers: dict[Peer, frozenset[RemoteClass]] = {}  # of `matched`, until something changes
+        self._answered = 0
 
     def __contains__(self, remote: RemoteClass) -> bool:
         return remote in self._classes
@@ -31,6 +37,7 @@ class ClassIndex:
         """False where it is in use already."""
         if remote in self._classes:
             return False
+        self.forget_answers()
         self._classes.add(remote)
         _append(self._by_identity, remote.identity, remote)
         for prefix in remote.prefixes:
@@ -43,6 +50,7 @@ class ClassIndex:
         """False where it is not in use."""
         if remote not in self._classes:
             return False
+        self.forget_answers()
         self._classes.discard(remote)
         _remove(self._by_identity, remote.identity, remote)
         for prefix in remote.prefixes:
@@ -59,10 +67,24 @@ class ClassIndex:
         return self._by_port.get(port, ())
 
     def matched(self, peer: Peer) -> Set[RemoteClass]:
-        """Classes in use that a peer matches."""
+        """Classes in use that a peer matches. One answer serves all subjects of a turn."""
+        if (answer := self._answers.get(peer)) is None:
+            answer = frozenset(self._matched(peer))
+            if self._answered > ANSWERS_KEPT:
+                self.forget_answers()
+            self._answers[peer] = answer
+            self._answered += len(answer)
+        return answer
+
+    def forget_answers(self) -> None:
+        if self._answers:
+            self._answers.clear()
+            self._answered = 0
+
+    def _matched(self, peer: Peer) -> Iterable[RemoteClass]:
         if isinstance(peer, CidrBlock):
-            return {c for c in self._by_prefix.get(peer.block, ()) if c.prefixes.isdisjoint(peer.excepts)}
-        return set(chain.from_iterable(filter(None, map(self._by_identity.get, self._selectors.matched(peer)))))
+            return (c for c in self._by_prefix.get(peer.block, ()) if c.prefixes.isdisjoint(peer.excepts))
+        return chain.from_iterable(filter(None, map(self._by_identity.get, self._selectors.matched(peer))))
 
     def selecting(self, remote: RemoteClass) -> Set[PodSelector]:
         """Selectors in use that match a class."""

@@ -37,6 +37,11 @@ Groups = dict[frozenset[int], Set[RemoteClass]]
 """Classes by the positions of the rules that have them as peers; disjoint."""
 
 FEW_CLASSES = 64
+FEW_PEERS = 16
+"""Up to so many peers every set is split, however small."""
+
+SINGLE_CLASSES = 4
+"""Up to so many wanted classes are looked at one by one, whatever the number of peers."""
 
 ROWS_KEPT = 4096
 """Per side, so that classes which come and go do not fill the memory."""
@@ -73,25 +78,30 @@ class Side:
         # Everything is allowed from anywhere: narrower rules are not named for single remotes.
         self._open = any(cell.protocol is None for cell in self._row_anywhere)
 
-    def rows(self, classes: ClassIndex) -> Iterator[tuple[Row, Iterable[RemoteClass | None]]]:
-        """Each row with the classes in use that have it.
+    def rows(
+        self, classes: ClassIndex, wanted: Set[RemoteClass] | None = None
+    ) -> Iterator[tuple[Row, Iterable[RemoteClass] | None]]:
+        """Each row with the classes in use that have it; of the `wanted` classes alone, where they are given.
 
-        Classes with the row of any remote (None) are left out; so is that, where it is empty.
+        None: it is the row of any remote, left out where it is empty. Classes that have that one are left out, too.
         """
-        if self._row_anywhere:
-            yield self._row_anywhere, (None,)
+        if wanted is None and self._row_anywhere:
+            yield self._row_anywhere, None
         if self._open:
             return
-        for ranks, remotes in self._groups(classes).items():
+        if wanted is not None and len(wanted) <= SINGLE_CLASSES:
+            for remote in wanted:
+                if remote in classes and (row := self._row_of(remote, classes)) != self._row_anywhere:
+                    yield row, (remote,)
+            return
+        for ranks, remotes in self._groups(classes, wanted).items():
             for ports, some in self._by_ports(remotes):
                 row = self._row(ranks, ports)
                 if row != self._row_anywhere:
                     yield row, some
 
-    def row(self, remote: RemoteClass, classes: ClassIndex) -> Row | None:
-        """The row of one class; None where it is that of any remote."""
-        if self._open:
-            return None
+    def _row_of(self, remote: RemoteClass, classes: ClassIndex) -> Row:
+        """The row of one class: asks which selectors match it, where `_groups` asks what each peer matches."""
         ranks: set[int] = set()
         for selector in self._selectors.keys() & classes.selecting(remote):
             ranks |= self._selectors[selector]
@@ -99,23 +109,26 @@ class Side:
             for block, indexes in self._blocks.items():
                 if block.block in remote.prefixes and remote.prefixes.isdisjoint(block.excepts):
                     ranks |= indexes
-        row = self._row(frozenset(ranks), self._ports(remote))
-        return row if row != self._row_anywhere else None
+        return self._row(frozenset(ranks), self._ports(remote))
 
-    def _groups(self, classes: ClassIndex) -> Groups:
-        """Classes in use that some rule tells apart, by the positions of the rules that do.
+    def _groups(self, classes: ClassIndex, wanted: Set[RemoteClass] | None) -> Groups:
+        """Classes in use (and wanted) that some rule tells apart, by the positions of the rules that do.
 
         A peer that matches many splits whole sets, one that matches few adds to single classes: each is slow where
         the other is fast.
         """
         groups: Groups = {}
         if self._named:
-            groups[frozenset()] = {c for n in self._named for c in classes.naming(n)}
+            naming = {c for n in self._named for c in classes.naming(n)}
+            groups[NO_RULES] = naming if wanted is None else naming & wanted
+        few_peers = len(self._selectors) + len(self._blocks) <= FEW_PEERS
         few: MultiMap[RemoteClass, int] = MultiMap()
         peers: Iterable[tuple[Peer, set[int]]] = chain(self._selectors.items(), self._blocks.items())
         for peer, indexes in peers:
             matched = classes.matched(peer)
-            if len(matched) > FEW_CLASSES:
+            if wanted is not None:
+                matched = matched & wanted
+            if few_peers or len(matched) > FEW_CLASSES:
                 groups = _split(groups, matched, frozenset(indexes))
                 continue
             for remote in matched:

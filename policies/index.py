@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
-from itertools import chain, repeat
+from itertools import chain
 
 from policies.address import Prefix
 from policies.classes import ClassIndex, named_ports
@@ -56,12 +56,18 @@ class PolicyIndex:
 
     def set_namespace(self, name: str, labels: Mapping[str, str] | None) -> None:
         """Labels with kubernetes.io/metadata.name; None where the namespace is gone."""
-        for selector, identity in self._selectors.set_namespace(name, labels):
+        toggled = self._selectors.set_namespace(name, labels)
+        if toggled:
+            self._classes.forget_answers()
+        for selector, identity in toggled:
             self._toggled(selector, identity)
 
     def set_identity(self, identity: int, workload: Workload | None) -> None:
         known = self._selectors.workload(identity) is not None
-        for selector in self._selectors.set_identity(identity, workload):
+        toggled = self._selectors.set_identity(identity, workload)
+        if toggled:
+            self._classes.forget_answers()
+        for selector in toggled:
             self._toggled(selector, identity)
         if known is not (workload is not None):
             self._dirty_whole(identity)
@@ -77,11 +83,12 @@ class PolicyIndex:
         self._terms.replace(old, policy)
         if policy is not None:
             self._enter(policy)
+        touched = self._touched(old, policy)
         if old is not None:
-            self._dirty_selected(old)
+            self._dirty_selected(old, policy, touched)
             self._leave(old, policy)
         if policy is not None:
-            self._dirty_selected(policy)
+            self._dirty_selected(policy, old, touched)
 
     def add_class(self, remote: RemoteClass) -> None:
         """An address has this class now. Counting the addresses is up to the caller."""
@@ -146,25 +153,28 @@ class PolicyIndex:
         """Names that ingress rules use: such ports of a local pod belong into its Subject. A live view."""
         return self._terms.ingress_ports()
 
-    def compile(self, subject: Subject) -> dict[tuple[Direction, RemoteClass | None], Row]:
-        """Every policy_class entry of a subject: the class's own row, or (None) that of any other remote.
+    def rows(
+        self, subject: Subject, classes: Set[RemoteClass] | None = None
+    ) -> Iterator[tuple[Direction, Row, Iterable[RemoteClass] | None]]:
+        """Every row of a subject with the classes that have it, or None: that of any other remote.
 
         A class's own row holds all that applies to it, rules for any remote included. No entry at all is a deny.
+        With `classes`: the rows of these alone; one that has none falls to the row of any remote.
         """
         if self._selectors.workload(subject.identity) is None:
-            return {}
-        out: dict[tuple[Direction, RemoteClass | None], Row] = {}
+            return
         for direction in Direction:
-            for row, remotes in self._side(subject, direction).rows(self._classes):
-                out.update(zip(zip(repeat(direction), remotes), repeat(row)))
-        return out
+            for row, remotes in self._side(subject, direction).rows(self._classes, classes):
+                yield direction, row, remotes
 
-    def compile_class(self, subject: Subject, remote: RemoteClass) -> dict[tuple[Direction, RemoteClass | None], Row]:
-        """The entries of one class alone; a direction without one falls to the row of any remote."""
-        if remote not in self._classes or self._selectors.workload(subject.identity) is None:
-            return {}
-        rows = ((d, self._side(subject, d).row(remote, self._classes)) for d in Direction)
-        return {(direction, remote): row for direction, row in rows if row is not None}
+    def compile(
+        self, subject: Subject, classes: Set[RemoteClass] | None = None
+    ) -> dict[tuple[Direction, RemoteClass | None], Row]:
+        """The same as one entry for each class."""
+        found: dict[tuple[Direction, RemoteClass | None], Row] = {}
+        for direction, row, remotes in self.rows(subject, classes):
+            found.update(dict.fromkeys([(direction, remote) for remote in remotes or (None,)], row))
+        return found
 
     def policies(self) -> Iterable[Policy]:
         return self._policies.values()
@@ -257,9 +267,34 @@ class PolicyIndex:
 
     # ---- inside: what is dirty
 
-    def _dirty_selected(self, policy: Policy) -> None:
+    def _touched(self, old: Policy | None, new: Policy | None) -> set[RemoteClass] | None:
+        """Classes of which some rule came or went. None: rules about any remote, or too many to go through."""
+        touched: set[RemoteClass] = set()
+        for rule in _differing(old, new):
+            if rule.peers is None or (rule.ref.direction is Direction.EGRESS and named_by((rule,))):
+                return None
+            for peer in rule.peers:
+                touched |= self._classes.matched(peer)
+        return touched if len(touched) < MANY_CLASSES else None
+
+    def _dirty_selected(self, policy: Policy, other: Policy | None, touched: set[RemoteClass] | None) -> None:
+        """`other` is what the policy was, or is now; between them the rows of `touched` classes differ."""
+        same_subject = other is not None and other.subject == policy.subject
+        changed = policy.isolates ^ other.isolates if other is not None and same_subject else policy.isolates
+        directions = changed | {rule.ref.direction for rule in _differing(policy, other)}
         for identity in self._selected.get(policy.subject, ()):
-            self._dirty_whole(identity)
+            for subject in self._subjects.get(identity, ()):
+                if touched is None or (other is not None and not same_subject):
+                    self._spoil(subject)
+                elif all(self._isolated_besides(subject, direction, policy.ref) for direction in changed):
+                    self._spoil_classes(subject, touched, directions)
+                else:
+                    self._spoil(subject)
+
+    def _isolated_besides(self, subject: Subject, direction: Direction, ref: ObjectRef) -> bool:
+        """Whether another policy isolates a subject, too."""
+        others = (r for s in self._applying.get(subject.identity, ()) for r in self._selecting[s] if r != ref)
+        return any(direction in self._policies[other].isolates for other in others)
 
     def _dirty_whole(self, identity: int) -> None:
         for subject in self._subjects.get(identity, ()):
@@ -268,6 +303,14 @@ class PolicyIndex:
     def _spoil(self, subject: Subject) -> None:
         self._dirty[subject] = None
         for direction in Direction:
+            self._sides.pop((subject, direction), None)
+
+    def _spoil_classes(self, subject: Subject, classes: set[RemoteClass], directions: Iterable[Direction]) -> None:
+        """Rules came or went, but what any remote may is as before."""
+        dirty = self._dirty.setdefault(subject, set())
+        if dirty is not None:
+            dirty.update(classes)
+        for direction in directions:
             self._sides.pop((subject, direction), None)
 
     def _dirty_class(self, remote: RemoteClass) -> None:
@@ -289,6 +332,12 @@ class PolicyIndex:
 def _force(policy: Policy | None) -> tuple[PodSelector, frozenset[Direction], tuple[Rule, ...]] | None:
     """The part of a policy that decides; where it was written does not."""
     return None if policy is None else (policy.subject, policy.isolates, policy.rules)
+
+
+def _differing(one: Policy | None, other: Policy | None) -> set[Rule]:
+    """Rules in force that only one of them has."""
+    sets = [{r for r in p.rules if r.ref.direction in p.isolates} if p else set() for p in (one, other)]
+    return sets[0] ^ sets[1]
 
 
 def _traits(policy: Policy) -> set[Trait]:

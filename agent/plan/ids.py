@@ -91,6 +91,10 @@ class Names:
             number = self._class_ids[remote] = _note(self.classes, class_id(remote), remote)
         return number
 
+    def remote_classes(self, remotes: Iterable[RemoteClass]) -> list[int]:
+        known = self._class_ids
+        return [known[remote] if remote in known else self.remote_class(remote) for remote in remotes]
+
     def subject(self, subject: Subject) -> int:
         if (number := self._subject_ids.get(subject)) is None:
             number = self._subject_ids[subject] = _note(self.subjects, subject_id(subject), subject)

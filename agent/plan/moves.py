@@ -193,12 +193,8 @@ def use_changes(old: State, changes: Changes) -> Uses:
             if value is not None:
                 uses.count(name, value, 1)
     for side, rows in changes.policy.items():
-        known = old.policy.get(side, {})
-        for remote, row in rows.items():
-            if (held := known.get(remote)) is not None:
-                uses.count_row(held, -1)
-            if row is not None:
-                uses.count_row(row, 1)
+        uses.count_rows(map(old.policy.get(side, {}).get, rows), -1)
+        uses.count_rows(rows.values(), 1)
     return uses
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 import msgspec
 
@@ -15,7 +15,7 @@ from agent.world.allocations import key_of
 from agent.world.services import serves
 from agent.world.world import World
 from policies.address import Prefix, is_v4
-from policies.model import Direction, ObjectRef, RemoteClass, Subject
+from policies.model import Direction, ObjectRef, RemoteClass, Row, Subject
 
 INTERFACE_KEY = abi.load().maps[INTERFACES].key
 SERVICE_KEY = abi.load().records["service_key"]
@@ -127,23 +127,23 @@ class PolicyPart(msgspec.Struct):
     blocks: list[Block]
 
 
-def policy(world: World, subject: Subject, classes: Iterable[RemoteClass] | None, names: Names) -> PolicyPart:
+def policy(
+    world: World, subject: Subject, classes: Set[RemoteClass] | None, names: Names, made: dict[Row, Block]
+) -> PolicyPart:
+    """`made`: blocks of rows, for subjects compiled together; many have the same ones."""
     number = names.subject(subject)
     part = PolicyPart(number, None, {}, [])
+    if classes is not None:
+        part.classes = frozenset(names.remote_classes(classes))
     if subject not in world.subjects():
+        part.classes = None
         return part
-    if classes is None:
-        compiled = world.index.compile(subject)
-    else:
-        part.classes = frozenset(names.remote_class(remote) for remote in classes)
-        compiled = {k: v for remote in classes for k, v in world.index.compile_class(subject, remote).items()}
-    made: dict[int, Block] = {}  # the index shares rows: each is encoded once
-    for (direction, remote), cells in compiled.items():
-        if (block := made.get(id(cells))) is None:
-            block = made[id(cells)] = row(cells, names)
-            part.blocks.append(block)
-        key = CLASS_ANY if remote is None else names.remote_class(remote)
-        part.rows.setdefault((number, DIRECTIONS[direction]), {})[key] = block.id
+    for direction, cells, remotes in world.index.rows(subject, classes):
+        if (block := made.get(cells)) is None:
+            block = made[cells] = row(cells, names)
+        part.blocks.append(block)
+        keys = [CLASS_ANY] if remotes is None else names.remote_classes(remotes)
+        part.rows.setdefault((number, DIRECTIONS[direction]), {}).update(dict.fromkeys(keys, block.id))
     return part
 
 

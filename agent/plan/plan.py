@@ -12,7 +12,7 @@ from agent.plan.state import IPCACHE, Changes, Side, State
 from agent.plan.step import Transition
 from agent.plan.transition import transition
 from agent.world.world import Dirty, World
-from policies.model import ObjectRef, RuleRef
+from policies.model import ObjectRef, Row, RuleRef
 
 NAMES_KEPT = 16384
 """So many names that are no longer in use are kept: flows that began earlier still refer to them."""
@@ -45,8 +45,9 @@ class Plan:
             key, value = parts.prefix_key(prefix), parts.prefix(world, prefix, self.names)
             if known.get(key) != value:
                 changes.tables[IPCACHE][key] = value
+        rows: dict[Row, Block] = {}
         for subject, classes in dirty.policies.items():
-            self._stage_policy(parts.policy(world, subject, classes, self.names), changes)
+            self._stage_policy(parts.policy(world, subject, classes, self.names, rows), changes)
         return changes
 
     def advance(self, changes: Changes) -> Transition:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -43,6 +44,11 @@ class Changes(msgspec.Struct):
     def __bool__(self) -> bool:
         return any(self.tables.values()) or any(self.policy.values())
 
+    @property
+    def moves_nobody(self) -> bool:
+        """Whether every address keeps its subject and its class."""
+        return not any(self.tables[name] for name in (ENDPOINTS, INTERFACES, IPCACHE))
+
 
 class Uses:
     """How many entries point at each row, pool, class and subject."""
@@ -66,8 +72,12 @@ class Uses:
             for number in classes:
                 _count(self.classes, number, step)
 
-    def count_row(self, row: int, step: int) -> None:
-        _count(self.blocks[ROWS], row, step)
+    def count_rows(self, rows: Iterable[int | None], step: int) -> Iterable[int]:
+        """Each of these entries more, or less; None is no entry. Returns the rows there are among them."""
+        counts = {row: count for row, count in Counter(rows).items() if row is not None}
+        for row, count in counts.items():
+            _count(self.blocks[ROWS], row, step * count)
+        return counts
 
 
 class State:
@@ -172,14 +182,11 @@ class State:
 
     def _advance_rows(self, side: Side, rows: Mapping[int, int | None], loose: set[tuple[str, int]]) -> None:
         kept = self.policy.setdefault(side, {})
-        for remote, row in rows.items():
-            old = kept.pop(remote, None)
-            if old is not None:
-                self.uses.count_row(old, -1)
-                loose.add((ROWS, old))
-            if row is not None:
-                kept[remote] = row
-                self.uses.count_row(row, 1)
+        loose.update((ROWS, row) for row in self.uses.count_rows(map(kept.get, rows), -1))
+        self.uses.count_rows(rows.values(), 1)
+        kept.update({remote: row for remote, row in rows.items() if row is not None})
+        for remote in [remote for remote, row in rows.items() if row is None]:
+            kept.pop(remote, None)
         if not kept:
             del self.policy[side]
 

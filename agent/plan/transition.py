@@ -32,12 +32,17 @@ def transition(old: State, changes: Changes, names: Names) -> Transition:
     rows = ChainMap(changes.blocks[ROWS], old.blocks[ROWS])
     meets = RowMeets(rows, names)
     moves = Moves(old, changes)
-    judged = Rejudgement(old, changes, moves, meets)
-    stages = _stages(moves, judged)
-    if stages is None:
-        moves.by_way_of_own_numbers()
+    leftover: Writes = {}
+    if changes.moves_nobody:
+        stages = _stages_in_place(old, changes, moves, meets)
+    else:
         judged = Rejudgement(old, changes, moves, meets)
-        stages = _stages_by_own_numbers(moves, judged)
+        straight = _stages(moves, judged)
+        if straight is None:
+            moves.by_way_of_own_numbers()
+            judged = Rejudgement(old, changes, moves, meets)
+            straight = _stages_by_own_numbers(moves, judged)
+        stages, leftover = straight, judged.leftover
     new = [block for blocks in changes.blocks.values() for block in blocks.values()]
     passing = [block for number, block in meets.made.items() if number not in rows]
     services, services_gone = _services(changes.tables[SERVICES])
@@ -45,8 +50,35 @@ def transition(old: State, changes: Changes, names: Names) -> Transition:
     return Transition(
         steps=tuple(filter(None, [*_written([*new, *passing], old), *stages, services])),
         raises_epoch=any(stages),
-        cleanup=tuple(filter(None, [_policy(judged.leftover), services_gone, *_deleted([*unused, *passing])])),
+        cleanup=tuple(filter(None, [_policy(leftover), services_gone, *_deleted([*unused, *passing])])),
     )
+
+
+def _stages_in_place(old: State, changes: Changes, moves: Moves, meets: RowMeets) -> list[Step]:
+    """Only rows change. A flow is judged by one of each direction: while those of one direction change, each flow is
+    judged as before or as after. Where both do, the rows of one go by way of the meet, as long as the others change."""
+    directions: dict[int, Writes] = {}
+    for side, rows in changes.policy.items():
+        directions.setdefault(side[1], {})[side] = rows
+    fewest_first = sorted(directions.values(), key=lambda writes: sum(map(len, writes.values())))
+    if len(fewest_first) < 2:
+        return [step for writes in fewest_first for step in _straight(writes)]
+    fewer, more = fewest_first
+    judged = Rejudgement(old, Changes(policy=fewer), moves, meets)
+    return [*_tightened(judged), *_straight(more), *_straight(fewer)]
+
+
+def _straight(writes: Writes) -> list[Step]:
+    """New rows of single classes, then of any remote, then what goes: nobody falls to a row that is not to judge it."""
+    single: Writes = {}
+    rest: Writes = {}
+    gone: Writes = {}
+    for side, rows in writes.items():
+        single[side] = {remote: row for remote, row in rows.items() if row is not None and remote != CLASS_ANY}
+        if CLASS_ANY in rows:
+            rest[side] = {CLASS_ANY: rows[CLASS_ANY]}
+        gone[side] = {remote: None for remote, row in rows.items() if row is None and remote != CLASS_ANY}
+    return [_policy(single), _policy(rest), _policy(gone)]
 
 
 def _stages(moves: Moves, judged: Rejudgement) -> list[Step] | None:

@@ -46,10 +46,10 @@ def test_resolve(
     assert resolve(rule, sorted(declared)) == expected
 
 
-@pytest.mark.parametrize("few", [0, 1, compiler.FEW_CLASSES])
+@pytest.mark.parametrize(("few", "peers"), [(0, 0), (1, 0), (compiler.FEW_CLASSES, 0), (0, compiler.FEW_PEERS)])
 @given(cluster=strategies.clusters(max_policies=4))
 @settings(max_examples=100, deadline=None, print_blob=True)
-def test_rows_are_those_of_single_classes(few: int, cluster: strategies.Cluster) -> None:
+def test_rows_are_those_of_single_classes(few: int, peers: int, cluster: strategies.Cluster) -> None:
     """As if all policies selected one pod."""
     policies = [strategies.parsed(raw) for raw in cluster.policies]
     selectors = SelectorIndex()
@@ -71,12 +71,18 @@ def test_rows_are_those_of_single_classes(few: int, cluster: strategies.Cluster)
         classes.add(remote)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "FEW_CLASSES", few)
+        patch.setattr(compiler, "FEW_PEERS", peers)
         for direction in Direction:
             side = Side(Subject(256, frozenset({HTTP, DNS})), direction, policies)
-            given_rows = [(remote, row) for row, some in side.rows(classes) for remote in some if remote is not None]
+            given_rows = [(remote, row) for row, some in side.rows(classes) for remote in some or ()]
             assert len(given_rows) == len(dict(given_rows))
-            alone = {remote: side.row(remote, classes) for remote in remotes}
-            assert dict(given_rows) == {remote: row for remote, row in alone.items() if row is not None}
+            alone = {r: row for remote in remotes for row, some in side.rows(classes, {remote}) for r in some or ()}
+            assert dict(given_rows) == alone
+            patch.setattr(compiler, "SINGLE_CLASSES", 0)
+            some = set(sorted(remotes, key=str)[::2])
+            together = {remote: row for row, found in side.rows(classes, some) for remote in found or ()}
+            assert together == {remote: row for remote, row in alone.items() if remote in some}
+            patch.setattr(compiler, "SINGLE_CLASSES", len(remotes))
 
 
 def test_dropped_classes_are_found_no_more() -> None:

@@ -9,7 +9,7 @@ from strategies import Cluster
 from policies.address import Prefix
 from policies.compile import NOT_ISOLATED_ROW
 from policies.index import MANY_CLASSES, PolicyIndex
-from policies.model import ContainerPort, Direction, Origin, Policy, RemoteClass, Subject, Workload
+from policies.model import ContainerPort, Direction, ObjectRef, Origin, Policy, RemoteClass, Subject, Workload
 from policies.terms import Terms
 
 
@@ -103,7 +103,7 @@ def test_only_what_a_class_touches_is_dirty() -> None:
     assert index.take_dirty() == {}
     index.drop_class(RemoteClass(302))
     assert index.take_dirty() == {Subject(300): {RemoteClass(302)}}
-    assert index.compile_class(Subject(300), RemoteClass(302)) == {}
+    assert index.compile(Subject(300), {RemoteClass(302)}) == {}
 
 
 HTTP = ContainerPort("http", 6, 8080)
@@ -135,6 +135,36 @@ def test_classes_that_a_rule_tells_apart_are_dirty(
         entries = index.compile(Subject(300))
         assert ((Direction.EGRESS, told_apart) in entries) is present
         assert (Direction.EGRESS, not_told_apart) not in entries
+
+
+def test_a_rule_that_changes_concerns_its_peers_alone() -> None:
+    """Unless it is about any remote, or whether the pod is isolated depends on the policy."""
+    index = PolicyIndex()
+    for number, app in enumerate(("web", "db", "cache", "log"), 300):
+        index.set_identity(number, Workload("blue", {"app": app}))
+        index.add_class(RemoteClass(number))
+    index.add_subject(Subject(300))
+
+    def changed(name: str, *apps: str, port: int = 80, **spec: object) -> object:
+        peers = [{"podSelector": {"matchLabels": {"app": app}}} for app in apps]
+        rule = {"ports": [{"port": port}], **({"from": peers} if peers else {})}
+        written = policy(name, podSelector={"matchLabels": {"app": "web"}}, ingress=[rule], **spec)
+        index.set_policy(written.ref, written)
+        return index.take_dirty().get(Subject(300), set())
+
+    db, cache = RemoteClass(301), RemoteClass(302)
+    assert changed("one", "db") is None, "it isolates the pod"
+    assert changed("one", "db", port=81) == {db}
+    assert changed("one", "cache", port=81) == {db, cache}
+    assert changed("two", "db") == {db}, "isolated already"
+    assert changed("two", "db", policyTypes=["Ingress", "Egress"]) is None, "not in this direction"
+    assert changed("two", "db", "cache", policyTypes=["Ingress", "Egress"]) == {db, cache}
+    assert changed("two") is None, "from anywhere"
+    index.set_policy(ObjectRef("NetworkPolicy", "blue", "two"), None)
+    assert index.take_dirty() == {Subject(300): None}
+    changed("three", "db")
+    index.set_policy(ObjectRef("NetworkPolicy", "blue", "three"), None)
+    assert index.take_dirty() == {Subject(300): {db}}
 
 
 def test_many_dirty_classes_are_the_whole_subject() -> None:

@@ -48,7 +48,7 @@ class Model:
             for remote in classes:
                 for direction in Direction:
                     entries.pop((direction, remote), None)
-                entries.update(self.index.compile_class(subject, remote))
+            entries.update(self.index.compile(subject, classes))
         self.entries = {s: e for s, e in self.entries.items() if s in self.subjects}
 
     def rebuilt(self, random: Random) -> PolicyIndex:

@@ -38,19 +38,20 @@ def agree(cluster: Cluster, index: PolicyIndex, policies: list[Policy], flow: Fl
             anywhere = lookup(entries.get((direction, None), ()), -1, 0)
             # Where everything is allowed from anywhere, narrower rules are not named.
             assert cell.rule in side.allowed_by if anywhere is not None else cell.rule == side.allowed_by[0]
-        for key, single in index.compile_class(subject, remote).items():
+        for key, single in index.compile(subject, {remote}).items():
             assert entries[key] == single
-        assert {k for k in entries if k[1] == remote} == set(index.compile_class(subject, remote))
+        assert {k for k in entries if k[1] == remote} == set(index.compile(subject, {remote}))
 
 
 @given(cluster=strategies.clusters(), seed=st.integers(0, 2**32))
 @settings(max_examples=200, deadline=None, print_blob=True)
-@pytest.mark.parametrize("few", [0, compiler.FEW_CLASSES])
-def test_random_clusters(few: int, cluster: Cluster, seed: int) -> None:
+@pytest.mark.parametrize(("few", "peers"), [(0, 0), (compiler.FEW_CLASSES, 0), (0, compiler.FEW_PEERS)])
+def test_random_clusters(few: int, peers: int, cluster: Cluster, seed: int) -> None:
     """Both ways of grouping classes: split as sets, and one by one."""
     index = strategies.index_of(cluster)
     policies = [strategies.parsed(raw) for raw in cluster.policies]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "FEW_CLASSES", few)
+        patch.setattr(compiler, "FEW_PEERS", peers)
         for flow in strategies.flows_of(cluster, seed, 30):
             agree(cluster, index, policies, flow)
