@@ -55,7 +55,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     flows_ring: Annotated[
         int, Meta(ge=16, le=10_000_000), _doc("How many flow records `observe` can look back on.")
     ] = 16384
-    node_sysctls: Annotated[bool, _doc("Whether the node's forwarding and rp_filter settings may be changed.")] = True
+    node_sysctls: Annotated[bool, _doc("Let it set forwarding and rp_filter of the machine's own namespace.")] = False
     remove_on_exit: Annotated[bool, _doc("Remove pods, programs, maps and state when the agent stops.")] = False
     log_format: Annotated[Literal["text", "json"], _doc("Format of the log on stderr.")] = "text"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _doc("Least severity that is logged.")] = "info"

@@ -23,7 +23,7 @@ Lists are separated by commas, sizes and time-outs are NAME=NUMBER pairs. Every 
 
 \b
 Examples:
-  gatehouse agent --manifests ./manifests
+  gatehouse agent --manifests ./manifests --node-sysctls
   gatehouse agent --manifests ./m --node a --state-dir /run/gatehouse-a --pod-cidrs 10.1.0.0/24,fd00:1::/64
   gatehouse agent --manifests ./m --timeouts udp=30,tcp=86400 --map-sizes conntrack=1000000
   ip netns exec node-b gatehouse agent --manifests ./m --node b --state-dir /run/gatehouse-b

@@ -57,7 +57,8 @@ def prepare(saved: Path, allow_initial: bool, fallback: Sequence[bytes] = ()) ->
         listed = " ".join(f"{key.replace('/', '.')}={value}" for key, value in changes.items())
         raise NodeRefused(
             "This agent runs in the machine's own network namespace, whose settings it was not allowed to change: "
-            f"allow it, run the agent in a namespace of its own, or set them yourself (sysctl -w {listed})."
+            "allow it (--node-sysctls), run the agent in a namespace of its own, or set them yourself "
+            f"(sysctl -w {listed})."
         )
     _save(saved, changes)
     write_sysctls(changes)

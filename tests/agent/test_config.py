@@ -22,12 +22,12 @@ def test_texts_become_types() -> None:
             "timeouts": "tcp=1.5",
             "node_addresses": "10.0.0.1,fd00::1",
             "remove_on_exit": "true",
-            "node_sysctls": "false",
+            "node_sysctls": "true",
         }
     )
     assert (config.mtu, config.map_sizes, config.timeouts) == (1400, {"conntrack": 1000, "services": 10}, {"tcp": 1.5})
     assert config.node_addresses == ("10.0.0.1", "fd00::1")
-    assert (config.remove_on_exit, config.node_sysctls) == (True, False)
+    assert (config.remove_on_exit, config.node_sysctls) == (True, True)
 
 
 @pytest.mark.parametrize(
