@@ -26,6 +26,7 @@ from agent.handlers import Handlers
 from agent.instance import Instance
 from agent.naming import NameFeed
 from agent.plan.plan import Plan
+from agent.plan.serving import Keep
 from agent.pods import LocalPods
 from agent.realize import Realizer
 from agent.sources.directory import Batch, DirectorySource
@@ -57,7 +58,7 @@ class Agent:
         self.world = World(node, derive)
         self.names = NameFeed(self.world, config.node)
         self.realizer = Realizer(maps, Plan())
-        self.turns = Turns(self.world, self.realizer, self.names, self._save, self._forget)
+        self.turns = Turns(self.world, self.realizer, self.names, self._save, self._forget, self._retire)
         self.source = DirectorySource(Path(config.manifests), instance.last_good)
         self.endpoints = Endpoints(instance.short_name, instance.state_dir, config.mtu)
         self.hooks = Hooks(programs)
@@ -195,11 +196,22 @@ class Agent:
             if current.get(ifindex) != len(self.programs):
                 self.hooks.attach(ifindex)
 
-    # ---- flows of addresses that are free again
+    # ---- flows of addresses that are free again, and of backends that are gone
 
     def _forget(self, addresses: set[bytes]) -> None:
         """Have their conntrack entries removed, so that who gets an address next inherits no flow."""
-        task = asyncio.create_task(self._ask_flows("forget", ips=[format_address(a) for a in sorted(addresses)]))
+        self._tell_flows("forget", ips=[format_address(a) for a in sorted(addresses)])
+
+    def _retire(self, keep: Keep) -> None:
+        """Have the UDP flows to backends that are gone removed, so that their clients find another."""
+        frontends = [
+            {"ip": format_address(ip), "port": port, "keep": [(format_address(a), p) for a, p in sorted(backends)]}
+            for (ip, port), backends in sorted(keep.items())
+        ]
+        self._tell_flows("retire", frontends=frontends)
+
+    def _tell_flows(self, op: str, **arguments: Any) -> None:
+        task = asyncio.create_task(self._ask_flows(op, **arguments))
         self._forgetting.add(task)
         task.add_done_callback(self._forgetting.discard)
 

@@ -15,6 +15,7 @@ from agent import log as logs
 from agent.naming import NameFeed
 from agent.objects import Interface, Pod, Problem
 from agent.plan.ids import CollisionError
+from agent.plan.serving import Keep, Serving
 from agent.pods import LocalPods
 from agent.realize import Realizer
 from agent.sources.directory import Batch
@@ -30,7 +31,8 @@ log = logs.get("turns")
 class Turns:
     """`desired` counts the batches read, `realized` is the newest of which everything is in the kernel.
 
-    `freed` is called with the addresses that pods gave up, once nobody is known by them.
+    `freed` is called with the addresses that pods gave up, once nobody is known by them; `retired` with the frontends
+    some of whose UDP backends serve no more, once no new flow goes to those.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Turns:
         names: NameFeed,
         save: Callable[[], None],
         freed: Callable[[set[bytes]], None],
+        retired: Callable[[Keep], None],
     ) -> None:
         self.desired = 0
         self.realized = 0
@@ -50,6 +53,8 @@ class Turns:
         self._names = names
         self._save = save
         self._freed = freed
+        self._retired = retired
+        self._serving = Serving()
         self._taken = 0
         self._promised = 0
         self._over = False
@@ -103,6 +108,8 @@ class Turns:
         for ref, interface in interfaces.items():
             self._world.set_interface(ref, interface)
         writes = self._realizer.start(self._world, self._save)
+        if keep := self._serving.start(self._world):
+            self._retired(keep)
         self._finish(1)
         return writes
 
@@ -159,11 +166,14 @@ class Turns:
         dirty = self._world.take_dirty()
         self._names.publish({*refs, *dirty.endpoints, *dirty.services})
         try:
-            return self._realizer.realize(self._world, dirty, self._save)
+            writes = self._realizer.realize(self._world, dirty, self._save)
         except CollisionError as error:
             self.collision = str(error)
             log.error("a change is not in force", reason=self.collision)
             return 0
+        if keep := self._serving.update(self._world, dirty.services):
+            self._retired(keep)
+        return writes
 
     def _finish(self, taken: int) -> None:
         self._taken = taken

@@ -1,4 +1,4 @@
-"""Removing flows that are over from the conntrack maps, and those of an address that changes hands.
+"""Removing flows that are over from the conntrack maps, and those of an address or a service port that changes hands.
 
 The datapath takes an expired entry for none, so nothing depends on when this runs but the room in the map, and the
 time at which silent flows are reported as ended.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ import msgspec
 from agent.datapath.abi import Abi
 from agent.datapath.maps import Map
 from agent.flows.pairs import Pairs
+from policies.model import Protocol
 
 CHUNK = 1024
 """Entries read at a time."""
@@ -26,7 +27,25 @@ TURN_S = 0.005
 GRACE_NS = 50_000_000
 """The datapath reads a coarser clock, which is behind by a few ms."""
 
-NOTHING: Mapping[bytes, int] = {}
+UDP = Protocol.BY_NAME["UDP"]
+
+Port = tuple[bytes, int]
+"""An address (16 bytes) and a UDP port, big-endian as in the map."""
+
+
+class Forget(msgspec.Struct):
+    """Flows to remove although they live, if they are not younger than the CLOCK_MONOTONIC ns given: what came later is
+    another's.
+
+    `addresses`: flows with such an end. `frontends`: UDP flows through such a frontend to other backends than these.
+    """
+
+    addresses: dict[bytes, int] = {}
+    frontends: dict[Port, tuple[frozenset[Port], int]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.addresses or self.frontends)
+
 
 LONGEST_S, SHORTEST_S = 15.0, 1.0
 FULL_ENOUGH = 0.75
@@ -61,14 +80,14 @@ class Sweeper:
         self._report = report
         self._now_ns = now_ns
         self._pairs = Pairs(abi)
+        self._service, self._reply = abi.constants.CT_SERVICE, abi.constants.CT_REPLY
         self._key, self._entry = abi.records["tuple"], abi.records["conntrack"]
         self._words = self._entry.size // 8
         self._expires_word = self._entry.offset("expires_ns") // 8
 
-    async def sweep(self, forget: Mapping[bytes, int] = NOTHING) -> Sweep:
-        """Remove the flows that have expired, and those with an address of `forget` on either end that are not
-        younger than the CLOCK_MONOTONIC ns given with it: the address may have found another owner since.
-        """
+    async def sweep(self, forget: Forget | None = None) -> Sweep:
+        """Remove the flows that have expired, and those to forget."""
+        forget = forget or Forget()
         result = Sweep()
         started = time.monotonic()
         for keys, values in self._map.chunks(CHUNK):
@@ -87,7 +106,7 @@ class Sweeper:
         result.duration_s = time.monotonic() - started
         return result
 
-    def _suspects(self, keys: memoryview, values: memoryview, forget: Mapping[bytes, int]) -> Collection[int]:
+    def _suspects(self, keys: memoryview, values: memoryview, forget: Forget) -> Collection[int]:
         """Indexes of entries worth a look. All but a few are live, and told by their first word."""
         if forget:
             return range(len(keys) // self._key.size)
@@ -104,13 +123,12 @@ class Sweeper:
         self,
         key: bytes,
         entry: Any,
-        forget: Mapping[bytes, int],
+        forget: Forget,
         gone: set[bytes],
         result: Sweep,
     ) -> None:
         unpacked = self._key.unpack(key)
-        ends = (unpacked.source, unpacked.destination, entry.nat_address)
-        forgotten = any(entry.created_ns <= forget.get(address, -1) for address in ends)
+        forgotten = self._is_forgotten(unpacked, entry, forget)
         now_ns = self._now_ns()
         if not forgotten and entry.expires_ns > now_ns - GRACE_NS:
             return
@@ -135,6 +153,20 @@ class Sweeper:
         if end is not None:
             result.ended += 1
             self._report(end)
+
+    def _is_forgotten(self, key: Any, entry: Any, forget: Forget) -> bool:
+        ends = (key.source, key.destination, entry.nat_address)
+        if any(entry.created_ns <= forget.addresses.get(address, -1) for address in ends):
+            return True
+        if key.protocol != UDP or not entry.flags & self._service:
+            return False
+        translated = entry.nat_address, entry.nat_port_be
+        if entry.flags & self._reply:
+            frontend, backend = translated, (key.source, key.source_port_be)
+        else:
+            frontend, backend = (key.destination, key.destination_port_be), translated
+        keep, until_ns = forget.frontends.get(frontend, (frozenset(), -1))
+        return backend not in keep and entry.created_ns <= until_ns
 
     def _lookup(self, key: bytes) -> Any | None:
         value = self._map.lookup(key)

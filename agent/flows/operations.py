@@ -4,6 +4,7 @@ observe {filters: {NAME: [VALUE]}, last, follow}   records (flow.Flow) and gaps 
 stats                                              Stats
 forget {ips: [ADDRESS]}                            {entries}: conntrack entries removed, two a flow
 ping                                               {pid, version, pin_dir, node}
+retire {frontends: [{ip, port, keep: [[IP, PORT]]}]}  {entries}: of UDP flows through these to other backends
 stop                                               {}
 """
 
@@ -19,6 +20,7 @@ import msgspec
 
 from agent.api.protocol import ApiError, Batch
 from agent.api.server import Handler
+from agent.datapath.abi import be16
 from agent.flows.conntrack import Sweep
 from agent.flows.engine import Flows
 from agent.flows.filters import FilterError, parse
@@ -28,6 +30,9 @@ from policies.address import parse_address
 
 OBSERVERS = 16
 """At a time: all of them get a turn before the ring is looked at again."""
+
+
+PortNumber = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 
 class ObserveArguments(msgspec.Struct, forbid_unknown_fields=True):
@@ -40,6 +45,16 @@ class ObserveArguments(msgspec.Struct, forbid_unknown_fields=True):
 
 class ForgetArguments(msgspec.Struct, forbid_unknown_fields=True):
     ips: list[str]
+
+
+class FrontendArguments(msgspec.Struct, forbid_unknown_fields=True):
+    ip: str
+    port: PortNumber
+    keep: list[tuple[str, PortNumber]]
+
+
+class RetireArguments(msgspec.Struct, forbid_unknown_fields=True):
+    frontends: list[FrontendArguments]
 
 
 class ConntrackStats(msgspec.Struct, kw_only=True):
@@ -92,6 +107,7 @@ class Operations:
             "observe": self.observe,
             "stats": self.stats,
             "forget": self.forget,
+            "retire": self.retire,
             "ping": self.ping,
             "stop": self.stop,
         }
@@ -155,6 +171,17 @@ class Operations:
         except ValueError as error:
             raise ApiError(f"forget: {error}") from None
         return {"entries": await self._flows.collector.forget(addresses)}
+
+    async def retire(self, arguments: dict[str, Any]) -> dict[str, int]:
+        request = msgspec.convert(arguments, RetireArguments)
+        try:
+            frontends = {
+                (parse_address(f.ip), be16(f.port)): frozenset((parse_address(ip), be16(port)) for ip, port in f.keep)
+                for f in request.frontends
+            }
+        except ValueError as error:
+            raise ApiError(f"retire: {error}") from None
+        return {"entries": await self._flows.collector.retire(frontends)}
 
     async def ping(self, _arguments: dict[str, Any]) -> dict[str, Any]:
         flows = self._flows

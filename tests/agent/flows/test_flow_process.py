@@ -267,7 +267,9 @@ BAD_REQUESTS: list[tuple[str, dict[str, Any], str]] = [
     ("observe", {"colour": "red"}, "unknown field `colour`"),
     ("forget", {"ips": ["nowhere"]}, "forget: 'nowhere' is not an IP address"),
     ("forget", {}, "missing required field `ips`"),
-    ("explode", {}, "there is no operation 'explode' at flows.sock: forget, observe, ping, stats, stop"),
+    ("retire", {"frontends": [{"ip": "nowhere", "port": 53, "keep": []}]}, "retire: 'nowhere' is not an IP address"),
+    ("retire", {"frontends": [{"ip": "10.0.0.1", "port": 0, "keep": []}]}, "Expected `int` >= 1"),
+    ("explode", {}, "there is no operation 'explode' at flows.sock: forget, observe, ping, retire, stats, stop"),
 ]
 
 

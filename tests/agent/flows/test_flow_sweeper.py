@@ -9,20 +9,23 @@ import pytest
 from conntrack_entries import CONNTRACK, FLOWS, Flow
 from flow_events import ABI, EVENT, C
 
+from agent.datapath.abi import be16
 from agent.datapath.maps import Map, Maps
-from agent.flows.conntrack import GRACE_NS, TURN_S, Sweep, Sweeper
+from agent.flows.conntrack import GRACE_NS, TURN_S, Forget, Port, Sweep, Sweeper
 from policies.address import format_address, parse_address
 
 NOW = 10**12
 LIVE, DEAD = NOW + 1, NOW - GRACE_NS - 1
 
 
-def sweep(table: Map, forget: dict[str, int] | None = None) -> tuple[Sweep, list[str]]:
+def sweep(
+    table: Map, forget: dict[str, int] | None = None, frontends: dict[Port, tuple[frozenset[Port], int]] | None = None
+) -> tuple[Sweep, list[str]]:
     """What it did, and the ends it reported as `source port`."""
     reported: list[bytes] = []
     sweeper = Sweeper(ABI, table, reported.append, now_ns=lambda: NOW)
     addresses = {parse_address(ip): when for ip, when in (forget or {}).items()}
-    result = asyncio.run(sweeper.sweep(addresses))
+    result = asyncio.run(sweeper.sweep(Forget(addresses, frontends or {})))
     events = [event for data in reported for event in EVENT.records(data)]
     return result, sorted(f"{format_address(e.source)} {e.packets}" for e in events)
 
@@ -90,6 +93,38 @@ def test_flows_of_an_address_are_forgotten_on_either_end(maps: Maps, ip: str, ex
     assert keys(table) == kept
     assert (result.forgotten, result.expired, result.entries) == (2 * len(expected), 0, len(kept))
     assert len(ends) == len(expected)
+
+
+UDP_FLOW = Flow(("10.0.0.1", 40002), ("10.96.0.9", 53), ("10.0.0.2", 5353), protocol=17)
+UDP_SELF = Flow(("10.0.0.1", 40004), ("10.96.0.9", 53), ("10.0.0.1", 5353), protocol=17)
+TCP_FLOW = Flow(("10.0.0.1", 40002), ("10.96.0.9", 53), ("10.0.0.2", 5353))
+DIRECT = Flow(("10.0.0.1", 40002), ("10.0.0.2", 53), protocol=17)
+RETIRE: list[tuple[tuple[str, int], list[tuple[str, int]], int, list[Flow]]] = [
+    # frontend, backends that stay, until → flows that are forgotten
+    (("10.96.0.9", 53), [], 500, [UDP_FLOW, UDP_SELF]),
+    (("10.96.0.9", 53), [], 499, []),
+    (("10.96.0.9", 53), [("10.0.0.1", 5353)], 500, [UDP_FLOW]),
+    (("10.96.0.9", 53), [("10.0.0.1", 53), ("10.0.0.2", 5353)], 500, [UDP_SELF]),
+    (("10.96.0.9", 5353), [], 500, []),
+    (("10.0.0.2", 53), [], 500, []),
+]
+
+
+@pytest.mark.parametrize(("frontend", "keep", "until_ns", "expected"), RETIRE)
+def test_udp_flows_to_a_retired_backend_are_forgotten_lesson_20(
+    maps: Maps, frontend: tuple[str, int], keep: list[tuple[str, int]], until_ns: int, expected: list[Flow]
+) -> None:
+    table = maps["conntrack"]
+    flows = [UDP_FLOW, UDP_SELF, TCP_FLOW, DIRECT]
+    for flow in flows:
+        table.update_many(flow.entries(expires_ns=LIVE, created_ns=500))
+    result, ends = sweep(table, frontends={port_of(*frontend): (frozenset(port_of(*k) for k in keep), until_ns)})
+    assert keys(table) == {key for flow in flows if flow not in expected for key in (flow.forward_key, flow.reply_key)}
+    assert (result.forgotten, len(ends)) == (2 * len(expected), len(expected))
+
+
+def port_of(ip: str, port: int) -> Port:
+    return parse_address(ip), be16(port)
 
 
 def test_the_next_owner_of_an_address_keeps_its_flows(maps: Maps) -> None:
