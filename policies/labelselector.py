@@ -27,7 +27,13 @@ def parse_selector(field: Field) -> LabelSelector:
     labels = parse_labels(field.get("matchLabels"))
     requirements = [_requirement(key, Operator.IN, (value,)) for key, value in labels.items()]
     requirements += [_expression(item) for item in field.get("matchExpressions").items()]
-    return LabelSelector(frozenset(requirements))
+    return _selector(frozenset(requirements))
+
+
+@lru_cache(maxsize=4096)
+def _selector(requirements: frozenset[Requirement]) -> LabelSelector:
+    """Shared between policies, as requirements are."""
+    return LabelSelector(requirements)
 
 
 def _expression(field: Field) -> Requirement:

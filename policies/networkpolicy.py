@@ -128,6 +128,10 @@ def _metadata(field: Field) -> ObjectRef:
     return ObjectRef(KIND, intern(given_namespace or "default"), given_name or "")
 
 
+_DIRECTIONS = {one: one for one in (frozenset(Direction), *(frozenset((d,)) for d in Direction))}
+"""One set of each kind, shared by all policies."""
+
+
 def _isolates(field: Field, *, has_egress: bool) -> frozenset[Direction]:
     """Defaults as networking/v1 SetDefaults_NetworkPolicy: Ingress, and Egress if there is an egress rule."""
     out: set[Direction] = set()
@@ -141,7 +145,7 @@ def _isolates(field: Field, *, has_egress: bool) -> frozenset[Direction]:
         field.problem("must not list more than two policy types")
     if not out:
         out = {Direction.INGRESS, Direction.EGRESS} if has_egress else {Direction.INGRESS}
-    return frozenset(out)
+    return _DIRECTIONS[frozenset(out)]
 
 
 # ---- rules

@@ -62,17 +62,16 @@ class Map:
 
     def update_many(self, entries: Mapping[bytes, bytes], chunk: int = CHUNK) -> None:
         """Write all entries, in order. Raises bpf.MapFull, whose `written` says how many of them went in before."""
-        written = 0
-        remaining = iter(entries.items())
-        while batch := tuple(islice(remaining, chunk)):
-            keys, values = b"".join([k for k, _ in batch]), b"".join([v for _, v in batch])
-            self._check(len(batch), keys, values)
+        keys, values = list(entries), list(entries.values())
+        for written in range(0, len(keys), chunk):
+            some_keys, some_values = keys[written : written + chunk], values[written : written + chunk]
+            count, joined_keys, joined_values = len(some_keys), b"".join(some_keys), b"".join(some_values)
+            self._check(count, joined_keys, joined_values)
             try:
-                bpf.map_update_batch(self.fd, keys, values, len(batch))
+                bpf.map_update_batch(self.fd, joined_keys, joined_values, count)
             except bpf.MapFull as full:
                 full.written += written
                 raise
-            written += len(batch)
 
     def _check(self, count: int, keys: bytes, values: bytes | None = None) -> None:
         """The kernel takes sizes for granted and would read beyond what is there."""
