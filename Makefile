@@ -4,7 +4,7 @@
 #   make test     every test (ARGS="-k name" to choose; ARGS="--judgements 200000" for a longer differential test)
 #   make check    ruff, mypy --strict, import contracts
 #   make bench    speed and size, as ratios within one run
-#   make kernels  every program and packet table on Debian's 6.1 and 6.12 kernels, in QEMU
+#   make kernels  every program and packet table on Debian's 6.1 and 6.12 kernels, in QEMU: some minutes for each
 #   make insns    instructions per BPF program, as this kernel's verifier counts them
 #   make lock     choose newer Python packages and pin them
 #   make clean    remove what the above made in this folder, and anything a demo or test left on the machine
@@ -16,6 +16,7 @@ MAKEFLAGS += --no-print-directory
 
 DEBIAN := python3 python3-venv python3-bpfcc linux-libc-dev iproute2 procps iputils-ping make gcc libc6-dev
 BENCH_DEBIAN := util-linux
+KERNEL_TESTS := apply maps tc
 PY := .venv/bin/python
 JOBS ?= auto
 ARGS ?=
@@ -61,7 +62,8 @@ bench: setup
 
 kernels: setup
 	@for k in 6.1 6.12; do echo "kernels: Debian's $$k, emulated"; \
-	  tests/kernels/vm.py --kernel $$k -- $(PY) -m pytest -q -p no:cacheprovider --timeout 900 tests/bpf $(ARGS) || exit 1; done
+	  tests/kernels/vm.py --kernel $$k -- $(PY) -m pytest -q -p no:cacheprovider -n 3 --dist loadfile --timeout 600 \
+	    --judgements 2000 tests/bpf $(KERNEL_TESTS:%=tests/agent/datapath/test_%.py) $(ARGS) || exit 1; done
 
 insns: setup
 	@$(PY) -m agent.datapath.programs --stats

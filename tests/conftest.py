@@ -56,5 +56,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--judgements",
         type=int,
         default=20_000,
-        help="how many flow judgements the differential test compares (tests/bpf/test_differential.py)",
+        help="how many flow judgements the random tests of tests/bpf compare",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from frames import (
     AH,
     DESTINATION_OPTIONS,
@@ -24,7 +25,8 @@ from frames import (
 from kernel import ANY, Kernel
 
 ALLOWED = 80
-FRAMES = 4000
+FRAME_SHARE = 5
+"""A frame for as many judgements as were asked for."""
 
 
 def random_extension(rng: random.Random) -> tuple[int, bytes]:
@@ -116,13 +118,13 @@ def options_are_harmless(options: bytes) -> bool:
     return at <= len(options)
 
 
-def test_nothing_but_the_allowed_port_reaches_an_isolated_pod(kernel: Kernel) -> None:
+def test_nothing_but_the_allowed_port_reaches_an_isolated_pod(kernel: Kernel, request: pytest.FixtureRequest) -> None:
     kernel.policy("b", "ingress", ANY, ((TCP, ALLOWED, True),))
     ends = raw_address("a", kernel.family), raw_address("b", kernel.family)
     seed = random.SystemRandom().getrandbits(32)
     rng = random.Random(seed)
-    passed = 0
-    for number in range(FRAMES):
+    frames, passed = request.config.getoption("judgements") // FRAME_SHARE, 0
+    for number in range(frames):
         frame = bend(random_packet(rng).encode(kernel.family, host_mac("a"), pod_mac("a")), rng)
         if frame[12:14] in (b"\x08\x00", b"\x86\xdd") and len(frame) < 14 + 40:
             continue  # the kernel runs no test on less than an IP header
@@ -137,4 +139,4 @@ def test_nothing_but_the_allowed_port_reaches_an_isolated_pod(kernel: Kernel) ->
         assert found[2] == TCP, summary
         assert found[3] in (ALLOWED, None), summary  # None: a later fragment of what was allowed
         passed += 1
-    assert passed > FRAMES / 50, f"seed {seed}: too few are what is allowed for this to mean anything"
+    assert passed > frames / 50, f"seed {seed}: too few are what is allowed for this to mean anything"

@@ -3,9 +3,10 @@
 
     vm.py --kernel 6.1 [--memory MIB] [--timeout SECONDS] [--directory DIR] -- COMMAND…
 
-The machine is emulated by QEMU without KVM, so it runs anywhere and some ten times slower than the host. The host's root
-is its root, shared read-only over 9p under a memory overlay: nothing the command writes is kept. There is no network but lo.
-The exit status is the command's; 124 when it did not answer in time, 2 when the machine could not be started.
+The machine is emulated by QEMU without KVM, so it runs anywhere and some ten times slower than the host. The host's
+root is its root, shared read-only over 9p under a memory overlay: nothing the command writes is kept. There is no
+network but lo. The exit status is the command's; 124 when it did not answer in time, 2 when the machine could not be
+started.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def run(*command: str, cwd: Path | None = None, stdin: bytes | None = None) -> b
 
 
 def say(text: str) -> None:
-    print(f"vm: {text}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"vm: {text}\n")
 
 
 def install_tools() -> None:
@@ -84,7 +85,9 @@ def fetch_kernel(kernel: str) -> Path:
     depends = run("apt-cache", "depends", META_PACKAGES[kernel]).decode()
     package = re.search(r"Depends: (linux-image-\d\S*)", depends)
     if package is None:
-        raise SystemExit(f"vm: Debian has no kernel package for {kernel} here: {META_PACKAGES[kernel]} is unknown to apt")
+        raise SystemExit(
+            f"vm: Debian has no kernel package for {kernel} here: {META_PACKAGES[kernel]} is unknown to apt"
+        )
     run("apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", package[1], cwd=cache)
     archive = next(cache.glob("*.deb"))
     run("dpkg", "-x", str(archive), str(cache / "root"))
@@ -130,14 +133,15 @@ def build_initrd(work: Path, cache: Path, start: str) -> Path:
 
 
 def qemu_command(cache: Path, initrd: Path, memory: int) -> list[str]:
-    share = "local,security_model=none,readonly=on"
+    share, cpus = "local,security_model=none,readonly=on", min(os.cpu_count() or 1, 4)
     return [
-        "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", str(memory),
+        "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(cpus), "-m", str(memory),
         "-nographic", "-nodefaults", "-no-reboot", "-vga", "none", "-serial", "stdio",
         "-kernel", str(cache / "vmlinuz"), "-initrd", str(initrd),
         "-append", "console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off",
         "-fsdev", f"{share},id=root,path=/,multidevs=remap", "-device", "virtio-9p-pci,fsdev=root,mount_tag=hostroot",
-        "-fsdev", f"{share},id=mods,path={cache}/root/lib/modules", "-device", "virtio-9p-pci,fsdev=mods,mount_tag=modules",
+        "-fsdev", f"{share},id=mods,path={cache}/root/lib/modules",
+        "-device", "virtio-9p-pci,fsdev=mods,mount_tag=modules",
     ]  # fmt: skip
 
 
@@ -154,7 +158,8 @@ def boot(command: list[str], timeout: int) -> int:
             if line.startswith(END):
                 return int(line.removeprefix(END).split()[0])
             if shown:
-                print(line, flush=True)
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
             shown = shown or line == BEGIN
     say(f"no answer within {timeout} s")
     return 124
@@ -173,7 +178,11 @@ def main() -> int:
     install_tools()
     cache = fetch_kernel(args.kernel)
     start = START.format(
-        kernel=args.kernel, begin=BEGIN, end=END, directory=shlex.quote(str(args.directory)), command=shlex.join(args.command)
+        kernel=args.kernel,
+        begin=BEGIN,
+        end=END,
+        directory=shlex.quote(str(args.directory)),
+        command=shlex.join(args.command),
     )
     with tempfile.TemporaryDirectory(prefix="gatehouse-vm-") as work:
         initrd = build_initrd(Path(work), cache, start)
