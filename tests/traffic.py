@@ -144,7 +144,7 @@ class Cluster:
     # ---- servers and clients
 
     def serve(self, *specs: str, stack: ExitStack | None = None) -> None:
-        """Servers as `blue/web TCP/8080 UDP/53`, that answer with the place; until the stack (or cluster) is closed."""
+        """Servers as `blue/web TCP/8080`, that answer `blue/web:8080`; until the stack (or cluster) is closed."""
         for spec in specs:
             place, *ports = spec.split()
             for port in ports:
@@ -152,7 +152,7 @@ class Cluster:
                 # A UDP socket of a place with many addresses would answer from any of them.
                 many = protocol == "UDP" and "/" not in place
                 for address in self.place(place)[1] if many else ("::",):
-                    server = Server(self.netns(place), protocol.lower(), int(number), place, address)
+                    server = Server(self.netns(place), protocol.lower(), int(number), f"{place}:{number}", address)
                     (stack or self._stack).enter_context(server)
 
     def connect(self, row: Row) -> Connection:
@@ -263,8 +263,9 @@ class Pulse:
     """An exchange that goes on in the background: `lost` says which messages got no answer. Closed by `stop`."""
 
     def __init__(self, connection: Connection, every_s: float = 0.005) -> None:
-        self.sent = 0
+        self.sent = 1
         self.lost: list[str] = []
+        assert connection.exchange(ANSWERED_S), "no answer before anything has changed"
         self._every_s = every_s
         self._connection = connection
         self._over = threading.Event()
