@@ -28,6 +28,8 @@ from policies.terms import PortName, TermCount, Terms
 Trait = PodSelector | Prefix | NamedPort
 """What a rule can ask of a remote class: to be selected, to lie in a block, to name a port."""
 
+NO_CLASSES: frozenset[RemoteClass] = frozenset()
+
 MANY_CLASSES = 256
 """From so many dirty classes on, compiling the whole subject is cheaper."""
 
@@ -50,7 +52,7 @@ class PolicyIndex:
         self._selected: MultiMap[PodSelector, int] = MultiMap()  # subject selector → identities of local subjects
         self._applying: MultiMap[int, PodSelector] = MultiMap()  # the reverse
         self._sides: dict[tuple[Subject, Direction], Side] = {}
-        self._dirty: dict[Subject, set[RemoteClass] | None] = {}
+        self._dirty: dict[Subject, Set[RemoteClass] | None] = {}
 
     # ---- changes
 
@@ -123,7 +125,7 @@ class PolicyIndex:
 
     # ---- what changed
 
-    def take_dirty(self) -> dict[Subject, set[RemoteClass] | None]:
+    def take_dirty(self) -> dict[Subject, Set[RemoteClass] | None]:
         """Subjects in use whose rows may have changed since the last call: in these classes, or (None) in any.
 
         Classes may be ones that were dropped meanwhile: their entries are to be deleted.
@@ -267,7 +269,7 @@ class PolicyIndex:
 
     # ---- inside: what is dirty
 
-    def _touched(self, old: Policy | None, new: Policy | None) -> set[RemoteClass] | None:
+    def _touched(self, old: Policy | None, new: Policy | None) -> frozenset[RemoteClass] | None:
         """Classes of which some rule came or went. None: rules about any remote, or too many to go through."""
         touched: set[RemoteClass] = set()
         for rule in _differing(old, new):
@@ -275,9 +277,9 @@ class PolicyIndex:
                 return None
             for peer in rule.peers:
                 touched |= self._classes.matched(peer)
-        return touched if len(touched) < MANY_CLASSES else None
+        return frozenset(touched) if len(touched) < MANY_CLASSES else None
 
-    def _dirty_selected(self, policy: Policy, other: Policy | None, touched: set[RemoteClass] | None) -> None:
+    def _dirty_selected(self, policy: Policy, other: Policy | None, touched: frozenset[RemoteClass] | None) -> None:
         """`other` is what the policy was, or is now; between them the rows of `touched` classes differ."""
         same_subject = other is not None and other.subject == policy.subject
         changed = policy.isolates ^ other.isolates if other is not None and same_subject else policy.isolates
@@ -305,13 +307,24 @@ class PolicyIndex:
         for direction in Direction:
             self._sides.pop((subject, direction), None)
 
-    def _spoil_classes(self, subject: Subject, classes: set[RemoteClass], directions: Iterable[Direction]) -> None:
+    def _spoil_classes(
+        self, subject: Subject, classes: frozenset[RemoteClass], directions: Iterable[Direction]
+    ) -> None:
         """Rules came or went, but what any remote may is as before."""
-        dirty = self._dirty.setdefault(subject, set())
-        if dirty is not None:
-            dirty.update(classes)
+        if subject not in self._dirty:
+            self._dirty[subject] = classes  # one set for all subjects
+        else:
+            self._add_dirty(subject, classes)
         for direction in directions:
             self._sides.pop((subject, direction), None)
+
+    def _add_dirty(self, subject: Subject, classes: Iterable[RemoteClass]) -> None:
+        known = self._dirty.get(subject, NO_CLASSES)
+        if known is None:
+            return
+        if not isinstance(known, set):
+            known = self._dirty[subject] = set(known)
+        known.update(classes)
 
     def _dirty_class(self, remote: RemoteClass) -> None:
         """A class came into use or went out of it: subjects with rules that may tell it apart."""
@@ -324,9 +337,7 @@ class PolicyIndex:
         for ref in self._asking[trait]:
             for identity in self._selected.get(self._policies[ref].subject, ()):
                 for subject in self._subjects[identity]:
-                    dirty = self._dirty.setdefault(subject, set())
-                    if dirty is not None:
-                        dirty.update(classes)
+                    self._add_dirty(subject, classes)
 
 
 def _force(policy: Policy | None) -> tuple[PodSelector, frozenset[Direction], tuple[Rule, ...]] | None:

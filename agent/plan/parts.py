@@ -127,24 +127,40 @@ class PolicyPart(msgspec.Struct):
     blocks: list[Block]
 
 
-def policy(
-    world: World, subject: Subject, classes: Set[RemoteClass] | None, names: Names, made: dict[Row, Block]
-) -> PolicyPart:
-    """`made`: blocks of rows, for subjects compiled together; many have the same ones."""
-    number = names.subject(subject)
-    part = PolicyPart(number, None, {}, [])
-    if classes is not None:
-        part.classes = frozenset(names.remote_classes(classes))
-    if subject not in world.subjects():
-        part.classes = None
+class PolicyCompiler:
+    """Policy parts of subjects that are compiled together: many share rows, and are dirty in the same classes."""
+
+    def __init__(self, world: World, names: Names) -> None:
+        self._world = world
+        self._names = names
+        self._blocks: dict[Row, Block] = {}
+        self._numbers: dict[Set[RemoteClass], frozenset[int]] = {}
+
+    def compile(self, subject: Subject, classes: Set[RemoteClass] | None) -> PolicyPart:
+        """`classes` None: all there are."""
+        number = self._names.subject(subject)
+        if subject not in self._world.subjects():
+            return PolicyPart(number, None, {}, [])
+        part = PolicyPart(number, None if classes is None else self._numbers_of(classes), {}, [])
+        for direction, cells, remotes in self._world.index.rows(subject, classes):
+            block = self._block(cells)
+            part.blocks.append(block)
+            keys = [CLASS_ANY] if remotes is None else self._names.remote_classes(remotes)
+            part.rows.setdefault((number, DIRECTIONS[direction]), {}).update(dict.fromkeys(keys, block.id))
         return part
-    for direction, cells, remotes in world.index.rows(subject, classes):
-        if (block := made.get(cells)) is None:
-            block = made[cells] = row(cells, names)
-        part.blocks.append(block)
-        keys = [CLASS_ANY] if remotes is None else names.remote_classes(remotes)
-        part.rows.setdefault((number, DIRECTIONS[direction]), {}).update(dict.fromkeys(keys, block.id))
-    return part
+
+    def _block(self, cells: Row) -> Block:
+        if (block := self._blocks.get(cells)) is None:
+            block = self._blocks[cells] = row(cells, self._names)
+        return block
+
+    def _numbers_of(self, classes: Set[RemoteClass]) -> frozenset[int]:
+        known = self._numbers.get(classes) if isinstance(classes, frozenset) else None
+        if known is None:
+            known = frozenset(self._names.remote_classes(classes))
+            if isinstance(classes, frozenset):
+                self._numbers[classes] = known
+        return known
 
 
 def _class_number(world: World, address: bytes, names: Names) -> int:

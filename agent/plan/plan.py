@@ -12,7 +12,7 @@ from agent.plan.state import IPCACHE, Changes, Side, State
 from agent.plan.step import Transition
 from agent.plan.transition import transition
 from agent.world.world import Dirty, World
-from policies.model import ObjectRef, Row, RuleRef
+from policies.model import ObjectRef, RuleRef
 
 NAMES_KEPT = 16384
 """So many names that are no longer in use are kept: flows that began earlier still refer to them."""
@@ -45,9 +45,9 @@ class Plan:
             key, value = parts.prefix_key(prefix), parts.prefix(world, prefix, self.names)
             if known.get(key) != value:
                 changes.tables[IPCACHE][key] = value
-        rows: dict[Row, Block] = {}
+        compiler = parts.PolicyCompiler(world, self.names)
         for subject, classes in dirty.policies.items():
-            self._stage_policy(parts.policy(world, subject, classes, self.names, rows), changes)
+            self._stage_policy(compiler.compile(subject, classes), changes)
         return changes
 
     def advance(self, changes: Changes) -> Transition:
@@ -77,9 +77,10 @@ class Plan:
         for direction in parts.DIRECTIONS.values():
             side: Side = (part.subject, direction)
             known, rows = self.state.policy.get(side, {}), part.rows.get(side, {})
-            stale = known.keys() if part.classes is None else part.classes & known.keys()
-            differing: dict[int, int | None] = {remote: row for remote, row in rows.items() if known.get(remote) != row}
-            differing.update(dict.fromkeys(stale - rows.keys()))
+            known_row = known.get
+            differing: dict[int, int | None] = {remote: row for remote, row in rows.items() if known_row(remote) != row}
+            stale = known.keys() - rows.keys() if part.classes is None else (part.classes - rows.keys()) & known.keys()
+            differing.update(dict.fromkeys(stale))
             if differing:
                 changes.policy[side] = differing
 

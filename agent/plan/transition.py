@@ -23,7 +23,7 @@ from agent.plan.ids import CLASS_ANY, Names
 from agent.plan.moves import Moves
 from agent.plan.pieces import difference
 from agent.plan.rejudge import Rejudgement, Writes
-from agent.plan.state import CLASS_VALUE, POLICY, SERVICES, Changes, State, policy_key
+from agent.plan.state import CLASS_KEY, CLASS_VALUE, POLICY, SERVICES, Changes, State
 from agent.plan.step import Step, Transition
 
 
@@ -74,6 +74,9 @@ def _straight(writes: Writes) -> list[Step]:
     rest: Writes = {}
     gone: Writes = {}
     for side, rows in writes.items():
+        if None not in rows.values() and CLASS_ANY not in rows:
+            single[side] = rows
+            continue
         single[side] = {remote: row for remote, row in rows.items() if row is not None and remote != CLASS_ANY}
         if CLASS_ANY in rows:
             rest[side] = {CLASS_ANY: rows[CLASS_ANY]}
@@ -128,17 +131,24 @@ def reconcile(kernel: State, wanted: State, names: Names) -> Transition:
 
 
 def _policy(writes: Writes) -> Step:
+    pack = CLASS_KEY.pack_values
     updates: dict[bytes, bytes] = {}
-    deletes = []
-    values: dict[int, bytes] = {}
+    deletes: list[bytes] = []
+    values = Values()
     for (subject, direction), rows in writes.items():
-        for remote, row in rows.items():
-            key = policy_key(subject, remote, direction)
-            if row is None:
-                deletes.append(key)
-            else:
-                updates[key] = values.get(row) or values.setdefault(row, CLASS_VALUE.pack_values(row))
+        if None in rows.values():
+            deletes += [pack(subject, remote, direction) for remote, row in rows.items() if row is None]
+        updates.update(
+            {pack(subject, remote, direction): values[row] for remote, row in rows.items() if row is not None}
+        )
     return Step(POLICY, updates, tuple(deletes))
+
+
+class Values(dict[int, bytes]):
+    """Of policy_class, by row; packed once each."""
+
+    def __missing__(self, row: int) -> bytes:
+        return self.setdefault(row, CLASS_VALUE.pack_values(row))
 
 
 def _services(entries: Mapping[bytes, bytes | None]) -> tuple[Step, Step]:

@@ -34,7 +34,7 @@ class Dirty(msgspec.Struct):
     endpoints: set[ObjectRef]
     prefixes: set[Prefix]
     services: set[ObjectRef]
-    policies: dict[Subject, set[RemoteClass] | None]
+    policies: dict[Subject, Set[RemoteClass] | None]
 
     def __bool__(self) -> bool:
         return bool(self.endpoints or self.prefixes or self.services or self.policies)
