@@ -112,7 +112,7 @@ INLINE int refuse_tcp(struct __sk_buff *skb, const struct packet *p)
 	return bpf_redirect_peer(skb->ifindex, 0);
 }
 
-/* Quotes all up to the first 8 bytes of the transport header, which is what a socket is found by. A later fragment has none. */
+/* Quotes all up to the first 8 bytes of the transport header, which is what a socket is found by. */
 INLINE int refuse_by_icmp(struct __sk_buff *skb, struct packet *p)
 {
 	__u64 quoted = p->outer.l4 + 8 - ETHERNET_SIZE;
@@ -122,7 +122,7 @@ INLINE int refuse_by_icmp(struct __sk_buff *skb, struct packet *p)
 
 	asm volatile("" : "+r"(quoted)); /* one value in one register, or the verifier misses that it is bounded */
 	size = ICMP_SIZE + quoted;
-	if (p->outer.fragment_offset || quoted > QUOTE_MAX || quoted < IPV4_SIZE)
+	if (quoted > QUOTE_MAX || quoted < IPV4_SIZE)
 		return DROP;
 	*(word *)p->message = 0;
 	p->message[0] = p->ipv6 ? 1 : 3;
@@ -141,6 +141,8 @@ INLINE int refuse(struct __sk_buff *skb, struct packet *p)
 {
 	__u32 at = ETHERNET_SIZE + (p->ipv6 ? IPV6_SIZE : IPV4_SIZE);
 
+	if (p->outer.fragment_offset) /* data, not a header */
+		return DROP;
 	if (p->tuple.protocol == PROTO_TCP && p->outer.l4 == at)
 		return refuse_tcp(skb, p);
 	return refuse_by_icmp(skb, p);

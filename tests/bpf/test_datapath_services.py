@@ -327,6 +327,16 @@ CASES: list[Case] = [
             dropped("a", fragments(DNS, [16, 8])[1], "NO_BACKEND"),
         ],
     ),
+    (
+        "the same of TCP, where a later fragment's data may look like a header",
+        [
+            do("service", "web", 80, [("b", 80)]),
+            new("a", fragments(WEB, [24, 8])[0], "b", replace(fragments(WEB, [24, 8])[0], destination="b")),
+            do("service", "web", 80, []),
+            lambda kernel: [kernel.maps["conntrack"].delete(key) for key, _ in kernel.maps["conntrack"].items()],
+            dropped("a", fragments(replace(WEB, l4=replace(WEB.l4, data=bytes(40))), [24, 40])[1], "NO_BACKEND"),
+        ],
+    ),
 ]  # fmt: skip
 
 
