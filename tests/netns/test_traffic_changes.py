@@ -14,8 +14,6 @@ from agents import Document
 from probes import Answer, Connection
 from traffic import ANSWERED_S, DROPPED_S, Cluster, Pulse, Row, namespaces, objects, parse, pods
 
-pytestmark = pytest.mark.xdist_group("traffic-changes")
-
 T = TypeVar("T")
 FILE = "changes.yaml"
 SERVERS = "TCP/8080 UDP/5353"

@@ -14,8 +14,6 @@ import rig
 from agents import Document
 from traffic import ANSWERED_S, DROPPED_S, FAMILIES, Cluster, named, objects, pods
 
-pytestmark = pytest.mark.xdist_group("traffic-packets")
-
 FILE = "packets.yaml"
 ECHO, CLOSED = 5353, 5354
 LARGE = 5000

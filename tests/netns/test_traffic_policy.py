@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import pytest
 from traffic import Cluster, namespaces, objects, pods
 
-pytestmark = pytest.mark.xdist_group("traffic-policy")
-
 NAMESPACES = namespaces(blue={"team": "blue", "env": "prod"}, green={"team": "green", "env": "test"}, plain={})
 PODS = pods("""
 blue/web:

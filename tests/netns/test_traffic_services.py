@@ -16,8 +16,6 @@ from agents import Document
 from probes import Connection
 from traffic import ANSWERED_S, DROPPED_S, FAMILIES, Cluster, Pulse, named, objects, parse, pods
 
-pytestmark = pytest.mark.xdist_group("traffic-services")
-
 CAST, LIVE = "services-cast.yaml", "services-live.yaml"
 PODS = """
 shop/b1: {labels: {app: back, one: b1}, ports: [{name: http, containerPort: 8080}, {name: old, containerPort: 9090}]}

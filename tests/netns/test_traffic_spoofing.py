@@ -20,8 +20,6 @@ from agents import Document
 from frames import FAMILIES, Family, Packet, echo, udp
 from traffic import ANSWERED_S, DROPPED_S, EXTRA_V4, EXTRA_V6, Cluster, objects, pods
 
-pytestmark = pytest.mark.xdist_group("traffic-packets")
-
 FILE = "spoofing.yaml"
 PORT = 5353
 DOCUMENTS: list[Document] = [
