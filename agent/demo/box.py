@@ -88,17 +88,24 @@ class Box:
 
     def _start(self) -> None:
         serve = ["/usr/bin/python3", "-I", str(HERE / "serve.py"), "outside", *OUTSIDE_PORTS]
-        self._servers = subprocess.Popen(["ip", "netns", "exec", self.outside, *serve], start_new_session=True)
+        self._servers = self._run_in(self.outside, serve, "outside.log")
         command = [
             *(sys.executable, "-m", "agent.cli.main", "agent", "--node", "demo"),
             *("--manifests", str(self.manifests), "--state-dir", str(self.state_dir)),
             *("--node-addresses", ",".join(a.partition("/")[0] for a in NODE_ADDRESSES)),
             *(["--keep"] if self.keep else ["--remove-on-exit"]),
         ]
-        with (self.folder / "agent.log").open("wb") as log:
-            # A session of its own: Ctrl-C is for the demo, which then stops the agent in order.
-            self.agent = subprocess.Popen(
-                ["ip", "netns", "exec", self.node, *command], stdout=log, stderr=log, start_new_session=True
+        self.agent = self._run_in(self.node, command, "agent.log")
+
+    def _run_in(self, netns: str, command: list[str], log: str) -> subprocess.Popen[bytes]:
+        """In a session of its own: Ctrl-C is for the demo, which then stops everything in order."""
+        with (self.folder / log).open("wb") as output:
+            return subprocess.Popen(
+                ["ip", "netns", "exec", netns, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
 
     def agent_log(self, lines: int = 5) -> str:

@@ -237,7 +237,7 @@ async def test_two_hundred_pods_at_once_and_their_removal(site: Site, capsys: py
     closed = time.perf_counter() - begin
     assert links(site.node) == ["lo"]
     with capsys.disabled():
-        print(  # noqa: T201
+        print(
             f"\n  200 pods at once: {at_once * 1e3:.0f} ms; one more: median {median(spent):.2f} ms, worst "
             f"{max(spent):.2f} ms; 100 removed: {removed * 1e3:.0f} ms; close with 140: {closed * 1e3:.0f} ms"
         )
@@ -259,7 +259,7 @@ async def test_a_pod_is_not_held_up_by_removals(site: Site, capsys: pytest.Captu
             removals.add(asyncio.create_task(endpoints.remove(pod.ref)))
         await asyncio.gather(*removals)
     with capsys.disabled():
-        print(f"\n  beside removals: median {median(spent):.2f} ms, worst {max(spent):.2f} ms")  # noqa: T201
+        print(f"\n  beside removals: median {median(spent):.2f} ms, worst {max(spent):.2f} ms")
 
 
 @in_loop

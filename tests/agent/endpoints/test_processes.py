@@ -350,7 +350,7 @@ async def test_the_loop_is_not_held_up_by_starts(site: Site, capsys: pytest.Capt
         spent = time.perf_counter() - begin
         ticking.cancel()
         with capsys.disabled():
-            print(f"\n  start of a process: {spent / len(pods) * 1e3:.2f} ms; loop late by {max(late) * 1e3:.1f} ms")  # noqa: T201
+            print(f"\n  start of a process: {spent / len(pods) * 1e3:.2f} ms; loop late by {max(late) * 1e3:.1f} ms")
         begin = time.perf_counter()
     with capsys.disabled():
-        print(f"  end of {len(pods)} pods: {(time.perf_counter() - begin) * 1e3:.0f} ms")  # noqa: T201
+        print(f"  end of {len(pods)} pods: {(time.perf_counter() - begin) * 1e3:.0f} ms")

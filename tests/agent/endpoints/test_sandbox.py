@@ -434,7 +434,7 @@ def test_time_does_not_grow_with_the_number_of_pods(sandboxes: Sandboxes, capsys
         spent.append((time.perf_counter() - begin) * 1e3)
     few, many = spent[10:40], spent[-30:]
     with capsys.disabled():
-        print(  # noqa: T201
+        print(
             f"\n  build and activate: {median(few):.2f} ms at 10 pods, {median(many):.2f} ms at 200; "
             f"p99 {sorted(spent)[int(len(spent) * 0.99)]:.2f} ms"
         )
