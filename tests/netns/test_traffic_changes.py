@@ -265,3 +265,42 @@ def test_a_pod_that_comes_back_is_another_pod_lesson_18(cast: Cluster) -> None:
     cast.check("east/api east/web TCP/8080 dropped")
     cast.write(FILE, *Scene(WEB_ALLOWS_API).documents())
     cast.check("east/api east/web TCP/8080 answered NetworkPolicy east/p ingress[0]")
+
+
+STANDING = """
+east/web:
+  podSelector: {matchLabels: {app: web}}
+  ingress:
+  - from: [{ipBlock: {cidr: 10.244.0.0/16, except: [10.244.0.0/17]}}, {podSelector: {matchLabels: {app: api}}}]
+east/db: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: 10.244.0.0/16}}]}]}
+east/api:
+  podSelector: {matchLabels: {app: api}}
+  ingress: [{ports: [{port: http}]}]
+  egress: [{ports: [{port: http}]}]
+"""
+
+
+def test_pods_that_come_find_the_policies_that_stand(cast: Cluster) -> None:
+    """Judged by the same rules as those that were there when the rules came."""
+    scene = Scene(STANDING)
+    cast.write(FILE, *scene.documents())
+    come = pods("""
+    east/stranger: {labels: {app: stranger}}
+    east/api-2: {labels: {app: api}, ports: [{name: http, containerPort: 8081}]}
+    west/api-2: {labels: {app: api}}
+    """)
+    cast.write(FILE, *scene.documents(), *come)
+    with ExitStack() as stack:
+        cast.serve("east/api-2 TCP/8080 TCP/8081", "east/stranger TCP/8080", stack=stack)
+        cast.check("""
+            east/stranger  east/web    TCP/8080     dropped   # its address is in the except
+            east/stranger  east/db     TCP/8080/v4  answered  NetworkPolicy east/db ingress[0]
+            east/stranger  east/db     TCP/8080/v6  dropped
+            west/api-2     east/web    TCP/8080     dropped
+            west/api-2     east/api-2  TCP/8081     answered  NetworkPolicy east/api ingress[0]
+            west/api-2     east/api-2  TCP/8080     dropped
+            east/api-2     east/web    TCP/8080     answered  NetworkPolicy east/web ingress[0]
+            east/api-2     east/stranger  TCP/8080  dropped   # it has no port of that name
+            east/web       east/api-2  TCP/8081     answered  NetworkPolicy east/api ingress[0]
+        """)
+    cast.write(FILE, *scene.documents())
