@@ -120,10 +120,15 @@ INLINE int refuse_by_icmp(struct __sk_buff *skb, struct packet *p)
 	__u8 protocol = p->ipv6 ? PROTO_ICMPV6 : PROTO_ICMP;
 	__u32 size;
 
-	asm volatile("" : "+r"(quoted)); /* one value in one register, or the verifier misses that it is bounded */
-	size = ICMP_SIZE + quoted;
-	if (quoted > QUOTE_MAX || quoted < IPV4_SIZE)
+	/* One value in one register, each bound on its own: made one comparison of a copy, they mean nothing to 6.1's verifier. */
+	asm volatile("" : "+r"(quoted));
+	if (quoted > QUOTE_MAX)
 		return DROP;
+	asm volatile("" : "+r"(quoted));
+	if (quoted < IPV4_SIZE)
+		return DROP;
+	asm volatile("" : "+r"(quoted));
+	size = ICMP_SIZE + quoted;
 	*(word *)p->message = 0;
 	p->message[0] = p->ipv6 ? 1 : 3;
 	p->message[1] = p->ipv6 ? 4 : 3;
