@@ -26,7 +26,7 @@ from agent.handlers import Handlers
 from agent.instance import Instance
 from agent.naming import NameFeed
 from agent.plan.plan import Plan
-from agent.plan.serving import Keep
+from agent.plan.serving import Frontend, Keep
 from agent.pods import LocalPods
 from agent.realize import Realizer
 from agent.sources.directory import Batch, DirectorySource
@@ -41,6 +41,7 @@ from policies.address import format_address
 from policies.model import ObjectRef
 
 FLUSH_S = 1.0
+FLOWS_RETRY_S = 0.5
 
 log = logs.get("agent")
 
@@ -66,6 +67,8 @@ class Agent:
         self.flows = Supervisor("flows", instance.flows_command(config), instance.flows_socket, instance.flows_log)
         self._state = StateFile(instance.state)
         self._forgetting: set[asyncio.Task[None]] = set()
+        self._retired: set[Frontend] = set()
+        self._retiring: asyncio.Task[None] | None = None
 
     # ---- life
 
@@ -198,20 +201,30 @@ class Agent:
 
     # ---- flows of addresses that are free again, and of backends that are gone
 
-    def _forget(self, addresses: set[bytes]) -> None:
-        """Have their conntrack entries removed, so that who gets an address next inherits no flow."""
-        self._tell_flows("forget", ips=[format_address(a) for a in sorted(addresses)])
-
     def _retire(self, keep: Keep) -> None:
         """Have the UDP flows to backends that are gone removed, so that their clients find another."""
-        frontends = [
-            {"ip": format_address(ip), "port": port, "keep": [(format_address(a), p) for a, p in sorted(backends)]}
-            for (ip, port), backends in sorted(keep.items())
-        ]
-        self._tell_flows("retire", frontends=frontends)
+        self._retired |= keep.keys()
+        if self._retiring is None or self._retiring.done():
+            self._retiring = asyncio.create_task(self._retire_all())
 
-    def _tell_flows(self, op: str, **arguments: Any) -> None:
-        task = asyncio.create_task(self._ask_flows(op, **arguments))
+    async def _retire_all(self) -> None:
+        """Until the flows process has heard of it: a UDP flow that is in use has no time-out to wait for."""
+        while self._retired:
+            taken, self._retired = self._retired, set()
+            frontends = [
+                {"ip": format_address(ip), "port": port, "keep": [(format_address(a), p) for a, p in sorted(backends)]}
+                for (ip, port), backends in self.turns.serving.now(taken).items()
+            ]
+            try:
+                await aio.call(self.instance.flows_socket, "retire", frontends=frontends)
+            except ApiError:
+                self._retired |= taken
+                await asyncio.sleep(FLOWS_RETRY_S)
+
+    def _forget(self, addresses: set[bytes]) -> None:
+        """Have their conntrack entries removed, so that who gets an address next inherits no flow."""
+        ips = [format_address(a) for a in sorted(addresses)]
+        task = asyncio.create_task(self._ask_flows("forget", ips=ips))
         self._forgetting.add(task)
         task.add_done_callback(self._forgetting.discard)
 

@@ -54,7 +54,7 @@ class Turns:
         self._save = save
         self._freed = freed
         self._retired = retired
-        self._serving = Serving()
+        self.serving = Serving()
         self._taken = 0
         self._promised = 0
         self._over = False
@@ -108,7 +108,7 @@ class Turns:
         for ref, interface in interfaces.items():
             self._world.set_interface(ref, interface)
         writes = self._realizer.start(self._world, self._save)
-        if keep := self._serving.start(self._world):
+        if keep := self.serving.start(self._world):
             self._retired(keep)
         self._finish(1)
         return writes
@@ -171,7 +171,7 @@ class Turns:
             self.collision = str(error)
             log.error("a change is not in force", reason=self.collision)
             return 0
-        if keep := self._serving.update(self._world, dirty.services):
+        if keep := self.serving.update(self._world, dirty.services):
             self._retired(keep)
         return writes
 

@@ -30,6 +30,14 @@ class Serving:
     def start(self, world: World) -> Keep:
         """Of all services: which flows an earlier agent left is not known."""
         self.update(world, [service.ref for service in world.services])
+        return self._all()
+
+    def now(self, frontends: Iterable[Frontend]) -> Keep:
+        """As things stand."""
+        known = self._all()
+        return {frontend: known.get(frontend, frozenset()) for frontend in frontends}
+
+    def _all(self) -> Keep:
         return {frontend: backends for keep in self._known.values() for frontend, backends in keep.items()}
 
     def update(self, world: World, refs: Iterable[ObjectRef]) -> Keep:

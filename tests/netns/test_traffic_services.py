@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import struct
 import time
@@ -12,9 +14,11 @@ from contextlib import ExitStack
 import probes
 import pytest
 import rig
-from agents import Document
-from probes import Connection
+from agents import Document, RunningAgent
+from probes import Connection, Server
 from traffic import ANSWERED_S, DROPPED_S, FAMILIES, Cluster, Pulse, named, objects, parse, pods
+
+from agent.supervisor import listener_pid
 
 CAST, LIVE = "services-cast.yaml", "services-live.yaml"
 PODS = """
@@ -268,6 +272,27 @@ def test_a_udp_client_leaves_a_pod_that_is_gone_lesson_20(cast: Cluster) -> None
         cast.write(LIVE, *pods("shop/later: {labels: {app: late}}"), *service)
         cast.serve("shop/later UDP/5353", stack=stack)
         moved_to(connection, "shop/later:5353")
+
+
+def test_the_flows_process_hears_of_it_when_it_is_back_lesson_20(agent: RunningAgent) -> None:
+    """It is killed just before the backend goes."""
+    ports = "[{port: 53, targetPort: 5353, protocol: UDP}]"
+    service = objects("Service", f"shop/dns: {{selector: {{app: dns}}, ports: {ports}}}")
+    cast = pods("shop/client: {}\nshop/old: {labels: {app: dns}}\nshop/new: {labels: {app: none}}")
+    agent.write("cast.yaml", *service, *cast)
+    agent.start()
+    flows = rig.wait_until(lambda: listener_pid(agent.instance.flows_socket), 30)
+    (address, _) = agent.json("services")[0]["ips"]
+    with ExitStack() as stack:
+        for pod in ("shop/old", "shop/new"):
+            stack.enter_context(Server(agent.netns(pod), "udp", 5353, pod))
+        client = stack.enter_context(Connection(agent.netns("shop/client"), probes.DATAGRAM, address, 53))
+        assert client.exchange(ANSWERED_S).label == "shop/old"
+        os.kill(flows, signal.SIGKILL)
+        cast = pods("shop/client: {}\nshop/old: {labels: {app: none}}\nshop/new: {labels: {app: dns}}")
+        agent.write("cast.yaml", *service, *cast)
+        agent.settle()
+        moved_to(client, "shop/new")
 
 
 def moved_to(connection: Connection, label: str) -> None:

@@ -77,4 +77,7 @@ def test_a_frontend_that_changes_hands_keeps_the_new_owners_backends() -> None:
 def test_at_the_start_every_frontend_is_named() -> None:
     world = World(CONFIG)
     apply(world, service(), endpoints(a=READY, v=READY))
-    assert Serving().start(world) == {FRONTEND: frozenset({(A, 5353)})}
+    serving = Serving()
+    assert serving.start(world) == {FRONTEND: frozenset({(A, 5353)})}
+    gone = parse_address("10.96.0.6"), 53
+    assert serving.now([FRONTEND, gone]) == {FRONTEND: frozenset({(A, 5353)}), gone: frozenset()}
