@@ -27,10 +27,10 @@ Pair = tuple[int, int]
 class Moves:
     """`classes` and `subjects`: the pairs that somebody moves along. `aliased`: by way of numbers of their own."""
 
-    def __init__(self, old: State, changes: Changes) -> None:
+    def __init__(self, old: State, changes: Changes, uses: Uses) -> None:
         self._old = old
         self._changes = changes
-        self._uses = use_changes(old, changes)
+        self._uses = uses
         self.classes: set[Pair] = set()
         self.subjects: set[Pair] = set()
         self.aliased = False
@@ -181,21 +181,6 @@ class Moves:
 def between(old: int, new: int) -> int:
     """The number under which one moves from one number to another."""
     return old if old == new else move_id(old, new)
-
-
-def use_changes(old: State, changes: Changes) -> Uses:
-    """How many more (or, negative, fewer) entries point at each row, pool, class and subject."""
-    uses = Uses()
-    for name, entries in changes.tables.items():
-        for key, value in entries.items():
-            if (before := old.tables[name].get(key)) is not None:
-                uses.count(name, before, -1)
-            if value is not None:
-                uses.count(name, value, 1)
-    for side, rows in changes.policy.items():
-        uses.count_rows(map(old.policy.get(side, {}).get, rows), -1)
-        uses.count_rows(rows.values(), 1)
-    return uses
 
 
 def _endpoint_between(old: bytes, new: bytes) -> bytes:

@@ -83,20 +83,22 @@ def service(world: World, ref: ObjectRef) -> Part:
     if found is None or not addresses:
         return NOTHING
     slices = world.slices(found)
-    part = Part([], [])
+    pools: dict[bytes, Block | None] = {}  # by frontend: of two ports that are one, the last holds
     for port in found.ports:
         usable = backends(slices, port)
         for address in addresses:
             if not world.services.owns(found, address, port):
                 continue
             members = [b for b in usable if serves(address, b[0])]
-            value = SERVICE_VALUE.pack_values(0, 0, NUMBERS.SERVICE_CLUSTER_IP)
-            if members:
-                block = pool(members)
-                part.blocks.append(block)
-                value = SERVICE_VALUE.pack_values(block.id, len(members), NUMBERS.SERVICE_CLUSTER_IP)
-            part.entries.append((SERVICES, SERVICE_KEY.pack_values(address, abi.be16(port.port), port.protocol), value))
-    return part
+            key = SERVICE_KEY.pack_values(address, abi.be16(port.port), port.protocol)
+            pools[key] = pool(members) if members else None
+    entries = [(SERVICES, key, _frontend(block)) for key, block in pools.items()]
+    return Part(entries, [block for block in pools.values() if block is not None])
+
+
+def _frontend(block: Block | None) -> bytes:
+    number, count = (0, 0) if block is None else (block.id, sum(1 for _ in block.entries()))
+    return SERVICE_VALUE.pack_values(number, count, NUMBERS.SERVICE_CLUSTER_IP)
 
 
 def backends(slices: Iterable[EndpointSlice], port: ServicePort) -> list[tuple[bytes, int]]:

@@ -52,8 +52,9 @@ class Plan:
 
     def advance(self, changes: Changes) -> Transition:
         """Take changes over, and how to bring the maps there."""
-        result = transition(self.state, changes, self.names)
-        self.state.advance(changes)
+        uses = self.state.use_changes(changes)
+        result = transition(self.state, changes, self.names, uses)
+        self.state.advance(changes, uses)
         self._forget_names()
         return result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 
 import msgspec
 
@@ -30,6 +31,7 @@ Table = dict[bytes, bytes]
 MapState = Mapping[str, Mapping[bytes, bytes]]
 
 NO_ADDRESS = bytes(16)
+NO_ROWS: Mapping[int, int] = {}
 
 
 class Changes(msgspec.Struct):
@@ -72,12 +74,17 @@ class Uses:
             for number in classes:
                 _count(self.classes, number, step)
 
-    def count_rows(self, rows: Iterable[int | None], step: int) -> Iterable[int]:
-        """Each of these entries more, or less; None is no entry. Returns the rows there are among them."""
-        counts = {row: count for row, count in Counter(rows).items() if row is not None}
-        for row, count in counts.items():
-            _count(self.blocks[ROWS], row, step * count)
-        return counts
+    def count_rows(self, rows: Iterable[int | None], step: int) -> None:
+        """Each of these entries more, or less; None is no entry."""
+        for row, count in Counter(rows).items():
+            if row is not None:
+                _count(self.blocks[ROWS], row, step * count)
+
+    def add(self, changes: Uses) -> None:
+        for name, counts in changes.blocks.items():
+            _add(self.blocks[name], counts)
+        _add(self.classes, changes.classes)
+        _add(self.subjects, changes.subjects)
 
 
 class State:
@@ -149,44 +156,53 @@ class State:
 
     # ---- changes
 
-    def advance(self, changes: Changes) -> None:
-        """Take changes over. Blocks that nothing points at any more are forgotten."""
-        loose: set[tuple[str, int]] = set()
+    def use_changes(self, changes: Changes) -> Uses:
+        """How many more (or, negative, fewer) entries would point at each row, pool, class and subject."""
+        uses = Uses()
         for name, entries in changes.tables.items():
-            self._advance_table(name, entries, loose)
+            for key, value in entries.items():
+                if (before := self.tables[name].get(key)) is not None:
+                    uses.count(name, before, -1)
+                if value is not None:
+                    uses.count(name, value, 1)
+        held = (map(self.policy.get(side, NO_ROWS).get, rows) for side, rows in changes.policy.items())
+        uses.count_rows(chain.from_iterable(held), -1)
+        uses.count_rows(chain.from_iterable(rows.values() for rows in changes.policy.values()), 1)
+        return uses
+
+    def advance(self, changes: Changes, uses: Uses | None = None) -> None:
+        """Take changes over. Blocks that nothing points at any more are forgotten. `uses`: see use_changes."""
+        uses = uses or self.use_changes(changes)
+        for name, entries in changes.tables.items():
+            self._advance_table(name, entries)
         for side, rows in changes.policy.items():
-            self._advance_rows(side, rows, loose)
+            self._advance_rows(side, rows)
+        self.uses.add(uses)
         for name, blocks in changes.blocks.items():
-            for number, block in blocks.items():
-                if number in self.uses.blocks[name]:
-                    self.blocks[name].setdefault(number, block)
-        for name, number in loose:
-            if number not in self.uses.blocks[name]:
+            used = self.uses.blocks[name]
+            self.blocks[name].update(
+                (n, block) for n, block in blocks.items() if n in used and n not in self.blocks[name]
+            )
+            for number in uses.blocks[name].keys() - used.keys():
                 self.blocks[name].pop(number, None)
 
-    def _advance_table(self, name: str, entries: Mapping[bytes, bytes | None], loose: set[tuple[str, int]]) -> None:
+    def _advance_table(self, name: str, entries: Mapping[bytes, bytes | None]) -> None:
         table = self.tables[name]
         for key, value in entries.items():
             old = table.pop(key, None)
-            if old is not None:
-                self.uses.count(name, old, -1)
-                if name == SERVICES:
-                    loose.add((POOLS, SERVICE_VALUE.unpack_values(old)[0]))
             if value is not None:
                 table[key] = value
-                self.uses.count(name, value, 1)
             if name == IPCACHE:
                 step = (value is not None) - (old is not None)
                 if step:
                     _count(self._lengths, _length(key), step)
 
-    def _advance_rows(self, side: Side, rows: Mapping[int, int | None], loose: set[tuple[str, int]]) -> None:
+    def _advance_rows(self, side: Side, rows: Mapping[int, int | None]) -> None:
         kept = self.policy.setdefault(side, {})
-        loose.update((ROWS, row) for row in self.uses.count_rows(map(kept.get, rows), -1))
-        self.uses.count_rows(rows.values(), 1)
         kept.update({remote: row for remote, row in rows.items() if row is not None})
-        for remote in [remote for remote, row in rows.items() if row is None]:
-            kept.pop(remote, None)
+        if None in rows.values():
+            for remote in [remote for remote, row in rows.items() if row is None]:
+                kept.pop(remote, None)
         if not kept:
             del self.policy[side]
 
@@ -220,3 +236,8 @@ def _count(counts: dict[int, int], number: int, step: int) -> None:
         counts[number] = left
     else:
         del counts[number]
+
+
+def _add(counts: dict[int, int], changes: Mapping[int, int]) -> None:
+    for number, step in changes.items():
+        _count(counts, number, step)

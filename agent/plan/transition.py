@@ -23,15 +23,15 @@ from agent.plan.ids import CLASS_ANY, Names
 from agent.plan.moves import Moves
 from agent.plan.pieces import difference
 from agent.plan.rejudge import Rejudgement, Writes
-from agent.plan.state import CLASS_KEY, CLASS_VALUE, POLICY, SERVICES, Changes, State
+from agent.plan.state import CLASS_KEY, CLASS_VALUE, POLICY, SERVICES, Changes, State, Uses
 from agent.plan.step import Step, Transition
 
 
-def transition(old: State, changes: Changes, names: Names) -> Transition:
-    """How to take maps that hold `old` through `changes`."""
+def transition(old: State, changes: Changes, names: Names, uses: Uses | None = None) -> Transition:
+    """How to take maps that hold `old` through `changes`. `uses`: of these changes, if known (State.use_changes)."""
     rows = ChainMap(changes.blocks[ROWS], old.blocks[ROWS])
     meets = RowMeets(rows, names)
-    moves = Moves(old, changes)
+    moves = Moves(old, changes, uses or old.use_changes(changes))
     leftover: Writes = {}
     if changes.moves_nobody:
         stages = _stages_in_place(old, changes, moves, meets)
