@@ -54,7 +54,7 @@ test: setup
 
 check: setup
 	@echo "check: ruff"; .venv/bin/ruff check .; .venv/bin/ruff format --check .
-	@echo "check: mypy --strict"; .venv/bin/mypy
+	@echo "check: mypy --strict"; .venv/bin/mypy; git ls-files '*conftest.py' | xargs -n 1 .venv/bin/mypy
 	@echo "check: import contracts"; .venv/bin/lint-imports --no-logo 2>/dev/null || .venv/bin/lint-imports
 
 bench: setup

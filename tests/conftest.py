@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,29 @@ import pytest
 import rig
 from pods_at import Site
 
+from agent.datapath.mounts import Unmet, require_host
+from agent.datapath.pins import Pins
+
+_counter = itertools.count(1)
+
 
 @pytest.fixture(scope="session")
 def root() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root to make network namespaces")
     rig.sweep()
+
+
+@pytest.fixture
+def pins() -> Iterator[Pins]:
+    """Pins of an instance that only this test has."""
+    try:
+        require_host()
+    except Unmet as unmet:
+        pytest.skip(str(unmet))
+    pins = Pins.of(f"test-{os.getpid()}-{next(_counter)}")
+    yield pins
+    pins.remove()
 
 
 @pytest.fixture

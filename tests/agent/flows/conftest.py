@@ -1,9 +1,7 @@
-"""Pinned maps that only this test has, and a program that puts events into their ring."""
+"""Maps that only this test has, and a program that puts events into their ring."""
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,23 +9,10 @@ from flow_feed import FEED, Feed
 from small_datapath import SMALL_SIZES, write_source
 
 from agent.datapath.maps import Maps
-from agent.datapath.mounts import Unmet, require_host
 from agent.datapath.pins import Pins
 from agent.datapath.programs import Hook, ProgramSpec, ProgramType, ensure_loaded
 
-_counter = itertools.count(1)
 SIZES = SMALL_SIZES | {"conntrack": 20_000, "events": 1 << 22}
-
-
-@pytest.fixture
-def pins() -> Iterator[Pins]:
-    try:
-        require_host()
-    except Unmet as unmet:
-        pytest.skip(str(unmet))
-    pins = Pins.of(f"flows-{os.getpid()}-{next(_counter)}")
-    yield pins
-    pins.remove()
 
 
 @pytest.fixture
