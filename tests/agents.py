@@ -30,6 +30,7 @@ from agent.supervisor import listener_pid
 START_S = 60.0
 """Includes compiling the datapath on a busy machine."""
 SETTLE_S = 20.0
+GONE_S = 10.0
 
 Document = dict[str, Any]
 
@@ -106,8 +107,12 @@ class RunningAgent:
             self.kill()
         for netns in self._pods:
             netns.close()
-        self.cli("cleanup", check=True)
-        assert self.leftovers() == []
+        cleaned = self.cli("cleanup", check=True).stdout
+        # The kernel takes its time with the veths of namespaces that nobody holds any more, such as blank ones.
+        deadline = time.monotonic() + GONE_S
+        while (left := self.leftovers()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert left == [], f"{left} are left; cleanup said: {cleaned}; log:\n{self.log()}"
 
     def leftovers(self) -> list[str]:
         """What there is of this agent outside its process."""
