@@ -9,15 +9,9 @@ import pytest
 from frames import FAMILIES, Family
 from kernel import Kernel, load_kernel
 
-from agent.datapath.mounts import Unmet, require_host
-
 
 @pytest.fixture(scope="session")
-def loaded() -> Iterator[Kernel]:
-    try:
-        require_host()
-    except Unmet as unmet:
-        pytest.skip(str(unmet))
+def loaded(datapath_host: None) -> Iterator[Kernel]:
     with load_kernel(f"test-bpf-{os.getpid()}") as kernel:
         yield kernel
 

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from agent.datapath import apply, testrun
 from agent.datapath.abi import load
 from agent.datapath.maps import Maps
-from agent.datapath.mounts import Unmet, require_host
 from agent.datapath.pins import Pins
 from agent.datapath.programs import Programs, ensure_loaded
 from agent.datapath.ring import Ring
@@ -74,11 +73,7 @@ class Rig:
 
 
 @pytest.fixture(scope="session")
-def rig() -> Iterator[Rig]:
-    try:
-        require_host()
-    except Unmet as unmet:
-        pytest.skip(str(unmet))
+def rig(datapath_host: None) -> Iterator[Rig]:
     pins = Pins.of(f"test-differential-{os.getpid()}")
     devices = [worlds.interface_of(pod).index for pod in _pods()] + [OUTSIDE_DEVICE]
     try:
