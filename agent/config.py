@@ -47,6 +47,44 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "fd00:10:96::/112",
     )
     node_addresses: Annotated[tuple[str, ...], _doc("Addresses of this node; default: those of its interfaces.")] = ()
+    cluster_cidrs: Annotated[
+        tuple[str, ...], _doc("Blocks of all pods of the cluster; default: those of --pod-cidrs.")
+    ] = ()
+    zone: Annotated[str, _doc("Zone of this node (topology.kubernetes.io/zone).")] = ""
+    devices: Annotated[
+        tuple[str, ...],
+        _doc("Network devices by which traffic reaches the node from outside, or `auto`; none: no node ports."),
+    ] = ()
+    xdp: Annotated[
+        Literal["off", "auto", "native", "generic"], _doc("Forward to other nodes' backends by XDP where it can.")
+    ] = "off"
+    socket_lb: Annotated[
+        Literal["off", "host", "all"],
+        _doc("Translate services once per connection, at the socket: of nobody, the node's processes, pods too."),
+    ] = "all"
+    cgroup: Annotated[
+        str, _doc("cgroup2 folder whose processes' sockets are translated; default: one of this agent's own.")
+    ] = ""
+    node_ports: Annotated[str, _doc("Range of node ports.")] = "30000-32767"
+    node_port_addresses: Annotated[
+        tuple[str, ...], _doc("Blocks; node ports are open at this node's addresses within; default: all.")
+    ] = ()
+    external_ips: Annotated[
+        bool, _doc("Obey spec.externalIPs. Whoever may write services can then take over any address.")
+    ] = False
+    algorithm: Annotated[Literal["random", "maglev"], _doc("How the backend of a new flow is chosen.")] = "random"
+    maglev_size: Annotated[int, Meta(ge=251, le=131071), _doc("Size of Maglev tables, a prime number.")] = 16381
+    maglev_seed: Annotated[str, _doc("Secret of the Maglev tables, the same on every node.")] = "gatehouse"
+    forwarding: Annotated[
+        Literal["snat", "dsr", "hybrid"],
+        _doc("To other nodes' backends: from this node's address, answered directly, or TCP directly and UDP not."),
+    ] = "snat"
+    snat_ports: Annotated[str, _doc("Source ports given out by this node, for pods and for SNAT.")] = "61000-65535"
+    masquerade: Annotated[bool, _doc("Pods' traffic leaves the cluster with the node's address.")] = False
+    masquerade_exclude: Annotated[
+        tuple[str, ...], _doc("Blocks to which pods' traffic goes with their own address.")
+    ] = ()
+    healthz: Annotated[str, _doc("Address and port of /healthz and /livez, such as 0.0.0.0:10256; default: none.")] = ""
     mtu: Annotated[int, Meta(ge=1280, le=65535), _doc("MTU of the pods' interfaces.")] = 1500
     map_sizes: Annotated[dict[str, int], _doc("Capacity of BPF maps, such as conntrack=1000000.")] = {}
     timeouts: Annotated[dict[str, float], _doc("Conntrack time-outs in seconds: tcp, syn, close, udp, other.")] = {}

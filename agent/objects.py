@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from policies.address import Prefix
 from policies.model import ObjectRef, Origin, Policy
 
 
@@ -28,6 +29,8 @@ class DeclaredPort(msgspec.Struct, frozen=True, gc=False):
     name: str  # "" where it has none
     protocol: int
     number: int
+    host_port: int = 0  # 0: none
+    host_address: bytes = b""  # hostIP, 16 bytes; empty: every address of the node
 
 
 class Pod(msgspec.Struct, frozen=True, gc=False):
@@ -49,6 +52,23 @@ class ServicePort(msgspec.Struct, frozen=True, gc=False):
     protocol: int
     port: int
     target: int | str  # number, or the name of a container port
+    node_port: int = 0  # given in the manifest; 0: none, or to be allocated
+
+
+class Exposure(msgspec.Struct, frozen=True, gc=False):
+    """How a service is reached and by which of its endpoints; what most services leave at its defaults."""
+
+    external_ips: tuple[bytes, ...] = ()  # spec.externalIPs
+    balancer_ips: tuple[bytes, ...] = ()  # status.loadBalancer.ingress[].ip of ipMode VIP
+    source_ranges: tuple[Prefix, ...] = ()  # spec.loadBalancerSourceRanges; () for anybody
+    internal_local: bool = False  # internalTrafficPolicy: Local
+    external_local: bool = False  # externalTrafficPolicy: Local
+    health_node_port: int = 0  # spec.healthCheckNodePort; 0: none, or to be allocated
+    affinity_timeout_s: int = 0  # sessionAffinity: ClientIP; 0: None
+    distribution: str = ""  # spec.trafficDistribution: PreferSameZone (or PreferClose), PreferSameNode
+    allocates_node_ports: bool = True  # spec.allocateLoadBalancerNodePorts
+    algorithm: str = ""  # annotation gatehouse.io/algorithm: random | maglev; "" for the node's setting
+    forwarding: str = ""  # annotation gatehouse.io/forwarding: snat | dsr | hybrid; "" for the node's setting
 
 
 class Service(msgspec.Struct, frozen=True, gc=False):
@@ -61,6 +81,8 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     ports: tuple[ServicePort, ...]
     families: tuple[str, ...] = ()  # spec.ipFamilies: "IPv4", "IPv6"; () for what the cluster has
     publish_not_ready: bool = False
+    exposure: Exposure = Exposure()
+    proxied: bool = True  # false: service.kubernetes.io/service-proxy-name names another proxy
 
 
 class SlicePort(msgspec.Struct, frozen=True, order=True, gc=False):
@@ -77,6 +99,8 @@ class SliceEndpoint(msgspec.Struct, frozen=True, gc=False):
     serving: bool = True
     terminating: bool = False
     node: str = ""
+    zones: tuple[str, ...] = ()  # hints.forZones
+    nodes: tuple[str, ...] = ()  # hints.forNodes
 
 
 class EndpointSlice(msgspec.Struct, frozen=True, gc=False):

@@ -48,8 +48,15 @@
 #define HAIRPIN_V4_BE_BYTES   "\xa9\xfe\x2a\x01"
 #define HAIRPIN_V6_BE_BYTES   "\xfd\xff\x67\x61\x74\x65\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01"
 
-/* How many backends the datapath tries before it gives up on a flow whose reply tuple is taken. */
-#define BACKEND_TRIES         4
+/* Source ports that are tried for a flow whose answers would be mistaken for another's, before it is given up. */
+#define PORT_TRIES            16
+
+/* A Maglev table is a map of 64-bit elements: the first is its size, each other one has four slots of 16 bits, the
+ * first of them in the lowest bits. */
+#define MAGLEV_LANES          4
+
+/* source_ranges keys: bits of the ranges' number, before those of the address. */
+#define RANGES_BITS           64
 
 /* A reset ends a connection only if its sequence number is this close to what the other end has acknowledged: to guess
  * that blindly takes some 2,000 packets for each tuple. Either way it passes, and the end it is for decides. */
@@ -64,7 +71,14 @@ enum verdict { VERDICT_DENY = 0, VERDICT_ALLOW = 1 };
 
 enum event_type { EVENT_NEW = 1, EVENT_END = 2, EVENT_DROP = 3 };
 
-enum hook { HOOK_FROM_POD = 1, HOOK_TO_POD = 2 };
+enum hook {
+	HOOK_FROM_POD = 1,
+	HOOK_TO_POD = 2,
+	HOOK_FROM_NETWORK = 3,      /* tc ingress of a device of the node */
+	HOOK_TO_NETWORK = 4,        /* tc egress of such a device */
+	HOOK_XDP = 5,
+	HOOK_SOCKET = 6
+};
 
 /* Why a packet was dropped (or refused: the sender was told at once). Index of the counters map. */
 enum drop_reason {
@@ -82,14 +96,22 @@ enum drop_reason {
 	DROP_POLICY_INGRESS = 11,   /* no ingress rule allows it */
 	DROP_UNKNOWN_IDENTITY = 12, /* the remote address has no identity */
 	DROP_CONNTRACK_FULL = 13,   /* no room to track a new flow */
-	DROP_TUPLE_TAKEN = 14,      /* every backend tried already has a flow from this source port */
+	DROP_TUPLE_TAKEN = 14,      /* no source port was free under which the backend could tell this flow from others */
 	DROP_NO_BACKEND = 15,       /* refused: the service has no ready backend */
 	DROP_ICMP_UNRELATED = 16,   /* an ICMP error that belongs to no tracked flow */
 	DROP_LINK_CONTROL = 17,     /* ARP, neighbour discovery or multicast that a pod has no use for */
 	DROP_TRANSLATION = 18,      /* rewriting the packet failed */
 	DROP_SCTP_PORT = 19,        /* an SCTP service that changes the port, where the checksum cannot follow */
 	DROP_INTERNAL = 20,         /* a map or scratch space that must exist does not */
-	DROP_REASONS = 21
+	DROP_NO_LOCAL_BACKEND = 21, /* traffic policy Local, and no backend on this node */
+	DROP_SOURCE_RANGE = 22,     /* the client is not in the service's loadBalancerSourceRanges */
+	DROP_BACKEND_GONE = 23,     /* refused: the backend of a live flow is gone */
+	DROP_AFFINITY_FULL = 24,    /* no room to remember which backend a client is to keep */
+	DROP_NAT_FULL = 25,         /* no room to remember a translation at the node's devices */
+	DROP_NAT_PORTS = 26,        /* no source port of the node was free towards this destination */
+	DROP_TOO_BIG = 27,          /* refused: with what has to be added the packet exceeds the MTU */
+	DROP_NO_ROUTE = 28,         /* the node has no way to the backend */
+	DROP_REASONS = 29
 };
 
 /* Index of the tallies map: what else the datapath counts. */
@@ -98,21 +120,57 @@ enum tally {
 	TALLY_CONNTRACK_FULL = 1,
 	TALLY_FRAGMENT_FULL = 2,
 	TALLY_REJUDGED = 3,         /* live flows judged anew after a policy change */
-	TALLIES = 4
+	TALLY_NAT_FULL = 4,
+	TALLY_AFFINITY_FULL = 5,
+	TALLY_SOCKETS_FULL = 6,     /* a connection went on untranslated at the socket: tc does it */
+	TALLY_XDP_FORWARDED = 7,    /* packets that XDP sent on by itself */
+	TALLIES = 8
 };
 
 enum conntrack_flags {
 	CT_REPLY = 1,        /* this entry is for packets towards the originator */
-	CT_SERVICE = 2,      /* translate: the destination (forward) or the source (reply) */
-	CT_HAIRPIN = 4,      /* forward: the source becomes the hairpin address; reply: back */
+	CT_SERVICE = 2,      /* through a frontend: the destination (forward) or the source (reply) is translated */
+	CT_SOURCE = 4,       /* forward: the source is translated, too (hairpin address, another port); reply: back */
 	CT_ESTABLISHED = 8,  /* both directions have been seen */
 	CT_FIN = 16,         /* a FIN has passed in this entry's direction */
 	CT_CLOSED = 32,      /* RST, or FIN in both: short time-out; a SYN starts anew */
 	CT_ENDED = 64,       /* the end has been reported */
-	CT_LOCAL = 128       /* both ends are local pods: never legitimate at to-pod */
+	CT_LOCAL = 128,      /* both ends are local pods: never legitimate at to-pod */
+	CT_GONE = 256        /* set by user space: the backend is no more, the next packet is refused */
 };
 
-enum service_flags { SERVICE_CLUSTER_IP = 1 };
+/* What the frontend is, and how it forwards. */
+enum service_flags {
+	SERVICE_CLUSTER_IP = 1,
+	SERVICE_NODE_PORT = 2,
+	SERVICE_EXTERNAL_IP = 4,
+	SERVICE_LOAD_BALANCER = 8,
+	SERVICE_HOST_PORT = 16,
+	SERVICE_LOOPBACK = 32,       /* a node port at a loopback address: for sockets of the node alone */
+	SERVICE_DROP_INSIDE = 64,    /* where count_inside is 0: drop, not refuse */
+	SERVICE_DROP_OUTSIDE = 128,
+	SERVICE_LOCAL_OUTSIDE = 256, /* externalTrafficPolicy Local: clients outside keep their address */
+	SERVICE_MAGLEV = 512,        /* the maglev map has a table for each of its pools */
+	SERVICE_DSR = 1024,          /* to backends on other nodes by direct server return, not SNAT */
+	SERVICE_NODE_IN_RANGES = 2048 /* an address of this node is in its source ranges */
+};
+
+/* What the nat map's entries are for. */
+enum nat_flags {
+	NAT_REPLY = 1,       /* towards the originator */
+	NAT_ESTABLISHED = 2, /* both directions have been seen */
+	NAT_CLOSED = 4,
+	NAT_FORWARD = 8,     /* to a backend on another node, by SNAT */
+	NAT_DSR = 16,        /* at the backend's node: answers take the frontend's address; at the other: the option is added */
+	NAT_MASQUERADE = 32, /* a pod's flow that leaves the cluster */
+	NAT_FIN = 64,
+	NAT_GONE = 128       /* as CT_GONE */
+};
+
+enum feature {
+	FEATURE_MASQUERADE = 1,
+	FEATURE_SOCKET_PODS = 2      /* sockets of pods are translated too, not only the node's */
+};
 
 /* ---- values -------------------------------------------------------------------------- */
 
@@ -160,7 +218,7 @@ struct tuple {
 
 /* A flow has two entries: under the tuple its originator sends (before translation), and
  * under the tuple its answers carry (before they are translated back). Either is enough for
- * a packet of its direction; expiry is the later of the two. */
+ * a packet of its direction; expiry is the later of the two. The key of each is `after` of the other, turned round. */
 struct conntrack {
 	__u64 expires_ns;           /* CLOCK_MONOTONIC, coarse */
 	__u64 created_ns;
@@ -169,27 +227,82 @@ struct conntrack {
 	__u64 bytes;
 	__u64 rule_egress;          /* who allowed it, RULE_NONE where that side is not judged here */
 	__u64 rule_ingress;
-	struct address nat_address; /* forward: the backend; reply: the frontend */
+	struct tuple after;         /* what its packets become (the key itself, where nothing is translated) */
 	__u32 source_identity;      /* of the originator */
 	__u32 destination_identity;
-	__u16 nat_port_be;
-	__u8 flags;
-	__u8 verdict;               /* of the last judgement */
 	__u32 ifindex;              /* the originator's or, from outside, the destination's */
 	__u32 sender_ifindex;       /* of this entry's packets: the pod's that may send them; 0: they come by the stack */
 	__u32 receiver_ifindex;     /* the local pod's they go to; 0: to the stack */
+	__u32 acknowledged;         /* TCP: the last acknowledgement number in this entry's direction */
 	__u8 mac[6];                /* of the receiver, as in struct endpoint */
 	__u8 host_mac[6];
-	__u32 acknowledged;         /* TCP: the last acknowledgement number in this entry's direction */
+	__u16 flags;
+	__u8 verdict;               /* of the last judgement */
+	__u8 pad;
 };
 
 struct fragment_key { struct address source; struct address destination; __u32 id; __u8 protocol; __u8 pad[3]; };
 struct fragment_value { __u16 source_port_be; __u16 destination_port_be; };
 
 struct service_key { struct address address; __u16 port_be; __u8 protocol; __u8 pad; };
-struct service_value { __u64 pool; __u32 count; __u32 flags; };   /* count 0: refuse */
+
+/* A frontend. Clients inside the cluster (pods, the node itself) and outside have a pool each, for traffic policies tell
+ * them apart. A count of 0: refuse, or drop where the flag says so. */
+struct service_value {
+	__u64 pool_inside;
+	__u64 pool_outside;
+	__u64 ranges;               /* who may use it (source_ranges); 0: anybody */
+	__u64 affinity;             /* the number of the service port whose clients keep their backend; 0: they do not */
+	__u32 count_inside;
+	__u32 count_outside;
+	__u32 affinity_timeout_s;
+	__u32 flags;
+};
+
 struct backend_key { __u64 pool; __u32 slot; __u32 pad; };
 struct backend_value { struct address address; __u16 port_be; __u16 pad[3]; };
+
+/* Whether a backend is in a pool; written only for pools of services with affinity. The value is its slot. */
+struct member_key { __u64 pool; struct address address; __u16 port_be; __u16 pad[3]; };
+
+struct affinity_key { __u64 affinity; struct address client; };
+struct affinity_value { __u64 used_ns; struct address address; __u16 port_be; __u16 pad[3]; };
+
+struct range_key {
+	__u32 prefixlen;            /* RANGES_BITS + those of the block */
+	__u32 ranges_high_be;       /* as in policy_row_key */
+	__u32 ranges_low_be;
+	struct address address;
+};
+
+/* What a device of the node translates. Two entries as in conntrack: the key of each is `after` of the other turned
+ * round (NAT_DSR at the backend's node has the reply alone). */
+struct nat {
+	__u64 expires_ns;
+	__u64 created_ns;
+	__u64 packets;
+	__u64 bytes;
+	struct tuple after;
+	__u32 ifindex;              /* the device by which the flow came */
+	__u16 flags;
+	__u16 pad;
+};
+
+/* A device of the node, by ifindex. An address of zero: it has none of that family. */
+struct device {
+	struct address ipv4;        /* the source of what is translated on its way out */
+	struct address ipv6;
+	__u8 mac[6];
+	__u16 mtu;
+};
+
+/* Sockets whose connections were translated. `address` and `port_be` of the key: the peer the socket has in truth, or
+ * believes it has; of the value: the other. */
+struct socket_key { __u64 cookie; struct address address; __u16 port_be; __u8 protocol; __u8 pad[5]; };
+struct socket_value { struct address address; __u16 port_be; __u16 pad[3]; };
+
+/* A pod's network namespace, by its cookie. */
+struct netns { struct address ipv4; struct address ipv6; __u32 ifindex; __u32 pad; };
 
 struct config {
 	__u64 timeout_tcp_ns;       /* established */
@@ -197,6 +310,13 @@ struct config {
 	__u64 timeout_close_ns;
 	__u64 timeout_udp_ns;       /* answered UDP and SCTP */
 	__u64 timeout_other_ns;     /* unanswered UDP and SCTP, ICMP */
+	__u64 hash_seed;            /* the same on every node, so that all choose the same backend from a Maglev table */
+	__u64 host_netns;           /* cookie of the node's network namespace; 0: not known */
+	struct address ipv4;        /* the node's first address of each family */
+	struct address ipv6;
+	__u32 features;
+	__u16 port_min;             /* source ports the datapath gives out, both included */
+	__u16 port_max;
 };
 
 /* An event is about one packet; addresses are those after service translation, in the
@@ -244,8 +364,18 @@ struct scratch { __u8 bytes[1024]; };
 	M(HASH,         conntrack,      struct tuple,            struct conntrack,          524288,  NO_PREALLOC) \
 	M(LRU_HASH,     conntrack_host, struct tuple,            struct conntrack,          65536,   0) \
 	M(LRU_HASH,     fragments,      struct fragment_key,     struct fragment_value,     8192,    0) \
-	M(HASH,         services,       struct service_key,      struct service_value,      131072,  NO_PREALLOC) \
+	M(HASH,         services,       struct service_key,      struct service_value,      262144,  NO_PREALLOC) \
 	M(HASH,         backends,       struct backend_key,      struct backend_value,      1048576, NO_PREALLOC) \
+	M(HASH,         members,        struct member_key,       __u32,                     1048576, NO_PREALLOC) \
+	M(HASH_OF_MAPS, maglev,         __u64,                   __u32,                     4096,    0) \
+	M(HASH,         affinity,       struct affinity_key,     struct affinity_value,     131072,  NO_PREALLOC) \
+	M(LPM_TRIE,     source_ranges,  struct range_key,        __u32,                     65536,   NO_PREALLOC) \
+	M(HASH,         nat,            struct tuple,            struct nat,                524288,  NO_PREALLOC) \
+	M(HASH,         devices,        __u32,                   struct device,             64,      0) \
+	M(LPM_TRIE,     unmasqueraded,  struct ipcache_key,      __u32,                     4096,    NO_PREALLOC) \
+	M(LRU_HASH,     socket_frontends, struct socket_key,     struct socket_value,       131072,  0) \
+	M(LRU_HASH,     socket_backends, struct socket_key,      struct socket_value,       131072,  0) \
+	M(HASH,         namespaces,     __u64,                   struct netns,              8192,    0) \
 	M(ARRAY,        config,         __u32,                   struct config,             1,       0) \
 	M(ARRAY,        epoch,          __u32,                   __u64,                     1,       0) \
 	M(PERCPU_ARRAY, drops,          __u32,                   __u64,                     DROP_REASONS, 0) \

@@ -7,6 +7,8 @@
 
 #define EEXIST 17
 
+#define CT_TRANSLATED (CT_SERVICE | CT_SOURCE)
+
 /* Flows the node originates have a map of their own (`host`), so that no pod can use up the node's room. */
 INLINE struct conntrack *conntrack_at(const struct tuple *key, bool host)
 {
@@ -19,25 +21,6 @@ INLINE void conntrack_delete(const struct tuple *key, bool host)
 		DELETE(conntrack_host, (void *)key);
 	else
 		DELETE(conntrack, (void *)key);
-}
-
-/* The key of the flow's other entry: what is sent in answer to `t` as it leaves here. */
-INLINE void partner_key(struct tuple *to, const struct tuple *t, const struct conntrack *e, bool ipv6)
-{
-	turn_round(to, t);
-	if (!(e->flags & CT_SERVICE))
-		return;
-	if (e->flags & CT_REPLY) {
-		copy_address(&to->destination, &e->nat_address);
-		to->destination_port_be = e->nat_port_be;
-		if (e->flags & CT_HAIRPIN)
-			copy_address(&to->source, &t->source);
-	} else {
-		copy_address(&to->source, &e->nat_address);
-		to->source_port_be = e->nat_port_be;
-		if (e->flags & CT_HAIRPIN)
-			hairpin_address(&to->destination, ipv6);
-	}
 }
 
 INLINE bool are_partners(const struct conntrack *a, const struct conntrack *b)
@@ -59,19 +42,8 @@ INLINE bool is_live(const struct conntrack *e, const struct tuple *partner, __u6
 /* Where the packet goes on to, by its flow's entry. p->after is p->tuple before. */
 INLINE void translate_tuple(struct packet *p, const struct conntrack *e)
 {
-	if (!(e->flags & CT_SERVICE))
-		return;
-	if (e->flags & CT_REPLY) {
-		copy_address(&p->after.source, &e->nat_address);
-		p->after.source_port_be = e->nat_port_be;
-		if (e->flags & CT_HAIRPIN)
-			copy_address(&p->after.destination, &p->tuple.source);
-	} else {
-		copy_address(&p->after.destination, &e->nat_address);
-		p->after.destination_port_be = e->nat_port_be;
-		if (e->flags & CT_HAIRPIN)
-			hairpin_address(&p->after.source, p->ipv6);
-	}
+	if (e->flags & CT_TRANSLATED)
+		copy_tuple(&p->after, &e->after);
 }
 
 /* Take over what the entry says. The near end is the pod this hook is for. */
@@ -111,7 +83,7 @@ INLINE bool is_flow_live(struct packet *p, const struct conntrack *e, bool host)
 		return false;
 	if (e->expires_ns > p->now_ns)
 		return true;
-	partner_key(&p->answer, &p->tuple, e, p->ipv6);
+	turn_round(&p->answer, &e->after);
 	return is_live(e, &p->answer, p->now_ns, host);
 }
 
@@ -141,11 +113,11 @@ INLINE bool is_answer_taken(struct packet *p, __u32 ifindex, const struct conntr
 	*dead = e;
 	if (!e || are_partners(e, replaced) || e->flags & CT_CLOSED || (e->flags & CT_REPLY && e->ifindex != ifindex))
 		return false;
-	partner_key(&p->other, &p->answer, e, p->ipv6);
+	turn_round(&p->other, &e->after);
 	return is_live(e, &p->other, p->now_ns, false);
 }
 
-INLINE __u64 timeout_ns(__u8 protocol, __u8 flags)
+INLINE __u64 timeout_ns(__u8 protocol, __u16 flags)
 {
 	__u32 zero = 0;
 	const struct config *c = LOOKUP(config, &zero);
@@ -212,13 +184,11 @@ INLINE void prepare_entries(struct __sk_buff *skb, struct packet *p, const struc
 	e->bytes = p->length;
 	e->flags = p->flags;
 	e->acknowledged = p->tcp_acknowledged;
-	copy_address(&e->nat_address, &p->after.destination);
-	e->nat_port_be = p->after.destination_port_be;
+	copy_tuple(&e->after, &p->after);
 	set_way(e, sender, receiver);
 
 	answer->flags = p->flags | CT_REPLY;
-	copy_address(&answer->nat_address, &p->tuple.destination);
-	answer->nat_port_be = p->tuple.destination_port_be;
+	turn_round(&answer->after, &p->tuple);
 	set_way(answer, receiver, sender);
 }
 
@@ -254,7 +224,7 @@ INLINE enum drop_reason conntrack_create(struct __sk_buff *skb, struct packet *p
 INLINE void conntrack_store_verdict(struct packet *p, struct conntrack *e, enum drop_reason reason,
 				    const struct endpoint *sender, const struct endpoint *receiver)
 {
-	__u8 flags = (e->flags & ~CT_LOCAL) | (sender && receiver ? CT_LOCAL : 0);
+	__u16 flags = (e->flags & ~CT_LOCAL) | (sender && receiver ? CT_LOCAL : 0);
 
 	if (e->epoch != p->epoch)
 		add_to_tally(TALLY_REJUDGED);

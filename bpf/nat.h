@@ -156,7 +156,7 @@ INLINE enum drop_reason rewrite_error(struct __sk_buff *skb, struct packet *p)
 
 INLINE enum drop_reason translate(struct __sk_buff *skb, struct packet *p)
 {
-	if (!(p->flags & CT_SERVICE))
+	if (!(p->flags & (CT_SERVICE | CT_SOURCE)))
 		return DROP_NONE;
 	return p->is_error ? rewrite_error(skb, p) : rewrite(skb, p);
 }

@@ -68,14 +68,14 @@ struct packet {
 	__u8 icmp_code;
 	__u8 is_error;          /* an ICMP error: it belongs to another flow */
 	__u8 is_reply;          /* it travels towards the flow's originator */
-	__u8 flags;             /* of its conntrack entry */
 	__u8 hook;
 	__u8 egress_judged;
 	__u8 ingress_judged;
 	__u8 is_plain;          /* see parse_plain */
 	__u8 is_new;            /* the first packet of its flow */
 	__u8 is_query;          /* an ICMP message that answers nothing */
-	__u8 pad[3];
+	__u8 pad[2];
+	__u16 flags;            /* of its conntrack entry */
 	__u32 tcp_sequence;
 	__u32 tcp_acknowledged;
 	__u32 pad_2;

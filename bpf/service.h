@@ -3,19 +3,34 @@
 #ifndef GATEHOUSE_SERVICE_H
 #define GATEHOUSE_SERVICE_H
 
+#include "backend.h"
 #include "conntrack.h"
 
-INLINE struct service_value *service_of(const struct packet *p)
+/* A source port for a flow that its answers would otherwise not be told from another's by. */
+INLINE void another_port(struct packet *p)
 {
-	struct service_key key;
+	__u32 zero = 0;
+	const struct config *c = LOOKUP(config, &zero);
+	__u32 min = c ? c->port_min : 0, ports = c ? c->port_max - min + 1 : 1;
 
-	if (!has_ports(p->tuple.protocol))
-		return NULL;
-	copy_address(&key.address, &p->tuple.destination);
-	key.port_be = p->tuple.destination_port_be;
-	key.protocol = p->tuple.protocol;
-	key.pad = 0;
-	return LOOKUP(services, &key);
+	p->after.source_port_be = bpf_htons(min + bpf_get_prandom_u32() % ports);
+	p->flags |= CT_SOURCE;
+}
+
+/* Sets p->answer, under which no other flow's answers come; where one's do, this flow gets another source port. */
+INLINE enum drop_reason find_answer(struct packet *p, __u32 ifindex, const struct conntrack *dead,
+				    struct conntrack **dead_answer)
+{
+	for (__u32 i = 0; i < PORT_TRIES; i++) {
+		asm volatile("" : "+r"(i)); /* count from 0, or the verifier does not see the loop's end */
+		turn_round(&p->answer, &p->after);
+		if (!is_answer_taken(p, ifindex, dead, dead_answer))
+			return DROP_NONE;
+		if (p->tuple.protocol != PROTO_TCP && p->tuple.protocol != PROTO_UDP)
+			break;
+		another_port(p);
+	}
+	return DROP_TUPLE_TAKEN;
 }
 
 /* A pod that is its own backend would take an answer to its own address for its own packet. */
@@ -26,51 +41,53 @@ INLINE void towards_backend(struct packet *p, const struct backend_value *backen
 	copy_address(&p->after.destination, &backend->address);
 	p->after.destination_port_be = backend->port_be;
 	if (same_address(&p->tuple.source, &backend->address)) {
-		p->flags |= CT_HAIRPIN;
+		p->flags |= CT_SOURCE;
 		hairpin_address(&p->after.source, p->ipv6);
 	}
-	turn_round(&p->answer, &p->after);
 }
 
-/* Sets p->after and p->answer. Tries the next backend where the client already has a flow to one from the same port. */
-INLINE enum drop_reason service_select(struct packet *p, const struct service_value *service, __u32 ifindex,
-				       const struct conntrack *dead, struct conntrack **dead_answer)
+/* Sets p->after: to a backend of the frontend, for a pod. */
+INLINE enum drop_reason service_select(struct packet *p, const struct service_value *service)
 {
-	enum drop_reason reason = DROP_NO_BACKEND;
-	struct backend_key key = { .pool = service->pool };
-	__u32 count = service->count, start;
+	struct backend_value backend = {};
+	enum drop_reason reason;
+	__u32 hash, zero = 0;
+	const struct config *config;
 
-	if (!count)
-		return DROP_NO_BACKEND;
-	start = bpf_get_prandom_u32();
-	for (__u32 i = 0; i < BACKEND_TRIES; i++) {
-		struct backend_value *backend;
-
-		asm volatile("" : "+r"(i)); /* count from 0, or the verifier does not see the loop's end */
-		key.slot = (start + i) % count;
-		backend = LOOKUP(backends, &key);
-		if (!backend || is_ipv4_mapped(&backend->address) == p->ipv6)
-			continue;
-		towards_backend(p, backend);
-		if (p->tuple.protocol == PROTO_SCTP && backend->port_be != p->tuple.destination_port_be)
-			return DROP_SCTP_PORT;
-		if (!is_answer_taken(p, ifindex, dead, dead_answer))
-			return DROP_NONE;
-		reason = DROP_TUPLE_TAKEN;
+	if (!is_in_ranges(service, &p->tuple.source))
+		return DROP_SOURCE_RANGE;
+	if (service->flags & SERVICE_MAGLEV) {
+		config = LOOKUP(config, &zero);
+		hash = maglev_hash(service, &p->tuple, config ? config->hash_seed : 0);
+	} else {
+		hash = bpf_get_prandom_u32();
 	}
-	return reason;
+	reason = choose_backend(service, true, &p->tuple.source, hash, &backend);
+	if (reason)
+		return reason;
+	if (is_ipv4_mapped(&backend.address) == p->ipv6)
+		return DROP_NO_BACKEND;
+	towards_backend(p, &backend);
+	if (p->tuple.protocol == PROTO_SCTP && backend.port_be != p->tuple.destination_port_be)
+		return DROP_SCTP_PORT;
+	return DROP_NONE;
 }
 
-/* Where a new flow goes: to a backend if its destination is a frontend, else where it says. */
+/* Where a new flow goes: to a backend if its destination is a frontend, else where it says. Sets p->after, p->answer. */
 INLINE enum drop_reason service_resolve(struct packet *p, __u32 ifindex, const struct conntrack *dead,
 					struct conntrack **dead_answer)
 {
-	const struct service_value *service = service_of(p);
+	const struct service_value *service = NULL;
+	enum drop_reason reason;
 
-	if (service)
-		return service_select(p, service, ifindex, dead, dead_answer);
-	turn_round(&p->answer, &p->after);
-	return is_answer_taken(p, ifindex, dead, dead_answer) ? DROP_TUPLE_TAKEN : DROP_NONE;
+	if (has_ports(p->tuple.protocol))
+		service = frontend_at(&p->tuple.destination, p->tuple.destination_port_be, p->tuple.protocol);
+	if (service && !(service->flags & SERVICE_LOOPBACK)) {
+		reason = service_select(p, service);
+		if (reason)
+			return reason;
+	}
+	return find_answer(p, ifindex, dead, dead_answer);
 }
 
 #endif

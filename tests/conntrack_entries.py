@@ -40,20 +40,31 @@ class Flow(msgspec.Struct, frozen=True):
 
     def entries(self, *, expires_ns: int, reply_expires_ns: int | None = None, **fields: Any) -> dict[bytes, bytes]:
         """Both, by key. The forward one has counted 3 packets of 300 bytes, the reply 2 of 200."""
-        target = self.backend or self.destination
         flags = fields.pop("flags", 0)
         if self.backend:
-            flags |= C.CT_SERVICE | (C.CT_HAIRPIN if self.hairpin else 0)
+            flags |= C.CT_SERVICE | (C.CT_SOURCE if self.hairpin else 0)
         common = {
             "created_ns": 1, "verdict": C.VERDICT_ALLOW, "rule_egress": 100, "rule_ingress": 200,
             "source_identity": 300, "destination_identity": 400, "ifindex": 7,
         } | fields  # fmt: skip
         forward = common | {"flags": flags, "expires_ns": expires_ns, "packets": 3, "bytes": 300}
-        forward |= {"nat_address": parse_address(target[0]), "nat_port_be": be16(target[1])}
+        forward |= _turned(self.reply_key)
         reply = common | {"flags": flags | C.CT_REPLY, "packets": 2, "bytes": 200}
-        reply |= {"nat_address": parse_address(self.destination[0]), "nat_port_be": be16(self.destination[1])}
+        reply |= _turned(self.forward_key)
         reply["expires_ns"] = expires_ns if reply_expires_ns is None else reply_expires_ns
         return {self.forward_key: CONNTRACK.pack(**forward), self.reply_key: CONNTRACK.pack(**reply)}
+
+
+def _turned(key: bytes) -> dict[str, Any]:
+    """`after` of an entry whose partner has this key."""
+    t = TUPLE.unpack(key)
+    return {
+        "after_source": t.destination,
+        "after_destination": t.source,
+        "after_source_port_be": t.destination_port_be,
+        "after_destination_port_be": t.source_port_be,
+        "after_protocol": t.protocol,
+    }
 
 
 def _key(source: tuple[str, int], destination: tuple[str, int], protocol: int) -> bytes:

@@ -39,6 +39,7 @@ class MapType(IntEnum):
     PERCPU_ARRAY = 6
     LRU_HASH = 9
     LPM_TRIE = 11
+    HASH_OF_MAPS = 13
     RINGBUF = 27
 
 

@@ -19,7 +19,7 @@ _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390
 _SYSCALL = _NUMBERS.get(platform.machine(), -1)  # elsewhere each call fails with ENOSYS
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE = 0, 1, 2, 3
-_OBJ_PIN, _OBJ_GET, _PROG_TEST_RUN, _OBJ_GET_INFO = 6, 7, 10, 15
+_OBJ_PIN, _OBJ_GET, _PROG_TEST_RUN, _MAP_GET_FD_BY_ID, _OBJ_GET_INFO = 6, 7, 10, 14, 15
 _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH, _MAP_DELETE_BATCH = 24, 26, 27
 
 ANY, NOEXIST, EXIST = 0, 1, 2
@@ -136,13 +136,22 @@ def _checked(command: int, attributes: ctypes.Structure | ctypes.Array[ctypes.c_
 # ---- maps ----------------------------------------------------------------------------------------------------
 
 
-def map_create(kind: int, key_size: int, value_size: int, max_entries: int, flags: int = 0, name: str = "") -> int:
-    """A new map's file descriptor. `name` is cut to the 15 bytes the kernel keeps."""
-    inner_map, numa_node = 0, 0
+def map_create(
+    kind: int, key_size: int, value_size: int, max_entries: int, flags: int = 0, name: str = "", inner_map: int = 0
+) -> int:
+    """A new map's file descriptor. `name` is cut to the 15 bytes the kernel keeps. `inner_map`: file descriptor of a
+    map like those that this one is to hold."""
+    numa_node = 0
     packed = struct.pack(
         "=7I16s", kind, key_size, value_size, max_entries, flags, inner_map, numa_node, name.encode()[:15]
     )
     return _checked(_MAP_CREATE, ctypes.create_string_buffer(packed, len(packed)), f"creating map {name}")
+
+
+def map_by_id(number: int) -> int:
+    """File descriptor of a map by the kernel's number. Raises NoEntry."""
+    packed = struct.pack("=3I", number, 0, 0)
+    return _checked(_MAP_GET_FD_BY_ID, ctypes.create_string_buffer(packed, len(packed)), f"opening map {number}")
 
 
 def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:

@@ -1,6 +1,6 @@
 """The child that compiles, loads and pins the programs; the one module that imports bcc.
 
-    python -m agent.datapath.compile SOURCE MAPS_DIR PROGRAMS_DIR NAME=TYPE…
+    python -m agent.datapath.compile SOURCE MAPS_DIR PROGRAMS_DIR NAME=TYPE:ATTACH_TYPE…
 
 Compiler and verifier write to stderr. On failure stdout has one sentence and the exit status is 1.
 """
@@ -26,12 +26,17 @@ ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64", "riscv64": "riscv", "ppc64
 def main(arguments: list[str]) -> str:
     """Empty, or what went wrong in one sentence."""
     source, maps_dir, programs_dir = map(Path, arguments[:3])
-    wanted = {name: int(kind) for name, _, kind in (a.partition("=") for a in arguments[3:])}
+    wanted = {name: _types(types) for name, _, types in (a.partition("=") for a in arguments[3:])}
     with tempfile.TemporaryDirectory(prefix="gatehouse-headers-") as headers, Maps.open_pinned(maps_dir) as maps:
         assemble_headers(Path(headers), source.parent / "include")
         os.environ["BCC_KERNEL_SOURCE"] = headers
         numbers = tuple(f"-DFD_{name}={opened.fd}" for name, opened in maps.items())
         return _compile(source, numbers, programs_dir, wanted)
+
+
+def _types(text: str) -> tuple[int, int]:
+    kind, _, attach_type = text.partition(":")
+    return int(kind), int(attach_type)
 
 
 def assemble_headers(tree: Path, own: Path, installed: Path = INCLUDE) -> None:
@@ -54,7 +59,7 @@ def assemble_headers(tree: Path, own: Path, installed: Path = INCLUDE) -> None:
         link.symlink_to(target.resolve())
 
 
-def _compile(source: Path, numbers: tuple[str, ...], programs_dir: Path, wanted: dict[str, int]) -> str:
+def _compile(source: Path, numbers: tuple[str, ...], programs_dir: Path, wanted: dict[str, tuple[int, int]]) -> str:
     from bcc import BPF  # noqa: PLC0415  # only once BCC_KERNEL_SOURCE is set
 
     cflags = [*CFLAGS, *numbers, f"-I{source.parent}"]
@@ -63,9 +68,10 @@ def _compile(source: Path, numbers: tuple[str, ...], programs_dir: Path, wanted:
     except Exception as error:  # noqa: BLE001  # bcc raises nothing more specific
         return f"{source} did not compile: {error}"
     functions = {}
-    for name, kind in wanted.items():
+    for name, (kind, attach_type) in wanted.items():
+        attach = {"attach_type": attach_type} if attach_type else {}
         try:
-            functions[name] = module.load_func(name.encode(), kind).fd
+            functions[name] = module.load_func(name.encode(), kind, **attach).fd
         except Exception as error:  # noqa: BLE001  # bcc raises nothing more specific
             return f"{source}: the kernel refused {name}: {error}"
     _pin_all(functions, programs_dir)

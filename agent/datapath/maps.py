@@ -6,13 +6,19 @@ import functools
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 import msgspec
 
 from agent.datapath import bpf
-from agent.datapath.abi import Abi, MapSpec, load
+from agent.datapath.abi import Abi, MapSpec, MapType, load
+
+_F_INNER_MAP = 1 << 12
+"""BPF_F_INNER_MAP: arrays of any length may take each other's place."""
+WORD = 8
+_TABLE_NUMBER = struct.Struct("=I")
 
 CHUNK = 4096
 """Entries per batch call: large enough for speed, small enough to keep buffers below a megabyte."""
@@ -99,6 +105,55 @@ class Map:
         return counters
 
 
+class TableMap(Map):
+    """A map whose values are arrays of __u64, of any length each: as bytes here, as maps of their own in the kernel."""
+
+    def lookup(self, key: bytes) -> bytes | None:
+        self._check(1, key)
+        number = bpf.map_lookup(self.fd, key, _TABLE_NUMBER.size)
+        return None if number is None else self._read(number)
+
+    def update(self, key: bytes, value: bytes, flags: int = bpf.ANY) -> None:
+        """Raises bpf.MapFull."""
+        self._check(1, key)
+        inner = create_table(len(value) // WORD, self.spec.name)
+        try:
+            indexes = struct.pack(f"={len(value) // WORD}I", *range(len(value) // WORD))
+            bpf.map_update_batch(inner, indexes, value, len(value) // WORD)
+            bpf.map_update(self.fd, key, _TABLE_NUMBER.pack(inner), flags)
+        finally:
+            os.close(inner)
+
+    def items(self, chunk: int = CHUNK) -> Iterator[tuple[bytes, bytes]]:
+        for key, number in super().items(chunk):
+            with suppress(bpf.NoEntry):  # replaced meanwhile
+                yield key, self._read(number)
+
+    def update_many(self, entries: Mapping[bytes, bytes], chunk: int = CHUNK) -> None:  # noqa: ARG002  # one by one
+        for written, (key, value) in enumerate(entries.items()):
+            try:
+                self.update(key, value)
+            except bpf.MapFull as full:
+                full.written = written
+                raise
+
+    def _read(self, number: bytes) -> bytes:
+        inner = bpf.map_by_id(_TABLE_NUMBER.unpack(number)[0])
+        try:
+            reader = bpf.BatchReader(inner, _TABLE_NUMBER.size, WORD, bpf.map_info(inner).max_entries)
+            parts = []
+            while (entries := reader.read()) is not None:
+                parts.append(bytes(entries[1]))
+        finally:
+            os.close(inner)
+        return b"".join(parts)
+
+
+def create_table(words: int, name: str) -> int:
+    """File descriptor of an array of __u64 that a TableMap can hold."""
+    return bpf.map_create(MapType.ARRAY, _TABLE_NUMBER.size, WORD, words, _F_INNER_MAP, f"{name}_table")
+
+
 class Maps(Mapping[str, Map]):
     """All maps of the ABI, opened from their pins. Closing them leaves the pins."""
 
@@ -117,7 +172,7 @@ class Maps(Mapping[str, Map]):
         opened: dict[str, Map] = {}
         try:
             for spec in specs.values():
-                opened[spec.name] = Map(spec, _open_pinned_or_create(spec, pin_dir / spec.name))
+                opened[spec.name] = _map(spec, _open_pinned_or_create(spec, pin_dir / spec.name))
             _verify(opened, pin_dir)
         except (OSError, MapMismatch):
             cls(opened).close()
@@ -132,7 +187,7 @@ class Maps(Mapping[str, Map]):
             for spec in (abi or load()).maps.values():
                 fd = bpf.open_pinned(pin_dir / spec.name)
                 sized = msgspec.structs.replace(spec, max_entries=bpf.map_info(fd).max_entries)
-                opened[spec.name] = Map(sized, fd)
+                opened[spec.name] = _map(sized, fd)
             _verify(opened, pin_dir)
         except (OSError, MapMismatch):
             cls(opened).close()
@@ -178,12 +233,21 @@ def _with_sizes(specs: Mapping[str, MapSpec], overrides: Mapping[str, int]) -> d
     return {name: replace(s, max_entries=overrides.get(name, s.max_entries)) for name, s in specs.items()}
 
 
+def _map(spec: MapSpec, fd: int) -> Map:
+    return TableMap(spec, fd) if spec.type is MapType.HASH_OF_MAPS else Map(spec, fd)
+
+
 def _open_pinned_or_create(spec: MapSpec, path: Path) -> int:
     try:
         return bpf.open_pinned(path)
     except bpf.NoEntry:
         pass
-    fd = bpf.map_create(spec.type, spec.key_size, spec.value_size, spec.max_entries, spec.flags, spec.name)
+    inner = create_table(1, spec.name) if spec.type is MapType.HASH_OF_MAPS else 0
+    try:
+        fd = bpf.map_create(spec.type, spec.key_size, spec.value_size, spec.max_entries, spec.flags, spec.name, inner)
+    finally:
+        if inner:
+            os.close(inner)
     try:
         bpf.pin(fd, path)
     except OSError:

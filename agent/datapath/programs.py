@@ -29,6 +29,9 @@ class ProgramType(IntEnum):
     """The kernel's enum bpf_prog_type, as far as Gatehouse uses it."""
 
     SCHED_CLS = 3
+    XDP = 6
+    CGROUP_SOCK = 9
+    CGROUP_SOCK_ADDR = 18
 
 
 class Hook(StrEnum):
@@ -41,7 +44,8 @@ class Hook(StrEnum):
 class ProgramSpec(msgspec.Struct, frozen=True):
     name: str
     type: ProgramType
-    hook: Hook
+    hook: Hook | None = None  # None: not a tc program
+    attach_type: int = 0  # the kernel's enum bpf_attach_type, where the verifier must know it
 
 
 PROGRAMS = (
@@ -135,7 +139,7 @@ def _is_usable(folder: Path, specs: tuple[ProgramSpec, ...], map_ids: frozenset[
 def _compile(source: Path, maps: Path, folder: Path, specs: tuple[ProgramSpec, ...]) -> None:
     """Run the child that imports bcc: what it costs in memory is given back when it ends."""
     command = [sys.executable, "-m", "agent.datapath.compile", str(source), str(maps), str(folder)]
-    command += [f"{spec.name}={int(spec.type)}" for spec in specs]
+    command += [f"{spec.name}={int(spec.type)}:{spec.attach_type}" for spec in specs]
     try:
         result = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=COMPILE_SECONDS, check=False

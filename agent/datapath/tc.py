@@ -66,6 +66,7 @@ class Hooks:
         self._filters = [
             _new_filter(spec.hook, programs[spec.name], f"gatehouse/{spec.name}/{programs.source_hash}")
             for spec in PROGRAMS
+            if spec.hook is not None
         ]
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)

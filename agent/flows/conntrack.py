@@ -155,16 +155,16 @@ class Sweeper:
             self._report(end)
 
     def _is_forgotten(self, key: Any, entry: Any, forget: Forget) -> bool:
-        ends = (key.source, key.destination, entry.nat_address)
+        ends = (key.source, key.destination, entry.after_source, entry.after_destination)
         if any(entry.created_ns <= forget.addresses.get(address, -1) for address in ends):
             return True
         if key.protocol != UDP or not entry.flags & self._service:
             return False
-        translated = entry.nat_address, entry.nat_port_be
         if entry.flags & self._reply:
-            frontend, backend = translated, (key.source, key.source_port_be)
+            frontend, backend = (entry.after_source, entry.after_source_port_be), (key.source, key.source_port_be)
         else:
-            frontend, backend = (key.destination, key.destination_port_be), translated
+            frontend = (key.destination, key.destination_port_be)
+            backend = (entry.after_destination, entry.after_destination_port_be)
         keep, until_ns = forget.frontends.get(frontend, (frozenset(), -1))
         return backend not in keep and entry.created_ns <= until_ns
 

@@ -8,33 +8,27 @@ from __future__ import annotations
 from typing import Any
 
 from agent.datapath.abi import Abi
-from policies.address import V4_MAPPED, is_v4
 
 
 class Pairs:
     def __init__(self, abi: Abi) -> None:
         constants = abi.constants
         self._service, self._reply = constants.CT_SERVICE, constants.CT_REPLY
-        self._hairpin, self._ended = constants.CT_HAIRPIN, constants.CT_ENDED
+        self._ended = constants.CT_ENDED
         self._no_rule, self._end = constants.RULE_NONE, constants.EVENT_END
         self._from_pod, self._to_pod = constants.HOOK_FROM_POD, constants.HOOK_TO_POD
         self._tuple = abi.records["tuple"]
         self._event = abi.records["event"]
-        self._hairpin_v4 = V4_MAPPED + abi.byte_strings["HAIRPIN_V4_BE_BYTES"]
-        self._hairpin_v6 = abi.byte_strings["HAIRPIN_V6_BE_BYTES"]
 
     def partner(self, key: Any, entry: Any) -> bytes:
         """The key of the flow's other entry."""
-        source, destination, source_port_be, destination_port_be, protocol = key
-        if not entry.flags & self._service:
-            return self._tuple.pack_values(destination, source, destination_port_be, source_port_be, protocol)
-        hairpin = entry.flags & self._hairpin
-        if entry.flags & self._reply:
-            target = source if hairpin else destination
-            return self._tuple.pack_values(target, entry.nat_address, destination_port_be, entry.nat_port_be, protocol)
-        if hairpin:
-            source = self._hairpin_v4 if is_v4(source) else self._hairpin_v6
-        return self._tuple.pack_values(entry.nat_address, source, entry.nat_port_be, source_port_be, protocol)
+        return self._tuple.pack_values(
+            entry.after_destination,
+            entry.after_source,
+            entry.after_destination_port_be,
+            entry.after_source_port_be,
+            key.protocol,
+        )
 
     def is_live(self, entry: Any, partner: Any | None, now_ns: int) -> bool:
         """Expiry is the later of the two entries'; entries made at different times belong to different flows."""
@@ -51,10 +45,8 @@ class Pairs:
         forward = self._tuple.unpack(self.partner(key, entry)) if is_reply else key
         if is_reply:  # who answers is who was reached
             destination, destination_port_be = key.source, key.source_port_be
-        elif is_service:
-            destination, destination_port_be = entry.nat_address, entry.nat_port_be
         else:
-            destination, destination_port_be = key.destination, key.destination_port_be
+            destination, destination_port_be = entry.after_destination, entry.after_destination_port_be
         judged_egress = entry.rule_egress != self._no_rule
         return self._event.pack(
             time_ns=now_ns,

@@ -85,7 +85,7 @@ class _Reader:
         state = self._plan.state
         for key, value in state.tables[SERVICES].items():
             fields, target = SERVICE_KEY.unpack(key), SERVICE_VALUE.unpack(value)
-            members = backends(state.blocks[POOLS][target.pool]) if target.count else []
+            members = backends(state.blocks[POOLS][target.pool_inside]) if target.count_inside else []
             protocol = Protocol.BY_NUMBER[fields.protocol]
             where = _address_port(fields.address, abi.be16(fields.port_be))
             out[f"{where}/{protocol}"] = [_address_port(address, port) for address, port in members]

@@ -98,7 +98,7 @@ def service(world: World, ref: ObjectRef) -> Part:
 
 def _frontend(block: Block | None) -> bytes:
     number, count = (0, 0) if block is None else (block.id, sum(1 for _ in block.entries()))
-    return SERVICE_VALUE.pack_values(number, count, NUMBERS.SERVICE_CLUSTER_IP)
+    return SERVICE_VALUE.pack_values(number, number, 0, 0, count, count, 0, NUMBERS.SERVICE_CLUSTER_IP)
 
 
 def backends(slices: Iterable[EndpointSlice], port: ServicePort) -> list[tuple[bytes, int]]:

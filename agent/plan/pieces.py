@@ -91,7 +91,7 @@ def _services(changes: Changes, wanted: State) -> Iterator[Changes]:
         piece = Changes()
         piece.tables[SERVICES][key] = value
         if value is not None:
-            _take_blocks(piece, wanted, POOLS, {SERVICE_VALUE.unpack_values(value)[0]})
+            _take_blocks(piece, wanted, POOLS, {SERVICE_VALUE.unpack(value).pool_inside})
         yield piece
 
 

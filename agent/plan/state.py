@@ -63,9 +63,9 @@ class Uses:
     def count(self, table: str, value: bytes, step: int) -> None:
         """One entry more (step 1) or less (-1) with this value."""
         if table == SERVICES:
-            pool, backends, _ = SERVICE_VALUE.unpack_values(value)
-            if backends:
-                _count(self.blocks[POOLS], pool, step)
+            frontend = SERVICE_VALUE.unpack(value)
+            if frontend.count_inside:
+                _count(self.blocks[POOLS], frontend.pool_inside, step)
         elif table == IPCACHE:
             _count(self.classes, ipcache_class(value), step)
         else:

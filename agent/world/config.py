@@ -7,6 +7,18 @@ import msgspec
 from policies.address import Prefix
 
 
+class ServiceConfig(msgspec.Struct, frozen=True):
+    """What this node makes of services. `node_ports`: first and last of the range, as is Config's."""
+
+    node_ports: tuple[int, int] = (30000, 32767)
+    node_port_addresses: tuple[Prefix, ...] = ()  # () for every address of the node
+    external_ips: bool = False  # spec.externalIPs are obeyed (CVE-2020-8554)
+    algorithm: str = "random"  # random | maglev
+    maglev_size: int = 16381
+    seed: int = 0  # of Maglev tables; the same on every node
+    forwarding: str = "snat"  # snat | dsr | hybrid (TCP by DSR, UDP by SNAT)
+
+
 class NodeConfig(msgspec.Struct, frozen=True):
     """At most one block a family in `pod_cidrs` and `service_cidrs`. For label patterns see LabelFilter."""
 
@@ -16,6 +28,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     addresses: tuple[bytes, ...] = ()
     labels_include: tuple[str, ...] = ()
     labels_exclude: tuple[str, ...] = ()
+    zone: str = ""  # topology.kubernetes.io/zone of this node
+    services: ServiceConfig = ServiceConfig()
     implicit_namespaces: bool = True
     """A namespace that no manifest declares has the label kubernetes.io/metadata.name once it has a pod. False, where
     an API server declares every namespace: until it does, no namespaceSelector matches its pods."""

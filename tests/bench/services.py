@@ -81,4 +81,4 @@ def key(number: int) -> bytes:
 
 def backends(services: Map, frontend: bytes) -> int:
     value = services.lookup(frontend)
-    return 0 if value is None else int(VALUE.unpack(value).count)
+    return 0 if value is None else int(VALUE.unpack(value).count_inside)

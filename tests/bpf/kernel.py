@@ -30,6 +30,11 @@ SIZES = {
     "conntrack_host": 1024,  # a small LRU map forgets early on older kernels
     "fragments": 1024,
     "services": 64,
+    "members": 64,
+    "affinity": 64,
+    "source_ranges": 64,
+    "nat": 64,
+    "maglev": 16,
     "backends": 64,
     "events": 16384,
 }
@@ -235,7 +240,10 @@ class Kernel:
                 key, self.pack("backend_value", address=self.address(name), port_be=be16(backend_port))
             )
         key = self.pack("service_key", address=self.address(frontend), port_be=be16(port), protocol=protocol)
-        value = self.pack("service_value", pool=pool, count=len(backends), flags=1)
+        count = len(backends)
+        value = self.pack(
+            "service_value", pool_inside=pool, pool_outside=pool, count_inside=count, count_outside=count, flags=1
+        )
         self.maps["services"].update(key, value)
 
     def raise_epoch(self) -> None:

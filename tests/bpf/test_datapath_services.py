@@ -40,7 +40,7 @@ from table import (
     stopped,
 )
 
-CT_REPLY, CT_SERVICE, CT_HAIRPIN, CT_ESTABLISHED, CT_LOCAL = 1, 2, 4, 8, 128
+CT_REPLY, CT_SERVICE, CT_SOURCE, CT_ESTABLISHED, CT_LOCAL = 1, 2, 4, 8, 128
 
 WEB, WEB_B = tcp("a", "web", 1000, 80, "S"), tcp("a", "b", 1000, 8080, "S")
 BACK, BACK_WEB = tcp("b", "a", 8080, 1000, "SA"), tcp("web", "a", 80, 1000, "SA")
@@ -237,8 +237,8 @@ CASES: list[Case] = [
             policy("a", "egress", ANY, CLOSED),
             new("a", SELF, "a", SELF_IN, source="a", destination="a", service="web", rule_egress="RULE_SELF",
                 rule_ingress="RULE_SELF"),
-            entry(SELF, flags=CT_SERVICE | CT_HAIRPIN | CT_LOCAL),
-            entry(SELF_BACK, flags=CT_SERVICE | CT_HAIRPIN | CT_LOCAL | CT_REPLY),
+            entry(SELF, flags=CT_SERVICE | CT_SOURCE | CT_LOCAL),
+            entry(SELF_BACK, flags=CT_SERVICE | CT_SOURCE | CT_LOCAL | CT_REPLY),
             sent("a", SELF_BACK, "a", SELF_BACK_IN),
             sent("a", tcp("a", "web", 1000, 80), "a", tcp("hairpin", "a", 1000, 8080)),
             epoch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,9 +23,10 @@ def _questions() -> dict[str, tuple[str, int]]:
         questions[f"alignof {record.name}"] = (f"_Alignof(struct {record.name})", record.align)
         for field in record.fields:
             if not field.is_padding:
-                member = f"{record.name}, {field.name}"
+                name = re.sub("^after_", "after.", field.name)  # a struct tuple inside
+                member = f"{record.name}, {name}"
                 questions[f"offset {member}"] = (f"offsetof(struct {member})", field.offset)
-                questions[f"size {member}"] = (f"sizeof(((struct {record.name} *)0)->{field.name})", field.size)
+                questions[f"size {member}"] = (f"sizeof(((struct {record.name} *)0)->{name})", field.size)
     for name, value in abi.constants.items():
         questions[name] = (f"(unsigned long long){name}", value)
     for spec in abi.maps.values():

@@ -21,7 +21,7 @@ class Step(msgspec.Struct, frozen=True):
 
 def services(*ports: int) -> dict[bytes, bytes]:
     key, value = ABI.records["service_key"], ABI.records["service_value"]
-    return {key.pack(port_be=port, protocol=6): value.pack(pool=port) for port in ports}
+    return {key.pack(port_be=port, protocol=6): value.pack(pool_inside=port) for port in ports}
 
 
 def backends(*pools: int) -> dict[bytes, bytes]:

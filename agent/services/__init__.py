@@ -1,0 +1,1 @@
+"""Services: what frontends there are and which backends serve whom. Pure."""
