@@ -14,14 +14,16 @@ from pathlib import Path
 import rig
 
 from agent.datapath.mounts import Unmet, require_host
-from bench import memory, packets, pods, policies, roundtrips, services
+from bench import balancing, memory, packets, pods, policies, roundtrips, scale, services
 from bench.report import Figure, machine, table, write_json
 from bench.setting import Bench
 
 MEASURES: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "roundtrips": roundtrips.measure,
+    "balancing": balancing.measure,
     "packets": packets.measure,
     "services": services.measure,
+    "scale": scale.measure,
     "memory": memory.measure,
     "policies": policies.measure,
     "pods": pods.measure,

@@ -7,7 +7,8 @@ identity of its own, are on other nodes, in 49 namespaces. 4 in 100 policies are
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import rig
@@ -21,6 +22,7 @@ SERVICES = 10_000
 BACKENDS = 5
 NAMESPACES = 49
 IN_A_FILE = 500
+SLICE_FILE = "slice-0.json"
 
 POD_CIDRS = "10.244.0.0/16,fd00:10:244::/64"
 SERVICE_CIDRS = "10.96.0.0/12,fd00:10:96::/112"
@@ -38,17 +40,24 @@ def large() -> Iterator[tuple[str, Document]]:
     yield from load_balancing()
 
 
-def load_balancing() -> Iterator[tuple[str, Document]]:
+def load_balancing(services: int = SERVICES, backends: int = BACKENDS) -> Iterator[tuple[str, Document]]:
     """Services and their slices; one slice is in a file of its own, to be changed."""
-    yield from files("services", "Service", [service(number) for number in range(SERVICES)])
-    yield from files("slices", "EndpointSlice", [endpoint_slice(number) for number in range(1, SERVICES)])
-    yield "slice-0.json", endpoint_slice(0)
+    yield from files("services", "Service", map(service, range(services)))
+    yield from files(
+        "slices", "EndpointSlice", (endpoint_slice(number, backends=backends) for number in range(1, services))
+    )
+    yield SLICE_FILE, endpoint_slice(0, backends=backends)
 
 
-def files(name: str, kind: str, documents: list[Document]) -> Iterator[tuple[str, Document]]:
-    for start in range(0, len(documents), IN_A_FILE):
-        items = documents[start : start + IN_A_FILE]
-        yield f"{name}-{start}.json", {"apiVersion": "v1", "kind": f"{kind}List", "items": items}
+def files(name: str, kind: str, documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
+    for number, items in enumerate(batched(documents, IN_A_FILE)):
+        yield f"{name}-{number}.json", {"apiVersion": "v1", "kind": f"{kind}List", "items": items}
+
+
+def batched(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    remaining = iter(documents)
+    while batch := list(islice(remaining, size)):
+        yield batch
 
 
 def namespaces() -> list[Document]:
@@ -178,11 +187,11 @@ def service(number: int) -> Document:
     }
 
 
-def endpoint_slice(number: int, version: int = 0) -> Document:
-    """No two services have the same backends. Another version has another last one."""
+def endpoint_slice(number: int, version: int = 0, backends: int = BACKENDS) -> Document:
+    """Few services have the same backends. Another version has another last one."""
     stride = 1 + number // REMOTE_PODS
     first = number * 7
-    members = [*(first + place * stride for place in range(BACKENDS - 1)), first + BACKENDS * stride + version]
+    members = [*(first + place * stride for place in range(backends - 1)), first + backends * stride + version]
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",

@@ -2,7 +2,9 @@
 // Request/response over TCP, one byte each way, as plain as it gets: what is measured is the path, not the program.
 //
 //   rr server PORT                           serves one connection at a time until killed
-//   rr client ADDRESS PORT COUNT rr|crr      rr: COUNT exchanges on one connection; crr: each on a connection of its own
+//   rr client ADDRESS PORT COUNT rr|crr|connect
+//                                            rr: COUNT exchanges on one connection; crr: each on a connection of its own;
+//                                            connect: connections without an exchange, connect() alone is timed
 //
 // The client prints the sorted quantiles in nanoseconds: "p50 p90 p99 mean".
 #define _GNU_SOURCE
@@ -88,7 +90,7 @@ static int ascending(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-static void measure(const char *address, int port, int count, int per_connection)
+static void measure(const char *address, int port, int count, int per_connection, int exchanges)
 {
 	struct sockaddr_in6 to = { .sin6_family = AF_INET6, .sin6_port = htons(port) };
 	char mapped[INET6_ADDRSTRLEN + 8];
@@ -105,10 +107,14 @@ static void measure(const char *address, int port, int count, int per_connection
 
 		if (per_connection)
 			fd = dial(&to);
-		exchange(fd);
-		if (per_connection)
-			close(fd);
+		if (exchanges) {
+			exchange(fd);
+			if (per_connection)
+				close(fd);
+		}
 		took[i] = now_ns() - start;
+		if (!exchanges)
+			close(fd);
 		sum += took[i];
 	}
 	qsort(took, count, sizeof(*took), ascending);
@@ -120,8 +126,8 @@ int main(int argc, char **argv)
 	if (argc == 3 && !strcmp(argv[1], "server"))
 		serve(atoi(argv[2]));
 	else if (argc == 6 && !strcmp(argv[1], "client"))
-		measure(argv[2], atoi(argv[3]), atoi(argv[4]), !strcmp(argv[5], "crr"));
+		measure(argv[2], atoi(argv[3]), atoi(argv[4]), strcmp(argv[5], "rr"), strcmp(argv[5], "connect"));
 	else
-		return fprintf(stderr, "usage: rr server PORT | rr client ADDRESS PORT COUNT rr|crr\n"), 2;
+		return fprintf(stderr, "usage: rr server PORT | rr client ADDRESS PORT COUNT rr|crr|connect\n"), 2;
 	return 0;
 }
