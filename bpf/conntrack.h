@@ -7,8 +7,6 @@
 
 #define EEXIST 17
 
-#define CT_TRANSLATED (CT_SERVICE | CT_SOURCE)
-
 /* Flows the node originates have a map of their own (`host`), so that no pod can use up the node's room. */
 INLINE struct conntrack *conntrack_at(const struct tuple *key, bool host)
 {

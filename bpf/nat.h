@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Rewriting p->tuple to p->after, checksums included. */
+/* Rewriting p->tuple to p->after, checksums included: addresses, ports, and of ICMP the id of an echo. */
 #ifndef GATEHOUSE_NAT_H
 #define GATEHOUSE_NAT_H
 
@@ -11,6 +11,7 @@
 #define ICMP_CHECKSUM_AT 2
 #define UDP_CHECKSUM_AT 6
 #define TCP_CHECKSUM_AT 16
+#define ICMP_ID_AT 4
 
 #define ADDRESSES_SIZE 32       /* of struct tuple, source and destination */
 #define PORTS_SIZE 4
@@ -47,9 +48,36 @@ INLINE bool store_addresses(struct __sk_buff *skb, __u32 at, bool ipv6, const st
 	       bpf_skb_store_bytes(skb, at + IPV4_ADDRESSES_AT, ipv4, sizeof(ipv4), 0);
 }
 
-INLINE bool store_ports(struct __sk_buff *skb, __u32 l4, const struct tuple *t)
+/* Of ICMP: whichever of the two is the id; the other is 0. */
+INLINE __u16 icmp_id_be(const struct tuple *t)
 {
-	return bpf_skb_store_bytes(skb, l4, (void *)&t->source_port_be, PORTS_SIZE, 0);
+	return t->source_port_be | t->destination_port_be;
+}
+
+INLINE bool is_icmp(const struct packet *p)
+{
+	return p->tuple.protocol == (p->ipv6 ? PROTO_ICMPV6 : PROTO_ICMP);
+}
+
+/* Ports, or the id of an echo, of `t` into the transport header at `l4`. */
+INLINE bool store_ports(struct __sk_buff *skb, const struct packet *p, __u32 l4, const struct tuple *t)
+{
+	__u16 id_be = icmp_id_be(t);
+
+	if (has_ports(p->tuple.protocol))
+		return bpf_skb_store_bytes(skb, l4, (void *)&t->source_port_be, PORTS_SIZE, 0);
+	if (!is_icmp(p) || id_be == icmp_id_be(&p->tuple)) /* other messages may have something else there */
+		return false;
+	return bpf_skb_store_bytes(skb, l4 + ICMP_ID_AT, &id_be, sizeof(id_be), 0);
+}
+
+/* Where the checksum stands in the transport header; 0: there is none to change. SCTP's covers no addresses and cannot
+ * be updated in part: its ports are never translated. */
+INLINE __u32 checksum_at(const struct packet *p)
+{
+	__u8 protocol = p->tuple.protocol;
+
+	return protocol == PROTO_TCP ? TCP_CHECKSUM_AT : protocol == PROTO_UDP ? UDP_CHECKSUM_AT : is_icmp(p) ? ICMP_CHECKSUM_AT : 0;
 }
 
 /* Addresses and ports of a plain packet, where parse_plain found them. */
@@ -79,18 +107,16 @@ INLINE bool store_plain(struct __sk_buff *skb, const struct packet *p, __u32 dif
 	return false;
 }
 
-/* SCTP's checksum covers no addresses and cannot be updated in part: its ports are never translated. */
 INLINE bool rewrite_l4_checksum(struct __sk_buff *skb, const struct packet *p, __u32 addresses)
 {
-	__u8 protocol = p->tuple.protocol;
-	__u32 flags = protocol == PROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
-	__u32 at = p->outer.l4 + (protocol == PROTO_UDP ? UDP_CHECKSUM_AT : TCP_CHECKSUM_AT);
-	__u32 ports = ports_difference(&p->tuple, &p->after);
+	__u32 at = checksum_at(p), ports = ports_difference(&p->tuple, &p->after);
+	__u32 flags = at == UDP_CHECKSUM_AT ? BPF_F_MARK_MANGLED_0 : 0;
 
-	if (protocol == PROTO_SCTP)
+	if (!at)
 		return false;
-	return bpf_l4_csum_replace(skb, at, 0, addresses, flags | BPF_F_PSEUDO_HDR) ||
-	       (ports && ports != 0xffffffff && bpf_l4_csum_replace(skb, at, 0, ports, flags));
+	return (p->tuple.protocol != PROTO_ICMP &&
+		bpf_l4_csum_replace(skb, p->outer.l4 + at, 0, addresses, flags | BPF_F_PSEUDO_HDR)) ||
+	       (ports && ports != 0xffffffff && bpf_l4_csum_replace(skb, p->outer.l4 + at, 0, ports, flags));
 }
 
 INLINE enum drop_reason rewrite(struct __sk_buff *skb, struct packet *p)
@@ -105,22 +131,24 @@ INLINE enum drop_reason rewrite(struct __sk_buff *skb, struct packet *p)
 	else if (p->is_plain)
 		failed = store_plain(skb, p, addresses);
 	else
-		failed = store_addresses(skb, p->outer.at, p->ipv6, &p->after, addresses) || store_ports(skb, p->outer.l4, &p->after);
+		failed = store_addresses(skb, p->outer.at, p->ipv6, &p->after, addresses) ||
+			 store_ports(skb, p, p->outer.l4, &p->after);
 	return failed ? DROP_TRANSLATION : DROP_NONE;
 }
 
 /* The checksum of the quoted packet's own payload protocol, where enough of it is quoted. `icmp` is where the ICMP
  * checksum stands, which covers it. */
-INLINE bool rewrite_quoted_checksum(struct __sk_buff *skb, const struct packet *p, __u32 icmp, __u32 difference)
+INLINE bool rewrite_quoted_checksum(struct __sk_buff *skb, const struct packet *p, __u32 icmp, __u32 addresses,
+				    __u32 ports)
 {
-	__u8 protocol = p->tuple.protocol;
-	__u32 at = p->inner.l4 + (protocol == PROTO_UDP ? UDP_CHECKSUM_AT : TCP_CHECKSUM_AT);
+	__u32 in_header = checksum_at(p), at = p->inner.l4 + in_header;
+	__u32 change = p->tuple.protocol == PROTO_ICMP ? ports : fold_to_32((__u64)addresses + ports);
 	__u16 before, after;
 
-	if (protocol == PROTO_SCTP || at + sizeof(before) > p->inner.end)
+	if (!in_header || at + sizeof(before) > p->inner.end)
 		return false;
 	return bpf_skb_load_bytes(skb, at, &before, sizeof(before)) ||
-	       bpf_l4_csum_replace(skb, at, 0, difference, protocol == PROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0) ||
+	       bpf_l4_csum_replace(skb, at, 0, change, in_header == UDP_CHECKSUM_AT ? BPF_F_MARK_MANGLED_0 : 0) ||
 	       bpf_skb_load_bytes(skb, at, &after, sizeof(after)) ||
 	       bpf_l4_csum_replace(skb, icmp, before, after, sizeof(before));
 }
@@ -138,8 +166,8 @@ INLINE enum drop_reason rewrite_error(struct __sk_buff *skb, struct packet *p)
 	ports = ports_difference(&p->other, &p->answer);
 	if (store_addresses(skb, p->inner.at, p->ipv6, &p->answer, addresses) ||
 	    (p->ipv6 && bpf_l4_csum_replace(skb, icmp, 0, addresses, 0)) || /* IPv4: its header's checksum makes up for it */
-	    store_ports(skb, p->inner.l4, &p->answer) || bpf_l4_csum_replace(skb, icmp, 0, ports, 0) ||
-	    rewrite_quoted_checksum(skb, p, icmp, fold_to_32((__u64)addresses + ports)))
+	    store_ports(skb, p, p->inner.l4, &p->answer) || bpf_l4_csum_replace(skb, icmp, 0, ports, 0) ||
+	    rewrite_quoted_checksum(skb, p, icmp, addresses, ports))
 		return DROP_TRANSLATION;
 
 	copy_address(&p->other.source, &p->outer.source);
@@ -154,9 +182,10 @@ INLINE enum drop_reason rewrite_error(struct __sk_buff *skb, struct packet *p)
 	return DROP_NONE;
 }
 
+/* Only where p->flags say so (CT_TRANSLATED). */
 INLINE enum drop_reason translate(struct __sk_buff *skb, struct packet *p)
 {
-	if (!(p->flags & (CT_SERVICE | CT_SOURCE)))
+	if (!(p->flags & CT_TRANSLATED))
 		return DROP_NONE;
 	return p->is_error ? rewrite_error(skb, p) : rewrite(skb, p);
 }

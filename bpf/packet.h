@@ -29,6 +29,8 @@
 #define TCP_RST 4
 #define TCP_ACK 16
 
+#define CT_TRANSLATED (CT_SERVICE | CT_SOURCE)
+
 #define QUOTE_MAX 128           /* of a refused packet, in the ICMP message that says so */
 
 struct ethernet_addresses { __u8 destination[6]; __u8 source[6]; };

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Telling a pod at once that nobody is there: its packet becomes an answer from the address it asked for, an RST
- * (RFC 9293) or an ICMP "port unreachable" (RFC 792, RFC 4443). */
+/* Telling a sender at once that its packet goes nowhere: it becomes an answer from the address that was asked, and leaves by
+ * the Ethernet device it came from. An RST (RFC 9293), or an ICMP error (RFC 792, RFC 4443). For tc ingress hooks; the packet
+ * must be as it came. */
 #ifndef GATEHOUSE_REFUSE_H
 #define GATEHOUSE_REFUSE_H
 
@@ -88,6 +89,12 @@ INLINE bool turn_back(struct __sk_buff *skb, const struct packet *p, __u8 protoc
 	       (p->ipv6 ? store_ipv6_header(skb, p, protocol, size) : store_ipv4_header(skb, p, protocol, size));
 }
 
+/* A pod's device leads to the pod past the program at its way out, which would take the answer for a spoofed one. */
+INLINE int send_back(struct __sk_buff *skb, const struct packet *p)
+{
+	return p->hook == HOOK_FROM_POD ? bpf_redirect_peer(skb->ifindex, 0) : bpf_redirect(skb->ifindex, 0);
+}
+
 /* RFC 9293, 3.10.7.1. A SYN's data need not be acknowledged. An ICMP error would not do: Linux takes an ICMPv6 error that
  * comes while connect() is still sending for a passing one, and tries again a second later. */
 INLINE int refuse_tcp(struct __sk_buff *skb, const struct packet *p)
@@ -109,11 +116,12 @@ INLINE int refuse_tcp(struct __sk_buff *skb, const struct packet *p)
 	goes.checksum = fold(bpf_csum_diff(NULL, 0, &goes, sizeof(goes), pseudo_header_sum(p, PROTO_TCP, sizeof(goes))));
 	if (turn_back(skb, p, PROTO_TCP, sizeof(goes)) || bpf_skb_store_bytes(skb, at, &goes, sizeof(goes), 0))
 		return DROP;
-	return bpf_redirect_peer(skb->ifindex, 0);
+	return send_back(skb, p);
 }
 
-/* Quotes all up to the first 8 bytes of the transport header, which is what a socket is found by. */
-INLINE int refuse_by_icmp(struct __sk_buff *skb, struct packet *p)
+/* Quotes all up to the first 8 bytes of the transport header, which is what a socket is found by. `mtu`: what the second
+ * word of the message says, 0 but for packets that are too big. */
+INLINE int answer_by_icmp(struct __sk_buff *skb, struct packet *p, __u8 type, __u8 code, __u32 mtu)
 {
 	__u64 quoted = p->outer.l4 + 8 - ETHERNET_SIZE;
 	__u32 ip_size = p->ipv6 ? IPV6_SIZE : IPV4_SIZE;
@@ -130,15 +138,28 @@ INLINE int refuse_by_icmp(struct __sk_buff *skb, struct packet *p)
 	asm volatile("" : "+r"(quoted));
 	size = ICMP_SIZE + quoted;
 	*(word *)p->message = 0;
-	p->message[0] = p->ipv6 ? 1 : 3;
-	p->message[1] = p->ipv6 ? 4 : 3;
+	*(half *)&p->message[4] = bpf_htonl(mtu);
+	p->message[0] = type;
+	p->message[1] = code;
 	if (bpf_skb_load_bytes(skb, ETHERNET_SIZE, p->message + ICMP_SIZE, quoted))
 		return DROP;
 	*(__u16 *)&p->message[2] =
 		fold(bpf_csum_diff(NULL, 0, p->message, size, p->ipv6 ? pseudo_header_sum(p, protocol, size) : 0));
 	if (turn_back(skb, p, protocol, size) || bpf_skb_store_bytes(skb, ETHERNET_SIZE + ip_size, p->message, size, 0))
 		return DROP;
-	return bpf_redirect_peer(skb->ifindex, 0);
+	return send_back(skb, p);
+}
+
+/* Nobody is there: port unreachable. */
+INLINE int refuse_by_icmp(struct __sk_buff *skb, struct packet *p)
+{
+	return answer_by_icmp(skb, p, p->ipv6 ? 1 : 3, p->ipv6 ? 4 : 3, 0);
+}
+
+/* RFC 1191, RFC 8201: what the sender should have sent. Also about a later fragment, but then nobody heeds it. */
+INLINE int refuse_too_big(struct __sk_buff *skb, struct packet *p, __u16 mtu)
+{
+	return answer_by_icmp(skb, p, p->ipv6 ? 2 : 3, p->ipv6 ? 0 : 4, mtu);
 }
 
 /* What stands behind options or extension headers cannot be cut short while its checksum is left to the device. */
