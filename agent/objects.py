@@ -45,6 +45,7 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
     containers: tuple[Container, ...] = ()
     restart_always: bool = True
     ready: bool = True  # status.conditions Ready; true where there is no status
+    terminating: bool = False  # metadata.deletionTimestamp is set
 
 
 class ServicePort(msgspec.Struct, frozen=True, gc=False):
@@ -82,7 +83,7 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     families: tuple[str, ...] = ()  # spec.ipFamilies: "IPv4", "IPv6"; () for what the cluster has
     publish_not_ready: bool = False
     exposure: Exposure = Exposure()
-    proxied: bool = True  # false: service.kubernetes.io/service-proxy-name names another proxy
+    proxied: bool = True  # false: labelled service.kubernetes.io/service-proxy-name or headless, so not ours to serve
 
 
 class SlicePort(msgspec.Struct, frozen=True, order=True, gc=False):
@@ -109,6 +110,7 @@ class EndpointSlice(msgspec.Struct, frozen=True, gc=False):
     service: str  # label kubernetes.io/service-name
     ports: tuple[SlicePort, ...]
     endpoints: tuple[SliceEndpoint, ...]
+    proxied: bool = True  # as that of a Service
 
 
 class Interface(msgspec.Struct, frozen=True):
@@ -119,6 +121,7 @@ class Interface(msgspec.Struct, frozen=True):
     mac: bytes  # of the pod's side
     host_mac: bytes
     netns: str  # path
+    netns_cookie: int = 0  # the kernel's number of that namespace; 0: not known
 
 
 Object = Namespace | Pod | Service | EndpointSlice | Policy
