@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from frames import Packet, host_mac, pod_mac
-from kernel import INTERFACES, Kernel
+from kernel import INTERFACES, TOWARDS_NODE, Kernel
 
 from agent.datapath.testrun import Action
 
@@ -54,7 +54,7 @@ class Step:
         if self.to != STACK:
             return packet.encode(kernel.family, pod_mac(self.to), host_mac(self.to))
         macs = host_mac(self.pod), pod_mac(self.pod)
-        return packet.encode(kernel.family, *(macs if self.program == "from_pod" else reversed(macs)))
+        return packet.encode(kernel.family, *(macs if self.program in TOWARDS_NODE else reversed(macs)))
 
     def _check_events(self, kernel: Kernel, events: Sequence[Any], summary: str) -> None:
         assert len(events) == len(self.events), summary
