@@ -18,7 +18,7 @@ from agent.datapath import abi
 from agent.datapath.bpf import BpfError
 from agent.datapath.maps import MapMismatch, Maps
 from agent.datapath.mounts import BPFFS, Unmet, ensure_cgroup2, is_mounted
-from agent.datapath.programs import CompileFailed, ensure_loaded
+from agent.datapath.programs import PODS, CompileFailed, load_units
 from agent.endpoints import namespaces, node
 from agent.endpoints.node import NodeRefused
 from agent.instance import Instance
@@ -79,8 +79,10 @@ async def _run(config: Config, instance: Instance) -> None:
     pins = instance.pins
     with Maps.open_or_create(pins.maps, config.map_sizes) as maps:
         maps["config"].update(bytes(4), _timeouts(config))
-        with ensure_loaded(maps, pins) as programs:
-            await Agent(config, instance, facts, maps, programs).run(stopping)
+        with load_units(maps, pins, [PODS]) as loaded:
+            if (failure := loaded.failures.get(PODS.name)) is not None:
+                raise failure
+            await Agent(config, instance, facts, maps, loaded).run(stopping)
 
 
 def _node(config: Config, instance: Instance) -> NodeConfig:

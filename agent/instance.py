@@ -6,7 +6,7 @@ A note under /run/gatehouse says which state directories there are, so that `gat
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from agent.config import Config
@@ -34,9 +34,9 @@ class Instance:
         """Mounts bpffs where it is not mounted. Raises mounts.Unmet."""
         return Pins.of(self.name)
 
-    def remove_other_pins(self, source_hash: str) -> None:
-        """Pins of earlier versions, once nothing that stays uses them."""
-        self.pins.remove_others([self.pins.maps, self.pins.programs(source_hash)])
+    def remove_other_pins(self, source_hashes: Iterable[str]) -> None:
+        """Pins of earlier versions, and of units that are not used any more, once nothing that stays needs them."""
+        self.pins.remove_others([self.pins.maps, *map(self.pins.programs, source_hashes)])
 
     def flows_command(self, config: Config) -> list[str]:
         options = {

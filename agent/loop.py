@@ -19,7 +19,7 @@ from agent.api.protocol import ApiError
 from agent.api.server import serve
 from agent.config import Config
 from agent.datapath.maps import Maps
-from agent.datapath.programs import Programs
+from agent.datapath.programs import PODS, Loaded
 from agent.datapath.tc import Hooks
 from agent.endpoints.endpoints import Adopted, Endpoints
 from agent.handlers import Handlers
@@ -49,11 +49,12 @@ log = logs.get("agent")
 class Agent:
     """Over open maps and loaded programs, in the node's network namespace. `phase`: as StatusView.state."""
 
-    def __init__(self, config: Config, instance: Instance, node: NodeConfig, maps: Maps, programs: Programs) -> None:
+    def __init__(self, config: Config, instance: Instance, node: NodeConfig, maps: Maps, loaded: Loaded) -> None:
         self.config = config
         self.instance = instance
         self.maps = maps
-        self.programs = programs
+        self.loaded = loaded
+        self.programs = loaded[PODS.name]
         self.phase = "starting"
         self.notices: list[str] = []
         self.world = World(node, derive)
@@ -62,7 +63,7 @@ class Agent:
         self.turns = Turns(self.world, self.realizer, self.names, self._save, self._forget, self._retire)
         self.source = DirectorySource(Path(config.manifests), instance.last_good)
         self.endpoints = Endpoints(instance.short_name, instance.state_dir, config.mtu)
-        self.hooks = Hooks(programs)
+        self.hooks = Hooks(self.programs)
         self.pods = LocalPods(self.endpoints, self.hooks, self.turns.enforce)
         self.flows = Supervisor("flows", instance.flows_command(config), instance.flows_socket, instance.flows_log)
         self._state = StateFile(instance.state)
@@ -104,7 +105,7 @@ class Agent:
         stays = {ref: found for ref, found in adopted.items() if self._fits(ref, found)}
         writes = self.turns.start({ref: found.interface for ref, found in stays.items()})
         self._replace_programs(found.interface.index for found in stays.values())
-        self.instance.remove_other_pins(self.programs.source_hash)
+        self.instance.remove_other_pins(programs.source_hash for programs in self.loaded.values())
         self.world.release_unused()
         self._save_all()
         took_ms = round(1000 * (time.monotonic() - started))

@@ -7,7 +7,8 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum, StrEnum
 from pathlib import Path
 
@@ -34,8 +35,23 @@ class ProgramType(IntEnum):
     CGROUP_SOCK_ADDR = 18
 
 
+class AttachType(IntEnum):
+    """The kernel's enum bpf_attach_type, as far as Gatehouse uses it."""
+
+    INET4_CONNECT = 10
+    INET6_CONNECT = 11
+    UDP4_SENDMSG = 14
+    UDP6_SENDMSG = 15
+    UDP4_RECVMSG = 19
+    UDP6_RECVMSG = 20
+    INET4_GETPEERNAME = 29
+    INET6_GETPEERNAME = 30
+    INET_SOCK_RELEASE = 34
+    XDP = 37
+
+
 class Hook(StrEnum):
-    """Where on the host side of a pod's veth a program sits."""
+    """Where on a network device a tc program sits."""
 
     INGRESS = "ingress"
     EGRESS = "egress"
@@ -48,10 +64,41 @@ class ProgramSpec(msgspec.Struct, frozen=True):
     attach_type: int = 0  # the kernel's enum bpf_attach_type, where the verifier must know it
 
 
+class Unit(msgspec.Struct, frozen=True):
+    """A C file of bpf/ that is compiled and loaded by itself: one that does not load leaves the others as they are."""
+
+    name: str
+    source: str
+    programs: tuple[ProgramSpec, ...]
+
+    def without(self, kind: ProgramType) -> Unit:
+        return msgspec.structs.replace(self, programs=tuple(p for p in self.programs if p.type is not kind))
+
+
 PROGRAMS = (
     ProgramSpec("from_pod", ProgramType.SCHED_CLS, Hook.INGRESS),
     ProgramSpec("to_pod", ProgramType.SCHED_CLS, Hook.EGRESS),
 )
+NETWORK_PROGRAMS = (
+    ProgramSpec("from_network", ProgramType.SCHED_CLS, Hook.INGRESS),
+    ProgramSpec("to_network", ProgramType.SCHED_CLS, Hook.EGRESS),
+    ProgramSpec("xdp_network", ProgramType.XDP, None, AttachType.XDP),
+)
+SOCKET_PROGRAMS = (
+    ProgramSpec("connect4", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.INET4_CONNECT),
+    ProgramSpec("connect6", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.INET6_CONNECT),
+    ProgramSpec("sendmsg4", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.UDP4_SENDMSG),
+    ProgramSpec("sendmsg6", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.UDP6_SENDMSG),
+    ProgramSpec("recvmsg4", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.UDP4_RECVMSG),
+    ProgramSpec("recvmsg6", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.UDP6_RECVMSG),
+    ProgramSpec("getpeername4", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.INET4_GETPEERNAME),
+    ProgramSpec("getpeername6", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.INET6_GETPEERNAME),
+    ProgramSpec("sock_release", ProgramType.CGROUP_SOCK, None, AttachType.INET_SOCK_RELEASE),
+)
+PODS = Unit("pods", "gatehouse.c", PROGRAMS)
+NETWORK = Unit("network", "network.c", NETWORK_PROGRAMS)
+SOCKET = Unit("socket", "socket.c", SOCKET_PROGRAMS)
+UNITS = (PODS, NETWORK, SOCKET)
 
 CFLAGS = (
     *("-Xclang", "-disable-llvm-passes"),  # bcc optimizes all of it again: once is faster, and easier on the verifier
@@ -117,6 +164,62 @@ def ensure_loaded(
     return _open(folder, digest, specs)
 
 
+class Loaded(Mapping[str, Programs]):
+    """The programs of each unit, by its name; `failures`: why others have none. Closing them leaves the pins."""
+
+    def __init__(self, units: Mapping[str, Programs], failures: Mapping[str, CompileFailed]) -> None:
+        self._units = dict(units)
+        self.failures = dict(failures)
+
+    def __getitem__(self, name: str) -> Programs:
+        return self._units[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._units)
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    def of(self, unit: Unit) -> Programs:
+        """Its programs; none where it was not wanted or did not load."""
+        return self._units.get(unit.name) or Programs("", {})
+
+    def close(self) -> None:
+        for programs in self._units.values():
+            programs.close()
+
+    def __enter__(self) -> Loaded:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load_units(maps: Maps, pins: Pins, units: Sequence[Unit], folder: Path | None = None) -> Loaded:
+    """The same for several units of a folder (bpf/), compiled side by side where they must be.
+
+    A unit that does not compile is in `failures`. Raises bpf.BpfError.
+    """
+
+    def load(unit: Unit) -> Programs | CompileFailed | OSError:
+        try:
+            return ensure_loaded(maps, pins, (folder or bpf_dir()) / unit.source, unit.programs)
+        except (CompileFailed, OSError) as failure:
+            return failure
+
+    with ThreadPoolExecutor(len(units)) as threads:
+        results = dict(zip((unit.name for unit in units), threads.map(load, units), strict=True))
+    loaded = Loaded(
+        {name: result for name, result in results.items() if isinstance(result, Programs)},
+        {name: result for name, result in results.items() if isinstance(result, CompileFailed)},
+    )
+    for result in results.values():
+        if isinstance(result, OSError):
+            loaded.close()
+            raise result
+    return loaded
+
+
 def _open(folder: Path, digest: str, specs: tuple[ProgramSpec, ...]) -> Programs:
     fds: dict[str, int] = {}
     try:
@@ -177,14 +280,14 @@ def main() -> None:
     except Unmet as unmet:
         sys.exit(str(unmet))
     try:
-        with Maps.open_or_create(pins.maps) as maps, ensure_loaded(maps, pins) as programs:
+        with Maps.open_or_create(pins.maps) as maps, load_units(maps, pins, UNITS) as loaded:
             sys.stdout.write(f"{'program':<16}{'verified':>10}{'xlated bytes':>14}{'jited bytes':>14}\n")
-            for name, info in statistics(programs):
+            for name, info in (entry for programs in loaded.values() for entry in statistics(programs)):
                 sys.stdout.write(
                     f"{name:<16}{info.verified_instructions:>10}{info.xlated_bytes:>14}{info.jited_bytes:>14}\n"
                 )
-    except CompileFailed as failure:
-        sys.exit(str(failure))
+        if loaded.failures:
+            sys.exit("\n".join(map(str, loaded.failures.values())))
     finally:
         pins.remove()
 

@@ -1,4 +1,4 @@
-"""The two tc hooks of a pod's veth: programs attached, replaced atomically, listed, detached.
+"""The tc hooks of network devices: programs attached, replaced atomically, listed, detached.
 
 Speaks rtnetlink itself: attaching a pod is one send of three prepared messages (0.1 ms), where building them from
 pyroute2's objects takes 1.6 ms. Layouts: include/uapi/linux/{netlink,rtnetlink,pkt_cls}.h.
@@ -15,9 +15,11 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from agent.datapath import bpf
-from agent.datapath.programs import PROGRAMS, Hook, Programs
+from agent.datapath.programs import PROGRAMS, Hook, Programs, ProgramSpec
+from agent.endpoints.netlink import NLM_F_DUMP, NetlinkError, Request, RouteSocket
 
-_RTM_NEWQDISC, _RTM_GETQDISC, _RTM_NEWTFILTER, _RTM_DELTFILTER, _RTM_GETTFILTER = 36, 38, 44, 45, 46
+_RTM_NEWQDISC, _RTM_DELQDISC, _RTM_GETQDISC = 36, 37, 38
+_RTM_NEWTFILTER, _RTM_DELTFILTER, _RTM_GETTFILTER = 44, 45, 46
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_REPLACE, _NLM_F_EXCL, _NLM_F_CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
 _NLM_F_ACK_TLVS = 0x200
 _NLMSG_ERROR, _NLMSGERR_ATTR_MSG = 2, 1
@@ -57,17 +59,21 @@ class Filter(msgspec.Struct, frozen=True):
 
 
 class Hooks:
-    """Attaches `programs` in the network namespace this was made in. Not for use by several threads."""
+    """Attaches those of `programs` that are tc programs (`specs`), in the network namespace this was made in.
 
-    def __init__(self, programs: Programs) -> None:
+    Not for use by several threads.
+    """
+
+    def __init__(self, programs: Programs, specs: tuple[ProgramSpec, ...] = PROGRAMS) -> None:
         self._ids = {name: bpf.program_info(fd).id for name, fd in programs.items()}
         self._clsact = _clsact(_RTM_NEWQDISC, _NLM_F_CREATE | _NLM_F_EXCL)
         self._is_clsact = _clsact(_RTM_GETQDISC, 0)
         self._filters = [
             _new_filter(spec.hook, programs[spec.name], f"gatehouse/{spec.name}/{programs.source_hash}")
-            for spec in PROGRAMS
-            if spec.hook is not None
+            for spec in specs
+            if spec.hook is not None and spec.name in programs
         ]
+        self._names = {spec.name for spec in specs}
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
@@ -77,7 +83,8 @@ class Hooks:
     def attach(self, ifindex: int) -> None:
         """Both programs, on an interface's ingress and egress; what was there is replaced without a gap.
 
-        Raises TcError. An `ingress` qdisc in clsact's place is refused: it would run both programs on ingress.
+        Raises TcError. The place in the chain is that of Gatehouse: on a device of the node, which others use too, ask
+        `occupied` first. An `ingress` qdisc in clsact's place is refused: it would run both programs on ingress.
         """
         if self._transact([(self._clsact, ifindex)])[0][1] == errno.EEXIST:
             error, reason = self._transact([(self._is_clsact, ifindex)])[0][1:]
@@ -96,11 +103,22 @@ class Hooks:
                 raise TcError(error, f"detaching from interface {ifindex} failed: {reason}")
 
     def attached(self, ifindexes: Iterable[int]) -> list[Filter]:
-        """Gatehouse's filters on these interfaces. An interface that is gone has none."""
+        """Gatehouse's filters of this kind on these interfaces. An interface that is gone has none."""
+        found = (self._filter(data) for data in self._filters_at(ifindexes))
+        return [f for f in found if f and f.program in self._names]
+
+    def occupied(self, ifindex: int) -> bool:
+        """Whether somebody else's filter stands where one of these programs would."""
+        return any(
+            (found := self._filter(data)) is None or found.program not in self._names
+            for data in self._filters_at([ifindex])
+        )
+
+    def _filters_at(self, ifindexes: Iterable[int]) -> list[bytes]:
+        """What stands in Gatehouse's places."""
         messages = [_old_filter(_RTM_GETTFILTER, hook) for hook in Hook]
         requests = [(message, ifindex) for ifindex in ifindexes for message in messages]
-        found = (self._filter(data) for data, error, _ in self._transact(requests) if not error)
-        return [f for f in found if f]
+        return [data for data, error, _ in self._transact(requests) if not error]
 
     def _filter(self, data: bytes) -> Filter | None:
         _, _, ifindex, _, parent, _ = _TCMSG.unpack_from(data)
@@ -157,6 +175,20 @@ class Hooks:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def remove_empty_clsact(route: RouteSocket, ifindex: int) -> bool:
+    """Take the clsact qdisc off a device, unless there are filters on it. Whether it was there and is gone."""
+    try:
+        for parent in _PARENTS.values():
+            body = _TCMSG.pack(0, 0, ifindex, 0, parent, 0)
+            if route.request(Request(_RTM_GETTFILTER, NLM_F_DUMP, body, f"list the filters of interface {ifindex}")):
+                return False
+        body = _TCMSG.pack(0, 0, ifindex, _CLSACT_HANDLE, _CLSACT_PARENT, 0) + _attribute(_TCA_KIND, b"clsact\0")
+        route.request(Request(_RTM_DELQDISC, 0, body, f"remove clsact from interface {ifindex}"))
+    except NetlinkError:  # it has none, or is gone
+        return False
+    return True
 
 
 def _verdict(payload: bytes, flags: int) -> tuple[int, str]:
