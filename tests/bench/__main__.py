@@ -14,13 +14,14 @@ from pathlib import Path
 import rig
 
 from agent.datapath.mounts import Unmet, require_host
-from bench import balancing, memory, packets, pods, policies, roundtrips, scale, services
+from bench import balancing, memory, northsouth, packets, pods, policies, roundtrips, scale, services
 from bench.report import Figure, machine, table, write_json
 from bench.setting import Bench
 
 MEASURES: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "roundtrips": roundtrips.measure,
     "balancing": balancing.measure,
+    "northsouth": northsouth.measure,
     "packets": packets.measure,
     "services": services.measure,
     "scale": scale.measure,
