@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from agent.objects import Object, Problem
-from agent.sources import pods, schema, services
+from agent.sources import endpointslices, pods, schema, services
 from agent.sources.documents import JsonSource, YamlSource
 from agent.sources.explain import type_error
 from agent.sources.findings import Findings
@@ -206,7 +206,7 @@ _READERS: dict[str, Callable[[Written, Findings], Object]] = {
     "Namespace": lambda w, f: pods.namespace(w.source.convert(schema.NamespaceDoc), w.origin, f),
     "Pod": lambda w, f: pods.pod(w.source.convert(schema.PodDoc), w.origin, f),
     "Service": lambda w, f: services.service(w.source.convert(schema.ServiceDoc), w.origin, f),
-    "EndpointSlice": lambda w, f: services.endpoint_slice(w.source.convert(schema.EndpointSliceDoc), w.origin, f),
+    "EndpointSlice": lambda w, f: endpointslices.endpoint_slice(w.source.convert(schema.EndpointSliceDoc), w.origin, f),
 }
 VERSIONS = {
     "Namespace": "v1",

@@ -7,6 +7,7 @@ from sys import intern
 
 from agent.objects import Container, DeclaredPort, Namespace, Pod
 from agent.sources import schema
+from agent.sources.addresses import address_of
 from agent.sources.findings import (
     Findings,
     dns_label,
@@ -17,8 +18,8 @@ from agent.sources.findings import (
     protocol,
     reference,
 )
-from policies.address import V4_MAPPED, is_v4, parse_address
-from policies.model import Origin
+from policies.address import is_v4
+from policies.model import Origin, Protocol
 
 RESTART_POLICIES = ("Always", "OnFailure", "Never")
 NAME_LABEL = "kubernetes.io/metadata.name"
@@ -58,10 +59,11 @@ def pod(doc: schema.PodDoc, origin: Origin, findings: Findings) -> Pod:
         service_account=intern(spec.service_account_name or "default"),
         host_network=bool(spec.host_network),
         addresses=_addresses(status, findings),
-        ports=_ports(containers, findings),
+        ports=_ports(containers, bool(spec.host_network), findings),
         containers=_containers(containers, findings),
         restart_always=restart == "Always",
         ready=_ready(status),
+        terminating=doc.metadata.deletion_timestamp is not None,
     )
 
 
@@ -107,23 +109,40 @@ def _environment(path: str, container: schema.Container, findings: Findings) -> 
     return env
 
 
-def _ports(containers: Sequence[schema.Container], findings: Findings) -> tuple[DeclaredPort, ...]:
-    """Of all containers, in order. A name is unique within its container."""
+def _ports(containers: Sequence[schema.Container], host_network: bool, findings: Findings) -> tuple[DeclaredPort, ...]:
+    """Of all containers, in order. A name is unique within its container, a port of the host within the pod."""
     declared: list[DeclaredPort] = []
+    on_host: set[tuple[int, int, bytes]] = set()
     for c, container in enumerate(containers):
         seen: set[str] = set()
-        for p, port in enumerate(container.ports or ()):
+        for p, given in enumerate(container.ports or ()):
             path = f"spec.containers[{c}].ports[{p}]"
-            if port.name:
-                findings.check(f"{path}.name", port.name, port_name)
-                if port.name in seen:
-                    findings.error(f"{path}.name", f"two ports of the container are called {port.name!r}")
-                seen.add(port.name)
-            number = port_number(f"{path}.containerPort", port.container_port, findings)
-            declared.append(
-                DeclaredPort(intern(port.name or ""), protocol(f"{path}.protocol", port.protocol, findings), number)
-            )
+            if given.name:
+                findings.check(f"{path}.name", given.name, port_name)
+                if given.name in seen:
+                    findings.error(f"{path}.name", f"two ports of the container are called {given.name!r}")
+                seen.add(given.name)
+            port = _port(path, given, host_network, findings)
+            taken = (port.protocol, port.host_port, port.host_address)
+            if port.host_port and taken in on_host:
+                name = Protocol.BY_NUMBER.get(port.protocol, "")
+                findings.error(f"{path}.hostPort", f"{name} port {port.host_port} is given twice")
+            on_host.add(taken)
+            declared.append(port)
     return tuple(declared)
+
+
+def _port(path: str, given: schema.ContainerPort, host_network: bool, findings: Findings) -> DeclaredPort:
+    """A pod in the host's network has its ports there anyway: it needs none forwarded."""
+    number = port_number(f"{path}.containerPort", given.container_port, findings)
+    kind = protocol(f"{path}.protocol", given.protocol, findings)
+    host_port = port_number(f"{path}.hostPort", given.host_port, findings) if given.host_port else 0
+    host_address = address_of(f"{path}.hostIP", given.host_ip, findings) or b"" if given.host_ip else b""
+    if host_network:
+        if host_port not in (0, number):
+            findings.error(f"{path}.hostPort", f"must be containerPort, {number}, where the pod has hostNetwork")
+        host_port, host_address = 0, b""
+    return DeclaredPort(intern(given.name or ""), kind, number, host_port, host_address)
 
 
 def _addresses(status: schema.PodStatus, findings: Findings) -> tuple[bytes, ...]:
@@ -141,19 +160,6 @@ def _addresses(status: schema.PodStatus, findings: Findings) -> tuple[bytes, ...
         elif address is not None:
             addresses.append(address)
     return tuple(addresses)
-
-
-def address_of(path: str, text: str, findings: Findings) -> bytes | None:
-    """16 bytes. An IPv4-mapped IPv6 address is refused: it could be meant as either family."""
-    try:
-        address = parse_address(text)
-    except ValueError as error:
-        findings.error(path, str(error))
-        return None
-    if ":" in text and address.startswith(V4_MAPPED):
-        findings.error(path, f"{text!r} is an IPv4-mapped IPv6 address: write it as an IPv4 address")
-        return None
-    return address
 
 
 def _ready(status: schema.PodStatus) -> bool:

@@ -17,6 +17,8 @@ class Metadata(_Raw):
     name: str | None = None
     namespace: str | None = None
     labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    deletion_timestamp: str | None = None
 
 
 class Name(_Raw):
@@ -47,6 +49,8 @@ class ContainerPort(_Raw):
     name: str | None = None
     protocol: str | None = None
     container_port: int | None = None
+    host_port: int | None = None
+    host_ip: str | None = field(default=None, name="hostIP")
 
 
 class EnvVar(_Raw):
@@ -100,6 +104,15 @@ class ServicePort(_Raw):
     protocol: str | None = None
     port: int | None = None
     target_port: int | str | None = None
+    node_port: int | None = None
+
+
+class ClientIpConfig(_Raw):
+    timeout_seconds: int | None = None
+
+
+class AffinityConfig(_Raw):
+    client_ip: ClientIpConfig | None = field(default=None, name="clientIP")
 
 
 class ServiceSpec(_Raw):
@@ -111,11 +124,34 @@ class ServiceSpec(_Raw):
     ip_family_policy: str | None = None
     ports: list[ServicePort] | None = None
     publish_not_ready_addresses: bool | None = None
+    external_ips: list[str] | None = field(default=None, name="externalIPs")
+    load_balancer_source_ranges: list[str] | None = None
+    internal_traffic_policy: str | None = None
+    external_traffic_policy: str | None = None
+    health_check_node_port: int | None = None
+    session_affinity: str | None = None
+    session_affinity_config: AffinityConfig | None = None
+    traffic_distribution: str | None = None
+    allocate_load_balancer_node_ports: bool | None = None
+
+
+class BalancerIngress(_Raw):
+    ip: str | None = None
+    ip_mode: str | None = None
+
+
+class BalancerStatus(_Raw):
+    ingress: list[BalancerIngress] | None = None
+
+
+class ServiceStatus(_Raw):
+    load_balancer: BalancerStatus | None = None
 
 
 class ServiceDoc(_Raw):
     metadata: Metadata
     spec: ServiceSpec | None = None
+    status: ServiceStatus | None = None
 
 
 class EndpointConditions(_Raw):
@@ -124,10 +160,20 @@ class EndpointConditions(_Raw):
     terminating: bool | None = None
 
 
+class Named(_Raw):
+    name: str | None = None
+
+
+class Hints(_Raw):
+    for_zones: list[Named] | None = None
+    for_nodes: list[Named] | None = None
+
+
 class Endpoint(_Raw):
     addresses: list[str] | None = None
     conditions: EndpointConditions | None = None
     node_name: str | None = None
+    hints: Hints | None = None
 
 
 class SlicePort(_Raw):

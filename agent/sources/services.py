@@ -1,12 +1,14 @@
-"""Service (core/v1) and EndpointSlice (discovery/v1) documents → objects, checked as the API server checks them."""
+"""Service (core/v1) documents → objects, checked as the API server checks them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from sys import intern
 
-from agent.objects import EndpointSlice, Service, ServicePort, SliceEndpoint, SlicePort
+from agent.objects import Service, ServicePort
 from agent.sources import schema
+from agent.sources.addresses import address_of
+from agent.sources.exposure import exposure
 from agent.sources.findings import (
     Findings,
     check_labels,
@@ -17,16 +19,14 @@ from agent.sources.findings import (
     protocol,
     reference,
 )
-from agent.sources.pods import address_of
-from policies.address import is_v4, parse_address
+from policies.address import is_v4
 from policies.model import Origin, Protocol
 
 SERVICE_TYPES = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName")
 FAMILIES = ("IPv4", "IPv6")
 FAMILY_POLICIES = ("SingleStack", "PreferDualStack", "RequireDualStack")
-SERVICE_LABEL = "kubernetes.io/service-name"
-MAX_ENDPOINTS = 1000
-MAX_ENDPOINT_ADDRESSES = 100
+NOT_PROXIED = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless")
+"""Labels, of services and slices, by which these are another's to serve, or nobody's; whatever their value."""
 
 
 def service(doc: schema.ServiceDoc, origin: Origin, findings: Findings) -> Service:
@@ -47,10 +47,16 @@ def service(doc: schema.ServiceDoc, origin: Origin, findings: Findings) -> Servi
         selector=labels("spec.selector", spec.selector, findings) or None,
         addresses=addresses,
         headless=headless,
-        ports=_service_ports(spec.ports or (), findings),
+        ports=_service_ports(spec.ports or (), kind, findings),
         families=_families(spec, addresses, findings),
         publish_not_ready=bool(spec.publish_not_ready_addresses),
+        exposure=exposure(doc, kind, findings),
+        proxied=is_proxied(doc.metadata),
     )
+
+
+def is_proxied(meta: schema.Metadata) -> bool:
+    return not meta.labels or not any(label in meta.labels for label in NOT_PROXIED)
 
 
 def _cluster_ips(spec: schema.ServiceSpec, kind: str, findings: Findings) -> tuple[bool, tuple[bytes, ...]]:
@@ -96,10 +102,11 @@ def _families(spec: schema.ServiceSpec, addresses: tuple[bytes, ...], findings: 
     return tuple("IPv4" if is_v4(address) else "IPv6" for address in addresses)
 
 
-def _service_ports(given: Sequence[schema.ServicePort], findings: Findings) -> tuple[ServicePort, ...]:
+def _service_ports(given: Sequence[schema.ServicePort], kind: str, findings: Findings) -> tuple[ServicePort, ...]:
     ports: list[ServicePort] = []
     names: set[str] = set()
     numbers: set[tuple[int, int]] = set()
+    on_nodes: set[tuple[int, int]] = set()
     for index, port in enumerate(given):
         path = f"spec.ports[{index}]"
         name = port.name or ""
@@ -116,8 +123,22 @@ def _service_ports(given: Sequence[schema.ServicePort], findings: Findings) -> t
             findings.error(f"{path}.port", f"{Protocol.BY_NUMBER[proto]} port {number} is given twice")
         numbers.add((proto, number))
         target = _target(f"{path}.targetPort", port.target_port, number, findings)
-        ports.append(ServicePort(intern(name), proto, number, target))
+        node_port = _node_port(f"{path}.nodePort", port.node_port, kind, findings)
+        if node_port and (proto, node_port) in on_nodes:
+            findings.error(f"{path}.nodePort", f"{Protocol.BY_NUMBER.get(proto, '')} port {node_port} is given twice")
+        on_nodes.add((proto, node_port))
+        ports.append(ServicePort(intern(name), proto, number, target, node_port))
     return tuple(ports)
+
+
+def _node_port(path: str, given: int | None, kind: str, findings: Findings) -> int:
+    """Whether it is in the cluster's range is for the World to say."""
+    if not given or kind == "ExternalName":
+        return 0
+    if kind == "ClusterIP":
+        findings.error(path, "must not be given where the type is ClusterIP")
+        return 0
+    return port_number(path, given, findings)
 
 
 def _target(path: str, given: int | str | None, port: int, findings: Findings) -> int | str:
@@ -131,95 +152,3 @@ def _target(path: str, given: int | str | None, port: int, findings: Findings) -
     else:
         findings.check(path, given, port_name)
     return intern(given)
-
-
-def endpoint_slice(doc: schema.EndpointSliceDoc, origin: Origin, findings: Findings) -> EndpointSlice:
-    """A slice of host names (addressType FQDN) is valid and has no endpoints that could be used: a warning."""
-    ref = reference("EndpointSlice", doc.metadata, findings)
-    given = doc.metadata.labels or {}
-    check_labels("metadata.labels", doc.metadata.labels, findings)
-    family = doc.address_type
-    endpoints: Sequence[schema.Endpoint] = doc.endpoints or ()
-    if family == "FQDN":
-        findings.warn("addressType", "FQDN endpoints are not handled: the slice has no endpoints")
-        endpoints = ()
-    elif family not in FAMILIES:
-        findings.error("addressType", "must be IPv4, IPv6 or FQDN" + (f", not {family!r}" if family else ""))
-        endpoints = ()
-    if len(endpoints) > MAX_ENDPOINTS:
-        findings.error("endpoints", f"must be at most {MAX_ENDPOINTS}")
-    return EndpointSlice(
-        ref,
-        origin,
-        service=intern(given.get(SERVICE_LABEL, "")),
-        ports=_slice_ports(doc.ports or (), findings),
-        endpoints=tuple([_endpoint(i, e, family == "IPv4", findings) for i, e in enumerate(endpoints)]),
-    )
-
-
-def _endpoint(index: int, given: schema.Endpoint, v4: bool, findings: Findings) -> SliceEndpoint:
-    texts = given.addresses or ()
-    addresses = tuple([_usable(text, v4) or _refuse(index, i, text, v4, findings) for i, text in enumerate(texts)])
-    if not 1 <= len(addresses) <= MAX_ENDPOINT_ADDRESSES:
-        findings.error(f"endpoints[{index}].addresses", f"must be 1–{MAX_ENDPOINT_ADDRESSES} addresses")
-    conditions = given.conditions
-    node = intern(given.node_name) if given.node_name else ""
-    if conditions is None:
-        return SliceEndpoint(addresses, node=node)
-    return SliceEndpoint(
-        addresses, conditions.ready is not False, conditions.serving is not False, conditions.terminating is True, node
-    )
-
-
-def _usable(text: str, v4: bool) -> bytes | None:
-    """16 bytes; None unless it is of the family and no address that an endpoint must not have."""
-    try:
-        address = parse_address(text)
-    except ValueError:
-        return None
-    return None if is_v4(address) is not v4 or (":" in text) is v4 or _is_special(address) else address
-
-
-def _refuse(index: int, position: int, text: str, v4: bool, findings: Findings) -> bytes:
-    path = f"endpoints[{index}].addresses[{position}]"
-    address = address_of(path, text, findings)
-    if address is not None and is_v4(address) is not v4:
-        findings.error(path, f"{text!r} is not of the slice's addressType")
-    elif address is not None:
-        findings.error(path, f"{text!r} must not be an unspecified, loopback, link-local or multicast address")
-    return b""
-
-
-def _is_special(address: bytes) -> bool:
-    """What core ValidateEndpointIP refuses, so that no service can lead to the node's own loopback."""
-    if address[0] == 0:
-        if not is_v4(address):
-            return address[:15] == bytes(15) and address[15] <= 1
-        first = address[12]
-        if first not in _SPECIAL_V4:
-            return False
-        return address[12:14] == b"\xa9\xfe" if first == 0xA9 else first != 0 or address[12:] == bytes(4)
-    return address[0] == 0xFF or (address[0] == 0xFE and address[1] & 0xC0 == 0x80)
-
-
-_SPECIAL_V4 = frozenset((0, 127, 0xA9, *range(224, 240)))
-
-
-def _slice_ports(given: Sequence[schema.SlicePort], findings: Findings) -> tuple[SlicePort, ...]:
-    """A port without a number means all ports, which a service cannot use: it is left out, with a warning."""
-    ports: list[SlicePort] = []
-    names: set[str] = set()
-    for index, port in enumerate(given):
-        path = f"ports[{index}]"
-        name = port.name or ""
-        if name:
-            findings.check(f"{path}.name", name, dns_label)
-        if name in names:
-            findings.error(f"{path}.name", f"two ports are called {name!r}")
-        names.add(name)
-        proto = protocol(f"{path}.protocol", port.protocol, findings)
-        if port.port is None:
-            findings.warn(f"{path}.port", "a port without a number is not handled: it is left out")
-            continue
-        ports.append(SlicePort(intern(name), proto, port_number(f"{path}.port", port.port, findings)))
-    return tuple(ports)

@@ -43,9 +43,14 @@ def derive(service: Service, pods: Iterable[Pod]) -> tuple[EndpointSlice, ...]:
 
 
 def _endpoint(service: Service, pod: Pod, address: bytes) -> SliceEndpoint:
-    """A pod that is gone is no endpoint; so none of these is terminating."""
+    """A pod that terminates is not ready, but serves as long as it says so (KEP-1672); published ones are ready all."""
     return SliceEndpoint(
-        (address,), ready=pod.ready or service.publish_not_ready, serving=pod.ready, terminating=False, node=pod.node
+        (address,),
+        ready=service.publish_not_ready or (pod.ready and not pod.terminating),
+        serving=pod.ready,
+        terminating=pod.terminating,
+        node=pod.node,
+        nodes=(pod.node,) if pod.node and service.exposure.distribution == "PreferSameNode" else (),
     )
 
 
