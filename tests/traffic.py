@@ -66,12 +66,13 @@ class Row:
 class Cluster:
     """An agent that runs in a node of its own, with an outside, and servers in its pods."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, exposed: bool = False) -> None:
+        """`exposed`: services are served to the outside, too."""
         with ExitStack() as stack:
             self.node = stack.enter_context(rig.Node())
             self.outside = stack.enter_context(rig.Outside(self.node, (*EXTRA_V4, *EXTRA_V6)))
             self.agent = stack.enter_context(RunningAgent(self.node, folder, *flags))
-            self.agent.start()
+            self.agent.start(*(("--devices", self.outside.link) if exposed else ()))
             flows = self.agent.instance.flows_socket
             rig.wait_until(lambda: listener_pid(flows), 30, "the flows process")
             self.verdicts = Verdicts(flows)
