@@ -6,6 +6,7 @@ a flag wins over its variable. Lists are comma-separated, sizes and time-outs ar
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ PREFIX = "GATEHOUSE_"
 DEFAULT_STATE_DIR = "/var/lib/gatehouse"
 TIMEOUTS = {"tcp": 21600.0, "syn": 60.0, "close": 10.0, "udp": 60.0, "other": 30.0}
 """Conntrack time-outs in seconds: TCP established, not yet answered, closed; UDP and SCTP answered; all else."""
+MAX_PORT = 65535
 
 # A Service named gatehouse makes Kubernetes put GATEHOUSE_SERVICE_HOST, GATEHOUSE_PORT_53_UDP … into pods' environment.
 _SERVICE_LINK = re.compile(r"GATEHOUSE_(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP|SCTP).*)?)")
@@ -53,14 +55,19 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     zone: Annotated[str, _doc("Zone of this node (topology.kubernetes.io/zone).")] = ""
     devices: Annotated[
         tuple[str, ...],
-        _doc("Network devices by which traffic reaches the node from outside, or `auto`; none: no node ports."),
+        _doc(
+            "Network devices by which traffic reaches the node from outside (auto: found); none: no node ports to there."
+        ),
     ] = ()
     xdp: Annotated[
-        Literal["off", "auto", "native", "generic"], _doc("Forward to other nodes' backends by XDP where it can.")
+        Literal["off", "auto", "native", "generic"],
+        _doc("Forward to other nodes' backends by XDP: in the driver (native), else before the stack."),
     ] = "off"
     socket_lb: Annotated[
         Literal["off", "host", "all"],
-        _doc("Translate services once per connection, at the socket: of nobody, the node's processes, pods too."),
+        _doc(
+            "Translate services once per connection, at the sockets of the node's processes (host), of pods too (all)."
+        ),
     ] = "all"
     cgroup: Annotated[
         str, _doc("cgroup2 folder whose processes' sockets are translated; default: one of this agent's own.")
@@ -77,7 +84,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     maglev_seed: Annotated[str, _doc("Secret of the Maglev tables, the same on every node.")] = "gatehouse"
     forwarding: Annotated[
         Literal["snat", "dsr", "hybrid"],
-        _doc("To other nodes' backends: from this node's address, answered directly, or TCP directly and UDP not."),
+        _doc(
+            "To other nodes' backends: from this node's address (snat), answered directly (dsr), or TCP alone directly."
+        ),
     ] = "snat"
     snat_ports: Annotated[str, _doc("Source ports given out by this node, for pods and for SNAT.")] = "61000-65535"
     masquerade: Annotated[bool, _doc("Pods' traffic leaves the cluster with the node's address.")] = False
@@ -93,19 +102,22 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     flows_ring: Annotated[
         int, Meta(ge=16, le=10_000_000), _doc("How many flow records `observe` can look back on.")
     ] = 16384
-    node_sysctls: Annotated[bool, _doc("Let it set forwarding and rp_filter of the machine's own namespace.")] = False
+    node_sysctls: Annotated[
+        bool, _doc("Let it set forwarding, rp_filter, reserved ports of the machine's own namespace.")
+    ] = False
     remove_on_exit: Annotated[bool, _doc("Remove pods, programs, maps and state when the agent stops.")] = False
     log_format: Annotated[Literal["text", "json"], _doc("Format of the log on stderr.")] = "text"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _doc("Least severity that is logged.")] = "info"
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """A field of Config as people are told of it. `shape`: "list", "pairs", "switch" or "text"."""
+    """A field of Config as people are told of it. `shape`: "list", "pairs", "switch", "choice" or "text"."""
 
     field: str
     shape: str
     description: str
     default: Any
+    choices: tuple[str, ...] = ()
 
     @property
     def flag(self) -> str:
@@ -131,9 +143,13 @@ def settings() -> list[Setting]:
             shape = "pairs"
         elif isinstance(kind, inspect.BoolType):
             shape = "switch"
+        choices = kind.values if isinstance(kind, inspect.LiteralType) else ()
+        if len(choices) > 1:
+            shape = "choice"
         text = (field.type.extra_json_schema or {}).get("description", "")
         default = field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
-        found.append(Setting(field.name, shape, text, None if default is msgspec.NODEFAULT else default))
+        default = None if default is msgspec.NODEFAULT else default
+        found.append(Setting(field.name, shape, text, default, tuple(map(str, choices))))
     return found
 
 
@@ -186,16 +202,71 @@ def _check(config: Config) -> None:
     for service in (_prefix("service_cidrs", t) for t in config.service_cidrs):
         if any(pod.covers(service) or service.covers(pod) for pod in pods):
             raise ConfigError(f"--service-cidrs: {service} overlaps a block of --pod-cidrs")
+    for field in ("cluster_cidrs", "node_port_addresses", "masquerade_exclude"):
+        for text in getattr(config, field):
+            _prefix(field, text)
     for text in config.node_addresses:
         try:
             parse_address(text)
         except ValueError as error:
             raise ConfigError(f"--node-addresses: {error}") from None
+    _check_services(config)
+    _check_devices(config)
     if unknown := set(config.timeouts) - set(TIMEOUTS):
         raise ConfigError(f"--timeouts: {sorted(unknown)[0]!r} is none of {', '.join(TIMEOUTS)}")
     for field in ("timeouts", "map_sizes"):
         if bad := [name for name, number in getattr(config, field).items() if number <= 0]:
             raise ConfigError(f"{_flag(field)}: {bad[0]} must be above 0")
+
+
+def _check_services(config: Config) -> None:
+    node_ports, snat_ports = port_range("node_ports", config.node_ports), port_range("snat_ports", config.snat_ports)
+    if node_ports[0] <= snat_ports[1] and snat_ports[0] <= node_ports[1]:
+        raise ConfigError("--snat-ports: they overlap --node-ports, and an answer could be for either; keep them apart")
+    if any(config.maglev_size % divisor == 0 for divisor in range(2, math.isqrt(config.maglev_size) + 1)):
+        raise ConfigError(f"--maglev-size: {config.maglev_size} is not a prime number; 16381 and 65521 are")
+    if config.healthz:
+        listen_address(config.healthz)
+    if config.cgroup and not config.cgroup.startswith("/"):
+        raise ConfigError(f"--cgroup: {config.cgroup!r} is not an absolute path")
+
+
+def _check_devices(config: Config) -> None:
+    if "auto" in config.devices and len(config.devices) > 1:
+        raise ConfigError("--devices: give either `auto` or names")
+    wanted = {
+        "forwarding": config.forwarding if config.forwarding != "snat" else "",
+        "xdp": config.xdp if config.xdp != "off" else "",
+        "masquerade": "it" if config.masquerade else "",
+    }
+    for field, what in wanted.items():
+        if what and not config.devices:
+            raise ConfigError(f"{_flag(field)}: {what} is done at the node's devices: name them (--devices)")
+
+
+def port_range(field: str, text: str) -> tuple[int, int]:
+    """First and last port of "30000-32767", the value of a setting. Raises ConfigError."""
+    first, dash, last = text.partition("-")
+    if not (first.isdecimal() and (last.isdecimal() or not dash)):
+        raise ConfigError(f"{_flag(field)}: {text!r} is not a range of ports such as 30000-32767")
+    low, high = int(first), int(last or first)
+    if not 1 <= low <= high <= MAX_PORT:
+        raise ConfigError(f"{_flag(field)}: {text!r} does not go upwards within 1-{MAX_PORT}")
+    return low, high
+
+
+def listen_address(text: str) -> tuple[bytes, int]:
+    """Address (16 bytes) and port of "0.0.0.0:10256" or "[::]:10256", the value of --healthz. Raises ConfigError."""
+    host, _, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        if (":" in bare) != (bare != host) or not port.isdecimal() or not 1 <= int(port) <= MAX_PORT:
+            raise ValueError
+        return parse_address(bare), int(port)
+    except ValueError:
+        raise ConfigError(
+            f"--healthz: {text!r} is not an address and a port such as 0.0.0.0:10256 or [::]:10256"
+        ) from None
 
 
 def _prefix(field: str, text: str) -> Prefix:

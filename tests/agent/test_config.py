@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agent.config import Config, ConfigError, build, environment, settings
+from agent.config import Config, ConfigError, build, environment, listen_address, port_range, settings
+from policies.address import parse_address
 
 
 def test_defaults_are_dual_stack() -> None:
@@ -46,6 +47,32 @@ def test_texts_become_types() -> None:
         ({"timeouts": "tcp"}, "--timeouts: 'tcp' is not NAME=NUMBER"),
         ({"map_sizes": "conntrack=-1"}, "--map-sizes: conntrack must be above 0"),
         ({"source": "etcd"}, "--source"),
+        ({"cluster_cidrs": "10.0.0.0/40"}, "--cluster-cidrs: '10.0.0.0/40' is not a block"),
+        ({"node_port_addresses": "eth0"}, "--node-port-addresses: 'eth0' is not a block"),
+        ({"masquerade_exclude": "all"}, "--masquerade-exclude: 'all' is not a block"),
+        ({"node_ports": "30000:32767"}, "--node-ports: '30000:32767' is not a range of ports such as"),
+        ({"node_ports": "30000-"}, "--node-ports: '30000-' is not a range"),
+        ({"node_ports": "-1-5"}, "--node-ports: '-1-5' is not a range"),
+        ({"node_ports": "32767-30000"}, "--node-ports: '32767-30000' does not go upwards within 1-65535"),
+        ({"node_ports": "0-10"}, "--node-ports: '0-10' does not go upwards"),
+        ({"snat_ports": "61000-65536"}, "--snat-ports: '61000-65536' does not go upwards"),
+        ({"snat_ports": "32767-40000"}, "--snat-ports: they overlap --node-ports"),
+        ({"snat_ports": "20000-40000"}, "--snat-ports: they overlap --node-ports"),
+        ({"maglev_size": "250"}, "--maglev-size: expected `int` >= 251"),
+        ({"maglev_size": "16383"}, "--maglev-size: 16383 is not a prime number"),
+        ({"maglev_size": "63001"}, "--maglev-size: 63001 is not a prime number"),  # 251 squared
+        ({"algorithm": "round-robin"}, "--algorithm"),
+        ({"healthz": "10256"}, "--healthz: '10256' is not an address and a port"),
+        ({"healthz": "0.0.0.0:0"}, "--healthz: '0.0.0.0:0' is not an address"),
+        ({"healthz": "::1:10256"}, "--healthz: '::1:10256' is not an address"),
+        ({"healthz": "[10.0.0.1]:10256"}, "--healthz: '[10.0.0.1]:10256' is not an address"),
+        ({"healthz": "node:10256"}, "--healthz: 'node:10256' is not an address"),
+        ({"cgroup": "pods"}, "--cgroup: 'pods' is not an absolute path"),
+        ({"devices": "auto,eth0"}, "--devices: give either `auto` or names"),
+        ({"forwarding": "dsr"}, "--forwarding: dsr is done at the node's devices"),
+        ({"forwarding": "hybrid"}, "--forwarding: hybrid is done at the node's devices"),
+        ({"xdp": "auto"}, "--xdp: auto is done at the node's devices"),
+        ({"masquerade": "true"}, "--masquerade: it is done at the node's devices"),
         ({"colour": "red"}, "colour is not a setting"),
     ],
 )
@@ -55,6 +82,37 @@ def test_what_cannot_be_used_is_said(texts: dict[str, str], says: str) -> None:
         build(given)
     assert str(error.value).startswith(says)
     assert "\n" not in str(error.value)
+
+
+def test_what_can_be_used_is_taken() -> None:
+    config = build(
+        {
+            "manifests": "m",
+            "devices": "eth0, eth1",
+            "node_ports": "20000-20100",
+            "forwarding": "hybrid",
+            "xdp": "native",
+            "masquerade": "true",
+            "maglev_size": "131071",
+            "healthz": "[::]:10256",
+        }
+    )
+    assert config.devices == ("eth0", "eth1")
+
+
+@pytest.mark.parametrize(
+    ("text", "ports"), [("30000-32767", (30000, 32767)), ("1-65535", (1, 65535)), ("8080", (8080, 8080))]
+)
+def test_ranges_of_ports(text: str, ports: tuple[int, int]) -> None:
+    assert port_range("node_ports", text) == ports
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [("0.0.0.0:10256", "0.0.0.0", 10256), ("[::]:80", "::", 80), ("[fd00::1]:65535", "fd00::1", 65535)],
+)
+def test_addresses_to_listen_at(text: str, host: str, port: int) -> None:
+    assert listen_address(text) == (parse_address(host), port)
 
 
 def test_environment_takes_only_settings() -> None:
@@ -73,3 +131,9 @@ def test_service_links_of_kubernetes_are_no_settings(name: str) -> None:
 def test_every_setting_is_described() -> None:
     assert [s.field for s in settings()] == list(Config.__struct_fields__)
     assert all(s.description.endswith(".") for s in settings())
+
+
+def test_what_there_is_to_choose_from_is_told() -> None:
+    choices = {s.field: s.choices for s in settings() if s.shape == "choice"}
+    assert choices["xdp"] == ("auto", "generic", "native", "off")
+    assert set(choices) == {"xdp", "socket_lb", "algorithm", "forwarding", "log_format", "log_level"}
