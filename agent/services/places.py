@@ -14,7 +14,7 @@ FrontendKey = tuple[bytes, int, int]
 NodePorts = Mapping[tuple[int, int], int]
 """(protocol, port) → node port."""
 
-ANY_ADDRESS = (parse_address("0.0.0.0"), parse_address("::"))
+ANY_ADDRESS = (parse_address("0.0.0.0"), parse_address("::"))  # noqa: S104  # nothing is bound
 LOOPBACKS = (parse_address("127.0.0.1"), parse_address("::1"))
 FAMILIES = {"IPv4": True, "IPv6": False}
 NODE_PORT_TYPES = ("NodePort", "LoadBalancer")
