@@ -56,7 +56,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     devices: Annotated[
         tuple[str, ...],
         _doc(
-            "Network devices by which traffic reaches the node from outside (auto: found); none: no node ports to there."
+            "Network devices by which traffic reaches the node from outside (auto: found); none: no node ports there."
         ),
     ] = ()
     xdp: Annotated[

@@ -25,6 +25,7 @@ Lists are separated by commas, sizes and time-outs are NAME=NUMBER pairs. Every 
 Examples:
   gatehouse agent --manifests ./manifests --node-sysctls
   gatehouse agent --manifests ./m --node a --state-dir /run/gatehouse-a --pod-cidrs 10.1.0.0/24,fd00:1::/64
+  gatehouse agent --manifests ./m --node-sysctls --devices eth0 --forwarding hybrid --healthz 0.0.0.0:10256
   gatehouse agent --manifests ./m --timeouts udp=30,tcp=86400 --map-sizes conntrack=1000000
   ip netns exec node-b gatehouse agent --manifests ./m --node b --state-dir /run/gatehouse-b
 
@@ -48,7 +49,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     default: Any = setting.default
     if isinstance(default, (tuple, list)):
         default = ",".join(default)
-    text = setting.description if default in ("", None, {}) else f"{setting.description} [default: {default}]"
+    text = setting.description if default in ("", None, {}, False) else f"{setting.description} [default: {default}]"
     option = typer.Option(*flags, envvar=setting.variable, help=text, show_default=False, metavar=_metavar(setting))
     kind: Any = bool | None if setting.shape == "switch" else str | None
     return inspect.Parameter(
@@ -57,6 +58,8 @@ def _parameter(setting: Setting) -> inspect.Parameter:
 
 
 def _metavar(setting: Setting) -> str | None:
+    if setting.shape == "choice":
+        return "|".join(setting.choices)
     return {"list": "LIST", "pairs": "PAIRS", "text": "TEXT"}.get(setting.shape)
 
 
