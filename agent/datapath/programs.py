@@ -84,16 +84,17 @@ NETWORK_PROGRAMS = (
     ProgramSpec("to_network", ProgramType.SCHED_CLS, Hook.EGRESS),
     ProgramSpec("xdp_network", ProgramType.XDP, None, AttachType.XDP),
 )
+# By the beginning of their names agent.datapath.cgroup tells them from other software's programs on the same cgroup.
 SOCKET_PROGRAMS = (
-    ProgramSpec("connect4", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.INET4_CONNECT),
-    ProgramSpec("connect6", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.INET6_CONNECT),
-    ProgramSpec("sendmsg4", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.UDP4_SENDMSG),
-    ProgramSpec("sendmsg6", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.UDP6_SENDMSG),
-    ProgramSpec("recvmsg4", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.UDP4_RECVMSG),
-    ProgramSpec("recvmsg6", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.UDP6_RECVMSG),
-    ProgramSpec("getpeername4", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.INET4_GETPEERNAME),
-    ProgramSpec("getpeername6", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.INET6_GETPEERNAME),
-    ProgramSpec("sock_release", ProgramType.CGROUP_SOCK, None, AttachType.INET_SOCK_RELEASE),
+    ProgramSpec("gh_connect4", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.INET4_CONNECT),
+    ProgramSpec("gh_connect6", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.INET6_CONNECT),
+    ProgramSpec("gh_sendmsg4", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.UDP4_SENDMSG),
+    ProgramSpec("gh_sendmsg6", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.UDP6_SENDMSG),
+    ProgramSpec("gh_recvmsg4", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.UDP4_RECVMSG),
+    ProgramSpec("gh_recvmsg6", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.UDP6_RECVMSG),
+    ProgramSpec("gh_getpeername4", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.INET4_GETPEERNAME),
+    ProgramSpec("gh_getpeername6", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.INET6_GETPEERNAME),
+    ProgramSpec("gh_sock_release", ProgramType.CGROUP_SOCK, None, AttachType.INET_SOCK_RELEASE),
 )
 PODS = Unit("pods", "gatehouse.c", PROGRAMS)
 NETWORK = Unit("network", "network.c", NETWORK_PROGRAMS)
