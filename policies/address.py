@@ -28,6 +28,12 @@ def format_address(address: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET6, address)
 
 
+def format_socket(address: bytes, port: int) -> str:
+    """10.0.0.1:80, [2001:db8::1]:80."""
+    text = format_address(address)
+    return f"{text}:{port}" if is_v4(address) else f"[{text}]:{port}"
+
+
 def is_v4(address: bytes) -> bool:
     return address.startswith(V4_MAPPED)
 

@@ -11,7 +11,7 @@ from agent.plan.parts import DIRECTIONS, SERVICE_KEY, SERVICE_VALUE
 from agent.plan.plan import Plan
 from agent.plan.state import ENDPOINT, INTERFACES, IPCACHE, IPCACHE_KEY, NO_ADDRESS, SERVICES, ipcache_class
 from agent.world.world import World
-from policies.address import Prefix, format_address, is_v4
+from policies.address import Prefix, format_address, format_socket
 from policies.model import Cell, Protocol, RemoteClass, Verdict
 
 ANY = "any"
@@ -87,8 +87,8 @@ class _Reader:
             fields, target = SERVICE_KEY.unpack(key), SERVICE_VALUE.unpack(value)
             members = backends(state.blocks[POOLS][target.pool_inside]) if target.count_inside else []
             protocol = Protocol.BY_NUMBER[fields.protocol]
-            where = _address_port(fields.address, abi.be16(fields.port_be))
-            out[f"{where}/{protocol}"] = [_address_port(address, port) for address, port in members]
+            where = format_socket(fields.address, abi.be16(fields.port_be))
+            out[f"{where}/{protocol}"] = [format_socket(address, port) for address, port in members]
         return dict(sorted(out.items()))
 
     def _subject(self, number: int) -> str:
@@ -126,8 +126,3 @@ def _ports(cell: Cell) -> str:
     if (cell.first, cell.last) == (0, 65535):
         return name
     return f"{name} {cell.first}" if cell.first == cell.last else f"{name} {cell.first}-{cell.last}"
-
-
-def _address_port(address: bytes, port: int) -> str:
-    text = format_address(address)
-    return f"{text}:{port}" if is_v4(address) else f"[{text}]:{port}"
