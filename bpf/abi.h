@@ -111,7 +111,8 @@ enum drop_reason {
 	DROP_NAT_PORTS = 26,        /* no source port of the node was free towards this destination */
 	DROP_TOO_BIG = 27,          /* refused: with what has to be added the packet exceeds the MTU */
 	DROP_NO_ROUTE = 28,         /* the node has no way to the backend */
-	DROP_REASONS = 29
+	DROP_TTL_EXCEEDED = 29,     /* refused: its hop limit ends at this node */
+	DROP_REASONS = 30
 };
 
 /* Index of the tallies map: what else the datapath counts. */
@@ -283,9 +284,11 @@ struct nat {
 	__u64 packets;
 	__u64 bytes;
 	struct tuple after;
-	__u32 ifindex;              /* the device by which the flow came */
+	__u32 ifindex;              /* the device by which the flow came; of NAT_MASQUERADE: by which it leaves */
 	__u16 flags;
 	__u16 pad;
+	__u32 acknowledged;         /* as in conntrack */
+	__u32 pad_2;
 };
 
 /* A device of the node, by ifindex. An address of zero: it has none of that family. */

@@ -80,17 +80,23 @@ struct packet {
 	__u16 flags;            /* of its conntrack entry */
 	__u32 tcp_sequence;
 	__u32 tcp_acknowledged;
-	__u32 pad_2;
+	__u16 nat_flags;        /* of its entry in the nat map */
+	__u16 pad_2;
 	/* The rest is set before it is read; what is above starts as zero. */
 	struct tuple tuple;     /* as it came; of an ICMP error: that of the packet it quotes, turned round */
 	struct tuple after;     /* as it will leave: service addresses translated */
 	struct tuple answer;    /* after turned round: the key of the flow's other entry */
 	struct tuple other;
+	__u64 dead_ns;          /* `created_ns` of an entry under `tuple`, of a flow that is over; 0: there is none */
+	__u64 dead_answer_ns;   /* the same under `answer` */
 	__u64 now_ns;           /* coarse */
 	__u64 epoch;
 	struct header outer;    /* addresses: not of a plain packet */
 	struct header inner;
-	struct conntrack entry; /* of a new flow */
+	union {                 /* of a new flow */
+		struct conntrack entry;
+		struct nat nat_entry;
+	};
 	struct conntrack answer_entry;
 	__u8 message[8 + QUOTE_MAX];
 	__u32 busy;             /* a program is at work here */
@@ -189,7 +195,7 @@ INLINE const struct address *packet_destination(const struct packet *p)
 }
 
 /* The scratch space, cleared as far as it is read unset; release it at the end. NULL: it is in use. */
-INLINE struct packet *packet_of(struct __sk_buff *skb, __u8 hook)
+INLINE struct packet *packet_of_length(__u32 length, __u8 hook)
 {
 	__u32 zero = 0;
 	struct packet *p = LOOKUP(scratch, &zero);
@@ -200,8 +206,13 @@ INLINE struct packet *packet_of(struct __sk_buff *skb, __u8 hook)
 	asm volatile("" ::: "memory");
 	__builtin_memset(p, 0, __builtin_offsetof(struct packet, tuple));
 	p->hook = hook;
-	p->length = skb->len;
+	p->length = length;
 	return p;
+}
+
+INLINE struct packet *packet_of(struct __sk_buff *skb, __u8 hook)
+{
+	return packet_of_length(skb->len, hook);
 }
 
 INLINE void release(struct packet *p)
