@@ -1,8 +1,10 @@
 """Maglev tables: which backend a flow goes to, on every node the same. Pure.
 
-Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer" (NSDI 2016), section 3.4: each backend
-has a permutation of the table's slots, and they take turns to take the next one that is free. So each has the same
-share, but for one slot, and a backend that goes leaves nearly all slots of the others as they are.
+After Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer" (NSDI 2016), section 3.4: each
+backend walks the table's slots in an order of its own and takes those it finds free, in turns, so that all get the
+same share and one that goes leaves the slots of the others as they are. There, a turn lasts until a slot is found; so
+whoever finds one that a vanished backend left is a slot ahead of its walk, and others meanwhile take what was its. Here
+slots found taken use up a turn, too, which halves such moves; shares are held to within 1 % by bounds of their own.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from hashlib import blake2b
+from math import ceil, floor
 
 from agent.services.model import Backend
 
@@ -19,10 +22,13 @@ BACKENDS_MAX = 1 << LANE_BITS
 SLOTS_PER_BACKEND = 10
 """With fewer slots shares would differ by more than 10 %."""
 
+FREE = -1
+TURN, FOUND_TAKEN = 2, 1
+"""What a walk may spend each time it is its turn, all of it for one slot; and what a slot costs that is taken."""
+
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _WORDS = struct.Struct("=QQ")
-_FREE = -1
 
 
 def is_prime(number: int) -> bool:
@@ -50,20 +56,41 @@ def assign(backends: Sequence[Backend], size: int, seed: int) -> list[int]:
         raise ValueError(f"a Maglev table of {size} slots: the size must be prime")
     if not 0 < len(backends) <= size:
         raise ValueError(f"a Maglev table of {size} slots has no room for {len(backends)} backends")
-    slots = [_FREE] * size
-    turns = [(*_walk(backends[index], size, seed), index) for index in _in_order(backends)]
-    left = size
+    walks = [[*_walk(backends[index], size, seed), 0, 0, index] for index in _in_order(backends)]
+    most, least = shares(len(backends), size)
+    slots = [FREE] * size
+    left, owed = size, least * len(backends)
     while True:
-        for turn, (at, step, index) in enumerate(turns):
-            while slots[at] >= 0:
-                at += step  # noqa: PLW2901  # the walk goes on from here at its next turn
+        for walk in walks:
+            at, step, credit, held, index = walk
+            if held >= least and left <= owed:
+                continue
+            credit += TURN
+            while credit > 0:
+                if slots[at] < 0:
+                    slots[at] = index
+                    left -= 1
+                    if not left:
+                        return slots
+                    owed -= held < least
+                    held += 1
+                    credit -= TURN
+                    if held >= most or (held >= least and left <= owed):
+                        break
+                else:
+                    credit -= FOUND_TAKEN
+                at += step
                 if at >= size:
-                    at -= size  # noqa: PLW2901
-            slots[at] = index
-            left -= 1
-            if not left:
-                return slots
-            turns[turn] = (at, step, index)
+                    at -= size
+            walk[0], walk[2], walk[3] = at, credit, held
+        bound = most if left > owed else least
+        walks = [walk for walk in walks if walk[3] < bound]
+
+
+def shares(backends: int, size: int) -> tuple[int, int]:
+    """The most and the least slots a backend may have: within 1 % of the mean, where that is a number of slots."""
+    mean = size / backends
+    return max(ceil(mean), floor(mean * 1.01)), min(floor(mean), ceil(mean * 0.99))
 
 
 def mix(hash_: int, word: int) -> int:
