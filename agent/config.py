@@ -6,7 +6,6 @@ a flag wins over its variable. Lists are comma-separated, sizes and time-outs ar
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, inspect
 
+from agent.services.maglev import is_prime
 from policies.address import Prefix, parse_address
 
 PREFIX = "GATEHOUSE_"
@@ -223,7 +223,7 @@ def _check_services(config: Config) -> None:
     node_ports, snat_ports = port_range("node_ports", config.node_ports), port_range("snat_ports", config.snat_ports)
     if node_ports[0] <= snat_ports[1] and snat_ports[0] <= node_ports[1]:
         raise ConfigError("--snat-ports: they overlap --node-ports, and an answer could be for either; keep them apart")
-    if any(config.maglev_size % divisor == 0 for divisor in range(2, math.isqrt(config.maglev_size) + 1)):
+    if not is_prime(config.maglev_size):
         raise ConfigError(f"--maglev-size: {config.maglev_size} is not a prime number; 16381 and 65521 are")
     if config.healthz:
         listen_address(config.healthz)

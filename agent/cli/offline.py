@@ -9,6 +9,7 @@ from typing import Any
 from agent.cli.output import Failure
 from agent.config import Config, build, environment
 from agent.objects import Pod
+from agent.settings import node_config
 from agent.sources import yaml_reader
 from agent.sources.documents import split
 from agent.sources.manifest import parse, unreadable
@@ -16,9 +17,7 @@ from agent.sources.slices import derive
 from agent.sources.tree import Tree
 from agent.sources.watches import Watches
 from agent.sources.yaml_reader import BadYaml
-from agent.world.config import NodeConfig
 from agent.world.world import METADATA_NAME, World
-from policies.address import Prefix, parse_address
 from policies.evaluate import Namespaces, PodFacts
 from policies.model import ContainerPort, Origin
 
@@ -71,17 +70,6 @@ def documents(paths: Iterable[Path]) -> Iterator[tuple[Any, Origin]]:
 def config_of(folder: Path) -> Config:
     """As an agent would be started with this environment."""
     return build(environment() | {"manifests": str(folder)})
-
-
-def node_config(config: Config) -> NodeConfig:
-    return NodeConfig(
-        name=config.node,
-        pod_cidrs=tuple(map(Prefix.parse, config.pod_cidrs)),
-        service_cidrs=tuple(map(Prefix.parse, config.service_cidrs)),
-        addresses=tuple(map(parse_address, config.node_addresses)),
-        labels_include=config.labels_include,
-        labels_exclude=config.labels_exclude,
-    )
 
 
 def world_of(tree: Tree, config: Config) -> World:
