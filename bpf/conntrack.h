@@ -85,15 +85,16 @@ INLINE bool is_flow_live(struct packet *p, const struct conntrack *e, bool host)
 	return is_live(e, &p->answer, p->now_ns, host);
 }
 
-/* The entry of p->tuple, if its flow lives; else `dead` is what stands in its place, if anything does. */
-INLINE struct conntrack *conntrack_find(struct packet *p, bool host, struct conntrack **dead)
+/* The entry of p->tuple, if its flow lives; else p->dead_ns says what stands in its place. (The verifier walks a path for
+ * each pointer that may be NULL, as often as there are others: a number in memory costs it nothing.) */
+INLINE struct conntrack *conntrack_find(struct packet *p, bool host)
 {
 	struct conntrack *e = conntrack_at(&p->tuple, host);
 
-	*dead = NULL;
-	if (!e || is_flow_live(p, e, host))
+	if (e && is_flow_live(p, e, host))
 		return e;
-	*dead = e;
+	if (!host)
+		p->dead_ns = e ? e->created_ns : 0;
 	return NULL;
 }
 
@@ -102,14 +103,13 @@ INLINE bool is_current(const struct packet *p, const struct conntrack *e)
 	return e->epoch == p->epoch && e->verdict == VERDICT_ALLOW;
 }
 
-/* Whether another flow's answers already come under p->answer; `replaced` is what stands under p->tuple, of a flow that
- * is over. If so is the one under p->answer, it becomes `dead`. */
-INLINE bool is_answer_taken(struct packet *p, __u32 ifindex, const struct conntrack *replaced, struct conntrack **dead)
+/* Whether another flow's answers already come under p->answer. If that flow is over, p->dead_answer_ns says so. */
+INLINE bool is_answer_taken(struct packet *p, __u32 ifindex)
 {
 	struct conntrack *e = conntrack_at(&p->answer, false);
 
-	*dead = e;
-	if (!e || are_partners(e, replaced) || e->flags & CT_CLOSED || (e->flags & CT_REPLY && e->ifindex != ifindex))
+	p->dead_answer_ns = e ? e->created_ns : 0;
+	if (!e || e->created_ns == p->dead_ns || e->flags & CT_CLOSED || (e->flags & CT_REPLY && e->ifindex != ifindex))
 		return false;
 	turn_round(&p->other, &e->after);
 	return is_live(e, &p->other, p->now_ns, false);
@@ -143,14 +143,9 @@ INLINE void set_way(struct conntrack *e, const struct endpoint *sender, const st
 	}
 }
 
-/* Over the entry of a flow that is dead, or a new one. Nobody takes the entry for live before all of it is written. The
- * node's own are replaced whole: an LRU map may give the memory of a dead one to another key at any time. */
-INLINE int conntrack_put(const struct tuple *key, const struct conntrack *e, struct conntrack *dead, bool host)
+/* Nobody takes the entry for live before all of it is written. */
+INLINE void conntrack_overwrite(struct conntrack *dead, const struct conntrack *e)
 {
-	if (host)
-		return UPDATE(conntrack_host, (void *)key, (void *)e, BPF_ANY);
-	if (!dead)
-		return UPDATE(conntrack, (void *)key, (void *)e, BPF_NOEXIST);
 	*(volatile __u64 *)&dead->expires_ns = 0;
 	asm volatile("" ::: "memory");
 #pragma unroll
@@ -158,6 +153,20 @@ INLINE int conntrack_put(const struct tuple *key, const struct conntrack *e, str
 		((word *)dead)[i] = ((const word *)e)[i];
 	asm volatile("" ::: "memory");
 	*(volatile __u64 *)&dead->expires_ns = e->expires_ns;
+}
+
+/* Over the entry of a flow that is dead (`dead_ns`), or a new one. The node's own are replaced whole: an LRU map may give the
+ * memory of a dead one to another key at any time. */
+INLINE int conntrack_put(const struct tuple *key, const struct conntrack *e, __u64 dead_ns, bool host)
+{
+	struct conntrack *dead;
+
+	if (host)
+		return UPDATE(conntrack_host, (void *)key, (void *)e, BPF_ANY);
+	dead = dead_ns ? conntrack_at(key, false) : NULL;
+	if (!dead || dead->created_ns != dead_ns)
+		return UPDATE(conntrack, (void *)key, (void *)e, BPF_NOEXIST);
+	conntrack_overwrite(dead, e);
 	return 0;
 }
 
@@ -190,12 +199,11 @@ INLINE void prepare_entries(struct __sk_buff *skb, struct packet *p, const struc
 	set_way(answer, receiver, sender);
 }
 
-/* Both entries of a new flow: p->tuple → p->after, answered under p->answer. `dead` and `dead_answer`: what stands
- * there of flows that are over. If another CPU has just made the same flow, that one is followed. */
-INLINE enum drop_reason conntrack_create(struct __sk_buff *skb, struct packet *p, struct conntrack *dead,
-					 struct conntrack *dead_answer, bool host)
+/* Both entries of a new flow: p->tuple → p->after, answered under p->answer. If another CPU has just made the same flow,
+ * that one is followed. */
+INLINE enum drop_reason conntrack_create(struct __sk_buff *skb, struct packet *p, bool host)
 {
-	int error = conntrack_put(&p->tuple, &p->entry, dead, host);
+	int error = conntrack_put(&p->tuple, &p->entry, p->dead_ns, host);
 
 	if (error == -EEXIST) {
 		struct conntrack *winner = conntrack_at(&p->tuple, host);
@@ -209,7 +217,7 @@ INLINE enum drop_reason conntrack_create(struct __sk_buff *skb, struct packet *p
 	}
 	if (error)
 		return DROP_CONNTRACK_FULL;
-	error = conntrack_put(&p->answer, &p->answer_entry, dead_answer, host);
+	error = conntrack_put(&p->answer, &p->answer_entry, p->dead_answer_ns, host);
 	if (error) {
 		conntrack_delete(&p->tuple, host);
 		return error == -EEXIST ? DROP_TUPLE_TAKEN : DROP_CONNTRACK_FULL;

@@ -23,7 +23,7 @@ INLINE int deliver(struct __sk_buff *skb, const struct conntrack *e)
 /* A packet of a flow that the node began. */
 INLINE bool answers_node(struct __sk_buff *skb, struct packet *p, const struct endpoint *near)
 {
-	struct conntrack *dead, *e = conntrack_find(p, true, &dead);
+	struct conntrack *e = conntrack_find(p, true);
 
 	if (!e || e->ifindex != near->ifindex)
 		return false;
@@ -73,10 +73,9 @@ INLINE enum drop_reason admit_sender(struct packet *p, const struct endpoint *ne
 /* Anything else: may it be sent, where does it go, and does policy allow it? Returns p->entry for a new flow, `known`
  * for one judged again; NULL where `act` is all: minus a drop reason, or PASS. */
 INLINE struct conntrack *consider_from_pod(struct __sk_buff *skb, struct packet *p, enum drop_reason reason,
-					   struct conntrack *known, struct conntrack *dead, int *act)
+					   struct conntrack *known, int *act)
 {
 	const struct endpoint *near = endpoint_of_interface(skb), *far = NULL;
-	struct conntrack *dead_answer = NULL;
 
 	reason = admit_sender(p, near, reason);
 	*act = -reason;
@@ -88,14 +87,14 @@ INLINE struct conntrack *consider_from_pod(struct __sk_buff *skb, struct packet 
 		far = endpoint_of_address(&p->after.destination);
 		if (!is_still_theirs(p, known, near, far)) {
 			conntrack_unfollow(p);
-			dead = known;
+			p->dead_ns = known->created_ns;
 			known = NULL;
 		}
 	}
 	if (!known) {
 		p->is_new = 1;
 		if (!p->is_error) {
-			reason = service_resolve(p, near->ifindex, dead, &dead_answer);
+			reason = service_resolve(p, near->ifindex);
 			far = endpoint_of_address(&p->after.destination);
 		}
 		if (!reason && !far && !(p->flags & CT_SERVICE) && answers_node(skb, p, near))
@@ -111,7 +110,7 @@ INLINE struct conntrack *consider_from_pod(struct __sk_buff *skb, struct packet 
 	}
 	if (!reason && !known) {
 		prepare_entries(skb, p, near, far);
-		reason = conntrack_create(skb, p, dead, dead_answer, false);
+		reason = conntrack_create(skb, p, false);
 		known = &p->entry;
 	}
 	*act = -reason;
@@ -122,16 +121,16 @@ INLINE struct conntrack *consider_from_pod(struct __sk_buff *skb, struct packet 
 INLINE int from_pod_steps(struct __sk_buff *skb, struct packet *p)
 {
 	enum drop_reason reason = parse(skb, p);
-	struct conntrack *e = NULL, *dead = NULL;
+	struct conntrack *e = NULL;
 	int act;
 
 	set_clocks(p);
 	if (!reason)
-		e = conntrack_find(p, false, &dead);
+		e = conntrack_find(p, false);
 	if (is_settled_from_pod(skb, p, e) && !needs_thought(p)) {
 		conntrack_follow(p, e);
 	} else {
-		e = consider_from_pod(skb, p, reason, e, dead, &act);
+		e = consider_from_pod(skb, p, reason, e, &act);
 		if (!e)
 			return act;
 	}

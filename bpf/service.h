@@ -6,31 +6,38 @@
 #include "backend.h"
 #include "conntrack.h"
 
-/* A source port for a flow that its answers would otherwise not be told from another's by. */
-INLINE void another_port(struct packet *p)
+/* Sets p->after and p->answer to another source port, under which no entry stands, not even of a flow that is over: the
+ * fewer ways there are through the loop, the fewer the verifier walks, that many times. False: none was found. */
+INLINE bool another_port(struct packet *p)
 {
 	__u32 zero = 0;
 	const struct config *c = LOOKUP(config, &zero);
-	__u32 min = c ? c->port_min : 0, ports = c ? c->port_max - min + 1 : 1;
+	__u32 min = c ? c->port_min : 0, ports = c ? c->port_max - min + 1 : 0;
 
-	p->after.source_port_be = bpf_htons(min + bpf_get_prandom_u32() % ports);
-	p->flags |= CT_SOURCE;
+	if (!min || (__s32)ports <= 0)
+		return false;
+	for (__u32 i = 0; i < PORT_TRIES; i++) {
+		asm volatile("" : "+r"(i)); /* count from 0, or the verifier does not see the loop's end */
+		p->answer.destination_port_be = bpf_htons(min + bpf_get_prandom_u32() % ports);
+		if (!conntrack_at(&p->answer, false)) {
+			p->after.source_port_be = p->answer.destination_port_be;
+			p->flags |= CT_SOURCE;
+			return true;
+		}
+	}
+	return false;
 }
 
 /* Sets p->answer, under which no other flow's answers come; where one's do, this flow gets another source port. */
-INLINE enum drop_reason find_answer(struct packet *p, __u32 ifindex, const struct conntrack *dead,
-				    struct conntrack **dead_answer)
+INLINE enum drop_reason find_answer(struct packet *p, __u32 ifindex)
 {
-	for (__u32 i = 0; i < PORT_TRIES; i++) {
-		asm volatile("" : "+r"(i)); /* count from 0, or the verifier does not see the loop's end */
-		turn_round(&p->answer, &p->after);
-		if (!is_answer_taken(p, ifindex, dead, dead_answer))
-			return DROP_NONE;
-		if (p->tuple.protocol != PROTO_TCP && p->tuple.protocol != PROTO_UDP)
-			break;
-		another_port(p);
-	}
-	return DROP_TUPLE_TAKEN;
+	__u8 protocol = p->tuple.protocol;
+
+	turn_round(&p->answer, &p->after);
+	if (!is_answer_taken(p, ifindex))
+		return DROP_NONE;
+	p->dead_answer_ns = 0;
+	return (protocol == PROTO_TCP || protocol == PROTO_UDP) && another_port(p) ? DROP_NONE : DROP_TUPLE_TAKEN;
 }
 
 /* A pod that is its own backend would take an answer to its own address for its own packet. */
@@ -74,8 +81,7 @@ INLINE enum drop_reason service_select(struct packet *p, const struct service_va
 }
 
 /* Where a new flow goes: to a backend if its destination is a frontend, else where it says. Sets p->after, p->answer. */
-INLINE enum drop_reason service_resolve(struct packet *p, __u32 ifindex, const struct conntrack *dead,
-					struct conntrack **dead_answer)
+INLINE enum drop_reason service_resolve(struct packet *p, __u32 ifindex)
 {
 	const struct service_value *service = NULL;
 	enum drop_reason reason;
@@ -87,7 +93,7 @@ INLINE enum drop_reason service_resolve(struct packet *p, __u32 ifindex, const s
 		if (reason)
 			return reason;
 	}
-	return find_answer(p, ifindex, dead, dead_answer);
+	return find_answer(p, ifindex);
 }
 
 #endif

@@ -20,7 +20,7 @@ INLINE enum drop_reason judge_to_pod(struct packet *p, const struct endpoint *ne
 /* The node always reaches its pods, tracked or not: probes must not depend on room in a map. */
 INLINE int pass_from_node(struct __sk_buff *skb, struct packet *p, const struct endpoint *near)
 {
-	struct conntrack *dead, *e = conntrack_find(p, true, &dead);
+	struct conntrack *e = conntrack_find(p, true);
 
 	if (e && e->ifindex == near->ifindex) {
 		conntrack_follow(p, e);
@@ -35,7 +35,7 @@ INLINE int pass_from_node(struct __sk_buff *skb, struct packet *p, const struct 
 	p->rule_ingress = RULE_HOST;
 	turn_round(&p->answer, &p->after);
 	prepare_entries(skb, p, NULL, near);
-	conntrack_create(skb, p, NULL, NULL, true);
+	conntrack_create(skb, p, true);
 	return PASS;
 }
 
@@ -60,10 +60,9 @@ INLINE enum drop_reason admit_receiver(struct packet *p, const struct endpoint *
 
 /* Anything else. Returns as consider_from_pod. */
 INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p, enum drop_reason reason,
-					 struct conntrack *known, struct conntrack *dead, int *act)
+					 struct conntrack *known, int *act)
 {
 	const struct endpoint *near = endpoint_of_interface(skb);
-	struct conntrack *dead_answer = NULL;
 
 	reason = admit_receiver(p, near, reason);
 	*act = -reason;
@@ -71,7 +70,7 @@ INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p
 		return NULL;
 	fragment_remember(p);
 	if (known && known->ifindex != near->ifindex) {
-		dead = known;
+		p->dead_ns = known->created_ns;
 		known = NULL;
 	}
 	if (known)
@@ -93,12 +92,12 @@ INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p
 	}
 	if (!reason && !known) {
 		turn_round(&p->answer, &p->after);
-		if (is_answer_taken(p, near->ifindex, dead, &dead_answer))
+		if (is_answer_taken(p, near->ifindex))
 			reason = DROP_TUPLE_TAKEN;
 	}
 	if (!reason && !known) {
 		prepare_entries(skb, p, NULL, near);
-		reason = conntrack_create(skb, p, dead, dead_answer, false);
+		reason = conntrack_create(skb, p, false);
 		known = &p->entry;
 	}
 	*act = -reason;
@@ -109,16 +108,16 @@ INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p
 INLINE int to_pod_steps(struct __sk_buff *skb, struct packet *p)
 {
 	enum drop_reason reason = parse(skb, p);
-	struct conntrack *e = NULL, *dead = NULL;
+	struct conntrack *e = NULL;
 	int act;
 
 	set_clocks(p);
 	if (!reason)
-		e = conntrack_find(p, false, &dead);
+		e = conntrack_find(p, false);
 	if (is_settled_to_pod(skb, p, e) && !needs_thought(p)) {
 		conntrack_follow(p, e);
 	} else {
-		e = consider_to_pod(skb, p, reason, e, dead, &act);
+		e = consider_to_pod(skb, p, reason, e, &act);
 		if (!e)
 			return act;
 	}
