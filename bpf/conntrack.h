@@ -71,11 +71,11 @@ INLINE void conntrack_unfollow(struct packet *p)
 	p->is_reply = 0;
 }
 
-/* Whether the flow of p->tuple's entry lives. A SYN to a closed connection begins another, as does a query that looks
- * like an answer: types share a tuple where they have no id, and queries and answers that of id 0. */
+/* Whether the flow of p->tuple's entry lives. A SYN to a connection that is closed, or whose backend is gone, begins another,
+ * as does a query that looks like an answer: types share a tuple where they have no id, and queries and answers that of id 0. */
 INLINE bool is_flow_live(struct packet *p, const struct conntrack *e, bool host)
 {
-	if (e->flags & CT_CLOSED && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+	if (e->flags & (CT_CLOSED | CT_GONE) && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
 		return false;
 	if (e->flags & CT_REPLY && p->is_query)
 		return false;
@@ -263,6 +263,22 @@ INLINE void conntrack_close(struct __sk_buff *skb, struct packet *p, struct conn
 	}
 	if (!ended)
 		emit(skb, p, EVENT_END, DROP_NONE, bpf_ktime_get_ns(), packets, bytes);
+}
+
+/* As conntrack_close, of a flow that the packet in hand does not belong to any more: its end is for the sweeper to report. */
+INLINE void conntrack_forsake(struct packet *p, struct conntrack *e)
+{
+	__u64 expires_ns = p->now_ns + timeout_ns(PROTO_TCP, CT_CLOSED);
+	struct conntrack *partner;
+
+	e->flags |= CT_CLOSED;
+	e->expires_ns = expires_ns;
+	turn_round(&p->answer, &e->after);
+	partner = conntrack_at(&p->answer, false);
+	if (are_partners(e, partner)) {
+		partner->flags |= CT_CLOSED;
+		partner->expires_ns = expires_ns;
+	}
 }
 
 INLINE void set_clocks(struct packet *p)

@@ -52,7 +52,13 @@ INLINE bool is_still_theirs(const struct packet *p, const struct conntrack *e, c
 /* The next packet of a flow whose verdict stands. Such an entry vouches for its sender, too. */
 INLINE bool is_settled_from_pod(const struct __sk_buff *skb, const struct packet *p, const struct conntrack *e)
 {
-	return e && is_current(p, e) && e->sender_ifindex == skb->ifindex;
+	return e && is_current(p, e) && e->sender_ifindex == skb->ifindex && !(e->flags & CT_GONE);
+}
+
+/* A packet to a backend that is no more. What still comes from there passes. */
+INLINE bool is_forlorn(const struct packet *p, const struct conntrack *e)
+{
+	return e->flags & CT_GONE && !p->is_reply && !p->is_error;
 }
 
 /* Whether this pod may send this at all. `reason`: what parsing found. */
@@ -89,6 +95,10 @@ INLINE struct conntrack *consider_from_pod(struct __sk_buff *skb, struct packet 
 			conntrack_unfollow(p);
 			p->dead_ns = known->created_ns;
 			known = NULL;
+		} else if (is_forlorn(p, known)) {
+			conntrack_forsake(p, known);
+			*act = -DROP_BACKEND_GONE;
+			return NULL;
 		}
 	}
 	if (!known) {
@@ -154,7 +164,7 @@ INLINE int from_pod_act(struct __sk_buff *skb)
 		count_outcome(DROP_NONE);
 	} else {
 		drop(skb, p, -act);
-		act = act == -DROP_NO_BACKEND ? refuse(skb, p) : DROP;
+		act = act == -DROP_NO_BACKEND || act == -DROP_BACKEND_GONE ? refuse(skb, p) : DROP;
 	}
 	release(p);
 	return act;

@@ -43,7 +43,6 @@ INLINE enum drop_reason find_answer(struct packet *p, __u32 ifindex)
 /* A pod that is its own backend would take an answer to its own address for its own packet. */
 INLINE void towards_backend(struct packet *p, const struct backend_value *backend)
 {
-	p->flags = CT_SERVICE;
 	copy_address(&p->after.source, &p->tuple.source);
 	copy_address(&p->after.destination, &backend->address);
 	p->after.destination_port_be = backend->port_be;
@@ -61,6 +60,7 @@ INLINE enum drop_reason service_select(struct packet *p, const struct service_va
 	__u32 hash, zero = 0;
 	const struct config *config;
 
+	p->flags = CT_SERVICE; /* events of drops name the frontend, too */
 	if (!is_in_ranges(service, &p->tuple.source))
 		return DROP_SOURCE_RANGE;
 	if (service->flags & SERVICE_MAGLEV) {
