@@ -162,11 +162,6 @@ INLINE int refuse_too_big(struct __sk_buff *skb, struct packet *p, __u16 mtu)
 	return answer_by_icmp(skb, p, p->ipv6 ? 2 : 3, p->ipv6 ? 0 : 4, mtu);
 }
 
-INLINE int refuse_by_icmp(struct __sk_buff *skb, struct packet *p)
-{
-	return answer_by_icmp(skb, p, p->ipv6 ? 1 : 3, p->ipv6 ? 4 : 3, 0);
-}
-
 /* What stands behind options or extension headers cannot be cut short while its checksum is left to the device. */
 INLINE int refuse(struct __sk_buff *skb, struct packet *p)
 {
