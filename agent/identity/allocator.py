@@ -27,6 +27,8 @@ class Allocator:
         self._keys: dict[int, str] = {}
         self._avoided: dict[int, int] = {}
         self._changed: set[str] = set()
+        self.freed = 0
+        """How often something was given up: whoever found nothing left may ask again."""
 
     def allocate(self, key: str) -> int:
         """The number of `key`, now or already given. Raises ExhaustedError."""
@@ -54,6 +56,7 @@ class Allocator:
         if number is not None:
             del self._keys[number]
             self._changed.add(key)
+            self.freed += 1
 
     def avoid(self, number: int) -> None:
         """Someone holds this number without having asked: do not give it from now on. Counted, undone by `unavoid`."""
@@ -63,6 +66,8 @@ class Allocator:
         left = self._avoided.pop(number, 0) - 1
         if left > 0:
             self._avoided[number] = left
+        else:
+            self.freed += 1
 
     def held(self) -> list[str]:
         """The keys that have a number."""
@@ -99,6 +104,10 @@ class AddressPool:
         taken = [int.from_bytes(a, "big") - self._first for a in reserved if block.contains(a)]
         edges = [0, 1, size - 1] if block.is_v4 else [0, 1]
         self._indexes = Allocator(f"{what} in {block}", 0, min(size, self.MAX_SPAN), [*edges, *taken])
+
+    @property
+    def freed(self) -> int:
+        return self._indexes.freed
 
     def allocate(self, key: str) -> bytes:
         """16 address bytes. Raises ExhaustedError."""

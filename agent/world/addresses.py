@@ -52,10 +52,11 @@ class AddressBook:
 
     def lost(self) -> Iterator[tuple[bytes, ObjectRef, ObjectRef | None]]:
         """(address, loser, winner) where a pod does not have an address it was given; winner None: this node."""
-        yield from self._claims.lost()
+        for address, (_, loser), winner in self._claims.lost():
+            yield address, loser, winner
         for host in self._hosts:
-            if (loser := self._claims.winner(host.network)) is not None:
-                yield host.network, loser, None
+            if (owner := self._claims.winner(host.network)) is not None:
+                yield host.network, owner, None
 
     # ---- changes
 

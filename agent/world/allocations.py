@@ -27,13 +27,16 @@ def ref_of(kind: str, key: str) -> ObjectRef:
 
 
 class Allocations:
-    """Keys: identities by their canonical labels, one a line; CIDR identities by prefix; all else by namespace/name."""
+    """Keys: identities by their canonical labels, one a line; CIDR identities by prefix; all else by namespace/name,
+    of a service's node ports with :port or :health."""
 
     def __init__(self, config: NodeConfig) -> None:
         self.identities = Allocator("identity", IDENTITY_MIN, IDENTITY_MAX - IDENTITY_MIN + 1)
         self.cidr_identities = Allocator("CIDR identity", CIDR_IDENTITY_MIN, CIDR_IDENTITY_SPAN)
         self.endpoints = Allocator("endpoint id", 1, ENDPOINT_IDS)
         self.pod_pools = tuple(AddressPool("pod address", cidr, config.addresses) for cidr in config.pod_cidrs)
+        first, last = config.services.node_ports
+        self.node_ports = Allocator("node port", first, last - first + 1)
         self.service_pools = tuple(AddressPool("service address", cidr) for cidr in config.service_cidrs)
 
     def pod_addresses(self, ref: ObjectRef) -> tuple[bytes, ...]:
@@ -73,6 +76,7 @@ class Allocations:
             "identities": self.identities,
             "cidr_identities": self.cidr_identities,
             "endpoints": self.endpoints,
+            "node ports": self.node_ports,
             **{f"pods {pool.block}": pool for pool in self.pod_pools},
             **{f"services {pool.block}": pool for pool in self.service_pools},
         }

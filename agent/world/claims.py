@@ -42,8 +42,8 @@ class Claims:
         claim = self._winners.get(key)
         return None if claim is None else claim[1]
 
-    def lost(self) -> Iterator[tuple[bytes, ObjectRef, ObjectRef]]:
-        """(key, loser, winner) of every claim that did not win."""
+    def lost(self) -> Iterator[tuple[bytes, Claim, ObjectRef]]:
+        """(key, claim, winner) of every claim that did not win."""
         for key, losers in self._losers.items():
-            for _, loser in losers:
-                yield key, loser, self._winners[key][1]
+            for claim in losers:
+                yield key, claim, self._winners[key][1]

@@ -2,36 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from agent.objects import Pod, Problem, Service
+from agent.world.frontends import (
+    BALANCER,
+    CLUSTER_IP_ALLOCATED,
+    CLUSTER_IP_GIVEN,
+    EXTERNAL_IP,
+    HOST_PORT,
+    NODE_PORT_ALLOCATED,
+    NODE_PORT_GIVEN,
+    Lost,
+)
+from agent.world.hostports import KIND
 from policies.address import format_address
 from policies.model import ObjectRef, Protocol
 
 if TYPE_CHECKING:
     from agent.world.world import World
 
+SERVICE_NAME = "kubernetes.io/service-name"
+NO_EXTERNAL_IPS = "externalIPs are not obeyed: set --external-ips if all who write services may take over any address"
+_ADVICE = {
+    CLUSTER_IP_ALLOCATED: "choose another clusterIP or port",
+    CLUSTER_IP_GIVEN: "choose another clusterIP or port",
+    NODE_PORT_ALLOCATED: "choose another node port",
+    NODE_PORT_GIVEN: "choose another node port, or none",
+    BALANCER: "give services that share a load balancer's address different ports",
+    EXTERNAL_IP: "choose another externalIP or port",
+    HOST_PORT: "choose another hostPort or hostIP",
+}
+
 
 def describe_problems(world: World, failures: Mapping[ObjectRef, str]) -> list[Problem]:
     """Sorted by file and line. `failures`: what else is known to be wrong with an object."""
     found: list[Problem] = []
-    for ref, message in failures.items():
+    for ref, message in (*failures.items(), *world.services.failures().items()):
         found += _problem(world, ref, message)
     for address, loser, winner in world.addresses.lost():
         taken = f"{winner}" if winner else f"node {world.config.name}"
         found += _problem(world, loser, f"address {format_address(address)} belongs to {taken}: give it another one")
-    for service, address, protocol, port, winner in world.services.lost():
-        frontend = f"{format_address(address)} port {port}/{Protocol.BY_NUMBER[protocol]}"
-        found += _problem(world, service.ref, f"{frontend} belongs to {winner}: choose another clusterIP or port")
+    found += _lost_frontends(world)
     for service in world.services:
-        for family in world.services.missing_families(service):
-            message = f"there is no {family} service CIDR to allocate from: set --service-cidrs or remove the family"
+        for message in _unmet(world, service):
             found += _problem(world, service.ref, message)
+        if service.exposure.external_ips and not world.config.services.external_ips:
+            found += _problem(world, service.ref, NO_EXTERNAL_IPS, warning=True)
+    found += _host_addresses(world)
+    found += _stray_slices(world)
     return sorted(found)
 
 
-def _problem(world: World, ref: ObjectRef, message: str) -> list[Problem]:
+def _lost_frontends(world: World) -> Iterator[Problem]:
+    """A node port that is lost is lost at every address of the node: that is said once."""
+    said: set[tuple[ObjectRef, ObjectRef, int, int]] = set()
+    for lost in sorted(world.services.lost(), key=_whole_ports_first):
+        address, protocol, port = lost.key
+        if lost.rank in (NODE_PORT_ALLOCATED, NODE_PORT_GIVEN, HOST_PORT):
+            case = (lost.service, lost.winner, protocol, port)
+            if case in said:
+                continue
+            said.add(case)
+        at = "host" if lost.rank == HOST_PORT else format_address(address) if address else "node"
+        message = (
+            f"{at} port {port}/{Protocol.BY_NUMBER[protocol]} belongs to {owner_of(lost.winner)}: {_ADVICE[lost.rank]}"
+        )
+        yield from _problem(world, owner_of(lost.service), message)
+
+
+def _whole_ports_first(lost: Lost) -> tuple[bool, tuple[bytes, int, int], ObjectRef]:
+    return lost.key[0] != b"", lost.key, lost.service
+
+
+def owner_of(service: ObjectRef) -> ObjectRef:
+    """The object that somebody has written: of hostPorts the pod."""
+    return ObjectRef("Pod", service.namespace, service.name) if service.kind == KIND else service
+
+
+def _unmet(world: World, service: Service) -> Iterator[str]:
+    for family in world.services.missing_families(service):
+        yield f"there is no {family} service CIDR to allocate from: set --service-cidrs or remove the family"
+    first, last = world.config.services.node_ports
+    for number in world.services.out_of_range(service):
+        yield f"node port {number} is not in {first}-{last} (--node-ports): choose another one, or none"
+
+
+def _host_addresses(world: World) -> Iterator[Problem]:
+    for state in world.pods:
+        if world.is_local(state.pod.ref):
+            for address in world.host_ports.elsewhere(state.pod):
+                message = (
+                    f"hostIP {format_address(address)} is no address of node {world.config.name}: its port is not open"
+                )
+                yield from _problem(world, state.pod.ref, message)
+
+
+def _stray_slices(world: World) -> Iterator[Problem]:
+    for stray in world.services.strays():
+        why = (
+            f"there is no Service {stray.ref.namespace}/{stray.service}"
+            if stray.service
+            else f"no label {SERVICE_NAME}"
+        )
+        message = f"no service uses this slice: {why}"
+        yield Problem(stray.origin.file, stray.origin.line, message, subject=str(stray.ref), warning=True)
+
+
+def _problem(world: World, ref: ObjectRef, message: str, *, warning: bool = False) -> list[Problem]:
     written: Pod | Service | None = None
     if ref.kind == "Pod":
         state = world.pods.get(ref)
@@ -40,4 +119,4 @@ def _problem(world: World, ref: ObjectRef, message: str) -> list[Problem]:
         written = world.services.get(ref)
     if written is None:
         return []
-    return [Problem(written.origin.file, written.origin.line, message, subject=str(ref))]
+    return [Problem(written.origin.file, written.origin.line, message, subject=str(ref), warning=warning)]

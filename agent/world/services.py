@@ -1,12 +1,26 @@
-"""Services: their addresses, which of them owns a frontend, and their endpoints, given or derived."""
+"""Services: their addresses and node ports, which frontends each owns, and their endpoints, given or derived."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from agent.identity.allocator import AddressPool
+from agent.identity.allocator import ExhaustedError
 from agent.objects import EndpointSlice, Pod, Service, ServicePort
-from agent.world.claims import Claims
+from agent.services.model import Kind
+from agent.services.places import FAMILIES, is_served, places
+from agent.world.allocations import Allocations, key_of
+from agent.world.config import NodeConfig
+from agent.world.frontends import (
+    CLUSTER_IP_ALLOCATED,
+    CLUSTER_IP_GIVEN,
+    NODE_PORT_ALLOCATED,
+    NODE_PORT_GIVEN,
+    RANKS,
+    FrontendClaims,
+    Key,
+    Lost,
+)
+from agent.world.nodeports import GIVEN, TCP, NodePorts
 from policies.address import is_v4
 from policies.model import ObjectRef
 from policies.multimap import MultiMap
@@ -14,18 +28,16 @@ from policies.multimap import MultiMap
 Derive = Callable[[Service, Sequence[Pod]], Iterable[EndpointSlice]]
 """Slices of a service that selects these pods, as the endpoint slice controller of a cluster would write them."""
 
-FAMILIES = {"IPv4": True, "IPv6": False}
-
-# Where two services want one frontend, the one whose address was allocated wins over one that names it.
-ALLOCATED, GIVEN = 0, 1
-
 
 class ServiceBook:
-    def __init__(self, pools: Sequence[AddressPool]) -> None:
-        self._pools = pools
+    def __init__(self, allocations: Allocations, claims: FrontendClaims, config: NodeConfig) -> None:
+        self._pools = allocations.service_pools
+        self._numbers = NodePorts(allocations.node_ports, config.services.node_ports)
+        self._claims = claims
+        self._config = config
         self._services: dict[ObjectRef, Service] = {}
-        self._addresses: dict[ObjectRef, tuple[bytes, ...]] = {}
-        self._frontends = Claims()
+        self._allocated: dict[ObjectRef, tuple[bytes, ...]] = {}  # cluster addresses, where none were given
+        self._failures: dict[ObjectRef, str] = {}
         self._by_selector: MultiMap[tuple[str, str, str], ObjectRef] = MultiMap()  # namespace and one required label
         self._slices: dict[ObjectRef, EndpointSlice] = {}
         self._slices_of: dict[ObjectRef, tuple[EndpointSlice, ...]] = {}
@@ -38,53 +50,47 @@ class ServiceBook:
 
     def addresses(self, ref: ObjectRef) -> tuple[bytes, ...]:
         """Its cluster addresses: those given, or those allocated."""
-        return self._addresses.get(ref, ())
+        service = self._services.get(ref)
+        if service is None or not has_addresses(service):
+            return ()
+        return service.addresses or self._allocated.get(ref, ())
+
+    def node_ports(self, ref: ObjectRef) -> Mapping[tuple[int, int], int]:
+        """(protocol, service port) → node port, given or allocated, but for those that another service has."""
+        ports = self._numbers.of(ref).ports
+        return {port: number for port, number in ports.items() if self._claims.owner(b"", port[0], number) == ref}
+
+    def health_port(self, ref: ObjectRef) -> int:
+        """Its healthCheckNodePort, given or allocated; 0 where it has none, or another service has it."""
+        number = self._numbers.of(ref).health
+        return number if number and self._claims.owner(b"", TCP, number) == ref else 0
 
     def owns(self, service: Service, address: bytes, port: ServicePort) -> bool:
-        """Whether no other service has the better claim to this frontend."""
-        return self._frontends.winner(_frontend(address, port.protocol, port.port)) == service.ref
+        """Whether no other service has the better claim to this cluster address and port."""
+        return self._claims.owner(address, port.protocol, port.port) == service.ref
 
     # ---- changes. Each returns the services whose frontends or backends may differ now.
 
     def put(self, service: Service) -> set[ObjectRef]:
-        """Raises ExhaustedError where no address is left; the service then has those it got."""
-        touched = self.take(service.ref, keep_addresses=True)
-        ref = service.ref
-        self._services[ref] = service
-        if (label := _filed_under(service)) is not None:
-            self._by_selector.put(label, ref)
-        touched.add(ref)
-        try:
-            self._allocate(service)
-        finally:
-            for key in self._keys(service):
-                if (owner := self._frontends.winner(key)) is not None:
-                    touched.add(owner)
-                self._frontends.add(key, GIVEN if service.addresses else ALLOCATED, ref)
-        return touched
+        """What there is none left of (addresses, node ports) it goes without, until there is: see `failures`."""
+        freed = self._freed()
+        touched = self._put(service)
+        return touched | self._retry() if self._failures and self._freed() != freed else touched
 
-    def take(self, ref: ObjectRef, keep_addresses: bool = False) -> set[ObjectRef]:
-        """Remove a service, if it is there. Allocated addresses stay allocated where they are to be kept."""
-        service = self._services.pop(ref, None)
-        if service is None:
-            return set()
-        touched = {ref}
-        for key in self._keys(service):
-            self._frontends.remove(key, GIVEN if service.addresses else ALLOCATED, ref)
-            if (heir := self._frontends.winner(key)) is not None:
-                touched.add(heir)
-        for address in service.addresses:
-            for pool in self._pools:
-                pool.unavoid(address)
-        self._addresses.pop(ref, None)
-        if not keep_addresses:
-            self._release(service)
-        if (label := _filed_under(service)) is not None:
-            self._by_selector.take(label, ref)
-        return touched
+    def take(self, ref: ObjectRef) -> set[ObjectRef]:
+        """Remove a service, if it is there."""
+        freed = self._freed()
+        touched = self._remove(ref)
+        if touched:
+            self._numbers.take(ref)
+            self._release_addresses(ref)
+        return touched | self._retry() if self._failures and self._freed() != freed else touched
 
     def put_slice(self, given: EndpointSlice) -> set[ObjectRef]:
+        """One that is another proxy's to serve, or nobody's, is as good as none."""
         touched = self.take_slice(given.ref)
+        if not given.proxied:
+            return touched
         owner = _owner(given)
         self._slices[given.ref] = given
         self._slices_of[owner] = tuple(sorted((*self._slices_of.get(owner, ()), given), key=_by_ref))
@@ -116,46 +122,123 @@ class ServiceBook:
                 if all(labels.get(k) == v for k, v in selector.items()):
                     yield ref
 
-    def lost(self) -> Iterator[tuple[Service, bytes, int, int, ObjectRef]]:
-        """(service, address, protocol, port, winner) of every frontend that another service has."""
-        for key, loser, winner in self._frontends.lost():
-            yield self._services[loser], key[:16], key[16], int.from_bytes(key[17:], "big"), winner
+    def strays(self) -> Iterator[EndpointSlice]:
+        """Slices of services that are not there."""
+        for owner, slices in self._slices_of.items():
+            if owner not in self._services:
+                yield from slices
 
-    # ---- inside
+    def lost(self) -> Iterator[Lost]:
+        """What a service wants and another has: frontends, and node ports and health check ports (address empty)."""
+        return self._claims.lost()
 
-    def _allocate(self, service: Service) -> None:
-        ref = service.ref
-        self._addresses[ref] = service.addresses if _has_frontends(service) else ()
-        for address in service.addresses:
-            for pool in self._pools:
-                pool.avoid(address)
-        if service.addresses or not _has_frontends(service):
-            self._release(service)
-            return
-        wanted = {FAMILIES[f] for f in service.families} or {True, False}
-        for pool in self._pools:
-            if pool.block.is_v4 in wanted:
-                self._addresses[ref] = (*self._addresses[ref], pool.allocate(_key(ref)))
-            else:
-                pool.release(_key(ref))
-
-    def _release(self, service: Service) -> None:
-        for pool in self._pools:
-            pool.release(_key(service.ref))
-
-    def _keys(self, service: Service) -> list[bytes]:
-        ports = {(port.protocol, port.port) for port in service.ports}
-        return [_frontend(a, protocol, port) for a in self._addresses.get(service.ref, ()) for protocol, port in ports]
+    def failures(self) -> Mapping[ObjectRef, str]:
+        """Services that did not get all they call for, and what there is none left of."""
+        return self._failures
 
     def missing_families(self, service: Service) -> list[str]:
         """Families the service asks for, for which this cluster has no service CIDR."""
-        if service.addresses or not _has_frontends(service):
+        if service.addresses or not has_addresses(service):
             return []
         have = {pool.block.is_v4 for pool in self._pools}
         return [family for family in service.families if FAMILIES[family] not in have]
 
+    def out_of_range(self, service: Service) -> list[int]:
+        """Node ports its manifest names that are none of this cluster's."""
+        return self._numbers.out_of_range(service)
 
-def _has_frontends(service: Service) -> bool:
+    def release_restored(self) -> None:
+        """Give up node ports of an earlier run that no service of this one has."""
+        self._numbers.release_restored()
+
+    # ---- inside
+
+    def _put(self, service: Service) -> set[ObjectRef]:
+        ref = service.ref
+        touched = self._remove(ref)
+        self._services[ref] = service
+        if (label := _filed_under(service)) is not None:
+            self._by_selector.put(label, ref)
+        wrong = [*self._allocate(service), self._numbers.put(service)]
+        if failure := "; ".join(filter(None, wrong)):
+            self._failures[ref] = failure
+        return touched | {ref} | self._claims.add(ref, self._wanted(service))
+
+    def _remove(self, ref: ObjectRef) -> set[ObjectRef]:
+        """What was allocated stays allocated."""
+        service = self._services.get(ref)
+        if service is None:
+            return set()
+        touched = {ref} | self._claims.remove(ref, self._wanted(service))
+        del self._services[ref]
+        self._failures.pop(ref, None)
+        for address in service.addresses:
+            for pool in self._pools:
+                pool.unavoid(address)
+        if (label := _filed_under(service)) is not None:
+            self._by_selector.take(label, ref)
+        return touched
+
+    def _retry(self) -> set[ObjectRef]:
+        touched: set[ObjectRef] = set()
+        for ref in sorted(self._failures):
+            touched |= self._put(self._services[ref])
+        return touched
+
+    def _freed(self) -> int:
+        return sum(pool.freed for pool in self._pools) + self._numbers.freed
+
+    def _allocate(self, service: Service) -> Iterator[str]:
+        """Cluster addresses, one a family; yields what there is none left of."""
+        ref = service.ref
+        for address in service.addresses:
+            for pool in self._pools:
+                pool.avoid(address)
+        if service.addresses or not has_addresses(service):
+            self._release_addresses(ref)
+            return
+        wanted = {FAMILIES[family] for family in service.families} or {True, False}
+        found: list[bytes] = []
+        for pool in self._pools:
+            if pool.block.is_v4 not in wanted:
+                pool.release(key_of(ref))
+                continue
+            try:
+                found.append(pool.allocate(key_of(ref)))
+            except ExhaustedError as error:
+                yield str(error)
+        self._allocated[ref] = tuple(found)
+
+    def _release_addresses(self, ref: ObjectRef) -> None:
+        self._allocated.pop(ref, None)
+        for pool in self._pools:
+            pool.release(key_of(ref))
+
+    def _wanted(self, service: Service) -> dict[Key, int]:
+        """Every address and port it asks for, and by what rank. Of two reasons the better one counts."""
+        if not is_served(service):
+            return {}
+        held = self._numbers.of(service.ref)
+        addresses = self.addresses(service.ref)
+        wanted: dict[Key, int] = {}
+        for protocol, number, how in held.claims():
+            wanted[b"", protocol, number] = NODE_PORT_GIVEN if how == GIVEN else NODE_PORT_ALLOCATED
+        for port in service.ports:
+            for address, number, kind in places(service, port, addresses, held.ports, self._config):
+                key = (address, port.protocol, number)
+                rank = _rank(kind, service, wanted.get((b"", port.protocol, number), NODE_PORT_GIVEN))
+                wanted[key] = min(rank, wanted.get(key, rank))
+        return wanted
+
+
+def _rank(kind: Kind, service: Service, of_node_port: int) -> int:
+    if kind is Kind.CLUSTER_IP:
+        return CLUSTER_IP_GIVEN if service.addresses else CLUSTER_IP_ALLOCATED
+    return of_node_port if kind in (Kind.NODE_PORT, Kind.LOOPBACK) else RANKS[kind]
+
+
+def has_addresses(service: Service) -> bool:
+    """Whether it is to have cluster addresses."""
     return not service.headless and service.type != "ExternalName"
 
 
@@ -164,16 +247,8 @@ def serves(address: bytes, backend: bytes) -> bool:
     return is_v4(address) == is_v4(backend)
 
 
-def _frontend(address: bytes, protocol: int, port: int) -> bytes:
-    return address + bytes((protocol,)) + port.to_bytes(2, "big")
-
-
 def _owner(given: EndpointSlice) -> ObjectRef:
     return ObjectRef("Service", given.ref.namespace, given.service)
-
-
-def _key(ref: ObjectRef) -> str:
-    return f"{ref.namespace}/{ref.name}"
 
 
 def _by_ref(given: EndpointSlice) -> ObjectRef:

@@ -6,16 +6,22 @@ the plan must be compiled again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 
 import msgspec
 
 from agent.identity.allocator import ExhaustedError
 from agent.identity.labels import LabelFilter
 from agent.objects import Change, EndpointSlice, Interface, Namespace, Pod, Problem, Service
+from agent.services import frontends
+from agent.services.model import Frontend
+from agent.services.places import is_served
 from agent.world.addresses import ALLOCATED, LOCAL, NODE, REMOTE, AddressBook
 from agent.world.allocations import Allocations, key_of
 from agent.world.config import NodeConfig
+from agent.world.frontends import FrontendClaims
+from agent.world.hostports import KIND as HOST_PORT
+from agent.world.hostports import HostPortBook, host_port_ref
 from agent.world.identities import IdentityBook
 from agent.world.pods import PodBook, PodState
 from agent.world.problems import describe_problems
@@ -48,7 +54,9 @@ class World:
         self.allocations = Allocations(config)
         self.index = PolicyIndex()
         self.pods = PodBook()
-        self.services = ServiceBook(self.allocations.service_pools)
+        self._frontends = FrontendClaims()
+        self.services = ServiceBook(self.allocations, self._frontends, config)
+        self.host_ports = HostPortBook(self._frontends, config)
         self.namespaces: dict[str, Namespace] = {}
         self.identities = IdentityBook(
             self.allocations.identities, self.index, LabelFilter(config.labels_include, config.labels_exclude)
@@ -100,6 +108,7 @@ class World:
         self.allocations.keep_only(
             {key_of(state.pod.ref) for state in self.pods}, {key_of(service.ref) for service in self.services}
         )
+        self.services.release_restored()
 
     # ---- what changed
 
@@ -116,6 +125,7 @@ class World:
             if (owner := self.addresses.owner(prefix.network)) is not None and prefix.bits == 128:
                 self._dirty_endpoints.add(owner)
         gone = {subject for ref in self._dirty_endpoints if (subject := self._settle_subject(ref))}
+        self._dirty_services.update(self.host_ports.of(self._dirty_endpoints))
         policies = self.index.take_dirty()
         policies.update(dict.fromkeys(gone - self._subject_uses.keys()))
         self._release()
@@ -143,6 +153,19 @@ class World:
         state = self.pods.get(ref)
         return () if state is None else tuple(a for a in state.pod.addresses if self.addresses.owner(a) == ref)
 
+    def frontends(self, ref: ObjectRef) -> tuple[Frontend, ...]:
+        """Those a service has on this node; none that another service has the better claim to.
+
+        Services are Services and, under references of kind HostPort, pods of this node with hostPorts.
+        """
+        compiled = self._host_port_frontends if ref.kind == HOST_PORT else self._service_frontends
+        return tuple([f for f in compiled(ref) if self._frontends.owner(f.address, f.protocol, f.port) == ref])
+
+    def served(self) -> Iterator[ObjectRef]:
+        """Everything that may have frontends."""
+        yield from (service.ref for service in self.services)
+        yield from self.host_ports
+
     def slices(self, service: Service) -> tuple[EndpointSlice, ...]:
         """The slices of a service: those given, else those its selector gives."""
         given = self.services.slices(service.ref)
@@ -153,6 +176,21 @@ class World:
     def problems(self) -> list[Problem]:
         """What is written but not in force: conflicts, and what could not be allocated."""
         return describe_problems(self, self._failures)
+
+    def _service_frontends(self, ref: ObjectRef) -> tuple[Frontend, ...]:
+        service = self.services.get(ref)
+        if service is None or not is_served(service):
+            return ()
+        addresses, ports = self.services.addresses(ref), self.services.node_ports(ref)
+        return frontends.frontends(service, addresses, ports, self.slices(service), self.config)
+
+    def _host_port_frontends(self, ref: ObjectRef) -> tuple[Frontend, ...]:
+        """None before the pod's network stands."""
+        state = self.pods.get(ObjectRef("Pod", ref.namespace, ref.name))
+        if state is None or state.interface is None or ref not in self.host_ports:
+            return ()
+        pod = msgspec.structs.replace(state.pod, addresses=self.own_addresses(state.pod.ref))
+        return frontends.host_ports(pod, self.config)
 
     # ---- inside: objects
 
@@ -173,14 +211,7 @@ class World:
         self.index.set_namespace(name, labels)
 
     def _put_service(self, ref: ObjectRef, service: Service | None) -> None:
-        if service is None:
-            self._dirty_services |= self.services.take(ref)
-            return
-        self._dirty_services.add(ref)
-        try:
-            self._dirty_services |= self.services.put(service)
-        except ExhaustedError as error:
-            self._failures[ref] = str(error)
+        self._dirty_services |= self.services.take(ref) if service is None else self.services.put(service)
 
     def _put_pod(self, ref: ObjectRef, pod: Pod | None) -> None:
         old = self.pods.get(ref)
@@ -193,22 +224,29 @@ class World:
         if pod is None:
             self._forget_pod(ref)
         else:
-            state = PodState(self._with_addresses(pod), own_addresses=not pod.addresses)
+            state = PodState(self._placed(pod), own_addresses=not pod.addresses)
             if old is not None:
                 state.key, state.identity, state.interface = old.key, old.identity, old.interface
             self.pods.put(state)
             for address in state.pod.addresses:
                 self._dirty_endpoints |= self.addresses.add(address, self._rank(state), ref)
             self._dirty_services.update(self.services.selecting(ref.namespace, pod.labels))
+            if self._runs_here(pod):
+                self._dirty_services |= self.host_ports.put(state.pod)
+            else:
+                self._dirty_services |= self.host_ports.take(host_port_ref(ref))
         self._set_namespace_labels(ref.namespace)
 
     def _forget_pod(self, ref: ObjectRef) -> None:
         state = self.pods.take(ref)
         if state is not None:
             self.identities.forget(state)
+        self._dirty_services |= self.host_ports.take(host_port_ref(ref))
         self._released_pods.add(ref)
 
-    def _with_addresses(self, pod: Pod) -> Pod:
+    def _placed(self, pod: Pod) -> Pod:
+        """With the name of the node it runs on, and the addresses this node gives it."""
+        pod = pod if pod.node else msgspec.structs.replace(pod, node=self.config.name)
         if pod.addresses or pod.host_network or not self._runs_here(pod):
             return pod
         try:

@@ -50,4 +50,4 @@ def test_the_smallest_claim_wins_whoever_came_first(
     for key in (b"x", b"y"):
         wanting = sorted((rank, ref) for wanted, rank, ref in left if wanted == key)
         assert book.winner(key) == (wanting[0][1] if wanting else None)
-        assert sorted(loser for lost, loser, _ in book.lost() if lost == key) == sorted(ref for _, ref in wanting[1:])
+        assert sorted(claim for lost, claim, _ in book.lost() if lost == key) == wanting[1:]
