@@ -26,9 +26,9 @@ from agent.handlers import Handlers
 from agent.instance import Instance
 from agent.naming import NameFeed
 from agent.plan.plan import Plan
-from agent.plan.serving import Frontend, Keep
 from agent.pods import LocalPods
 from agent.realize import Realizer
+from agent.retirement import Retirement
 from agent.sources.directory import Batch, DirectorySource
 from agent.sources.slices import derive
 from agent.state import Damaged, State, StateFile
@@ -41,7 +41,6 @@ from policies.address import format_address
 from policies.model import ObjectRef
 
 FLUSH_S = 1.0
-FLOWS_RETRY_S = 0.5
 
 log = logs.get("agent")
 
@@ -68,8 +67,7 @@ class Agent:
         self.flows = Supervisor("flows", instance.flows_command(config), instance.flows_socket, instance.flows_log)
         self._state = StateFile(instance.state)
         self._forgetting: set[asyncio.Task[None]] = set()
-        self._retired: set[Frontend] = set()
-        self._retiring: asyncio.Task[None] | None = None
+        self._retirement = Retirement(self.world, self.turns.serving, instance.flows_socket)
 
     # ---- life
 
@@ -116,7 +114,10 @@ class Agent:
 
     async def _work(self, stopping: asyncio.Event) -> None:
         """All that goes on at once, until told to stop. What fails ends the agent."""
-        works = (self.turns.run(self.pods), self._watch(), self.flows.run(), self._flush(), self._become_ready())
+        works = (
+            self.turns.run(self.pods), self._watch(), self.flows.run(), self._retirement.run(), self._flush(),
+            self._become_ready(),
+        )  # fmt: skip
         stop = asyncio.create_task(stopping.wait())
         pending: set[asyncio.Task[Any]] = {stop, *(asyncio.create_task(work) for work in works)}
         try:
@@ -202,25 +203,8 @@ class Agent:
 
     # ---- flows of addresses that are free again, and of backends that are gone
 
-    def _retire(self, keep: Keep) -> None:
-        """Have the UDP flows to backends that are gone removed, so that their clients find another."""
-        self._retired |= keep.keys()
-        if self._retiring is None or self._retiring.done():
-            self._retiring = asyncio.create_task(self._retire_all())
-
-    async def _retire_all(self) -> None:
-        """Until the flows process has heard of it: a UDP flow that is in use has no time-out to wait for."""
-        while self._retired:
-            taken, self._retired = self._retired, set()
-            frontends = [
-                {"ip": format_address(ip), "port": port, "keep": [(format_address(a), p) for a, p in sorted(backends)]}
-                for (ip, port), backends in self.turns.serving.now(taken).items()
-            ]
-            try:
-                await aio.call(self.instance.flows_socket, "retire", frontends=frontends)
-            except ApiError:
-                self._retired |= taken
-                await asyncio.sleep(FLOWS_RETRY_S)
+    def _retire(self) -> None:
+        self._retirement.wake()
 
     def _forget(self, addresses: set[bytes]) -> None:
         """Have their conntrack entries removed, so that who gets an address next inherits no flow."""

@@ -15,7 +15,7 @@ from agent import log as logs
 from agent.naming import NameFeed
 from agent.objects import Interface, Pod, Problem
 from agent.plan.ids import CollisionError
-from agent.plan.serving import Keep, Serving
+from agent.plan.serving import Serving
 from agent.pods import LocalPods
 from agent.realize import Realizer
 from agent.sources.directory import Batch
@@ -31,8 +31,8 @@ log = logs.get("turns")
 class Turns:
     """`desired` counts the batches read, `realized` is the newest of which everything is in the kernel.
 
-    `freed` is called with the addresses that pods gave up, once nobody is known by them; `retired` with the frontends
-    some of whose UDP backends serve no more, once no new flow goes to those.
+    `freed` is called with the addresses that pods gave up, once nobody is known by them; `retired` when `serving` has
+    flows that must end, once no new ones go the same way.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Turns:
         names: NameFeed,
         save: Callable[[], None],
         freed: Callable[[set[bytes]], None],
-        retired: Callable[[Keep], None],
+        retired: Callable[[], None],
     ) -> None:
         self.desired = 0
         self.realized = 0
@@ -108,8 +108,8 @@ class Turns:
         for ref, interface in interfaces.items():
             self._world.set_interface(ref, interface)
         writes = self._realizer.start(self._world, self._save)
-        if keep := self.serving.start(self._world):
-            self._retired(keep)
+        self.serving.start(service.ref for service in self._world.services)
+        self._retired()
         self._finish(1)
         return writes
 
@@ -171,8 +171,8 @@ class Turns:
             self.collision = str(error)
             log.error("a change is not in force", reason=self.collision)
             return 0
-        if keep := self.serving.update(self._world, dirty.services):
-            self._retired(keep)
+        if self.serving.update(self._world, dirty.services):
+            self._retired()
         return writes
 
     def _finish(self, taken: int) -> None:

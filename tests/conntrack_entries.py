@@ -1,4 +1,4 @@
-"""Flows as the two conntrack entries the datapath makes of them."""
+"""Flows as the two entries the datapath makes of them, in conntrack or nat."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from flow_events import ABI, C
 from agent.datapath.abi import be16
 from policies.address import is_v4, parse_address
 
-TUPLE, CONNTRACK = ABI.records["tuple"], ABI.records["conntrack"]
+TUPLE, CONNTRACK, NAT = ABI.records["tuple"], ABI.records["conntrack"], ABI.records["nat"]
 HAIRPIN_V4, HAIRPIN_V6 = parse_address("169.254.42.1"), parse_address("fdff:6761:7465::1")
+
+Ends = tuple[str, int]
 
 
 class Flow(msgspec.Struct, frozen=True):
-    """`source` and `destination` as the originator sees them; `backend` where that is a service's frontend."""
+    """`source` and `destination` as the originator sees them; `backend` where that is a service's frontend; `sender`
+    is whom the backend sees, where that is another than the source (by SNAT)."""
 
-    source: tuple[str, int]
-    destination: tuple[str, int]
-    backend: tuple[str, int] | None = None
+    source: Ends
+    destination: Ends
+    backend: Ends | None = None
     protocol: int = 6
+    sender: Ends | None = None
 
     @property
     def hairpin(self) -> bool:
@@ -32,14 +36,18 @@ class Flow(msgspec.Struct, frozen=True):
 
     @property
     def reply_key(self) -> bytes:
-        peer = self.source
+        peer = self.sender or self.source
         if self.hairpin:
             hairpin = HAIRPIN_V4 if is_v4(parse_address(self.source[0])) else HAIRPIN_V6
             return _pack(parse_address(self.source[0]), (self.backend or peer)[1], hairpin, peer[1], self.protocol)
         return _key(self.backend or self.destination, peer, self.protocol)
 
+    @property
+    def keys(self) -> set[bytes]:
+        return {self.forward_key, self.reply_key}
+
     def entries(self, *, expires_ns: int, reply_expires_ns: int | None = None, **fields: Any) -> dict[bytes, bytes]:
-        """Both, by key. The forward one has counted 3 packets of 300 bytes, the reply 2 of 200."""
+        """Both of conntrack, by key. The forward one has counted 3 packets of 300 bytes, the reply 2 of 200."""
         flags = fields.pop("flags", 0)
         if self.backend:
             flags |= C.CT_SERVICE | (C.CT_SOURCE if self.hairpin else 0)
@@ -54,6 +62,15 @@ class Flow(msgspec.Struct, frozen=True):
         reply["expires_ns"] = expires_ns if reply_expires_ns is None else reply_expires_ns
         return {self.forward_key: CONNTRACK.pack(**forward), self.reply_key: CONNTRACK.pack(**reply)}
 
+    def nat_entries(self, *, expires_ns: int, reply_expires_ns: int | None = None, **fields: Any) -> dict[bytes, bytes]:
+        """Both of nat, by key."""
+        flags = fields.pop("flags", 0)
+        common = {"created_ns": 1, "ifindex": 3, "packets": 3, "bytes": 300} | fields
+        forward = common | {"flags": flags, "expires_ns": expires_ns} | _turned(self.reply_key)
+        reply = common | {"flags": flags | C.NAT_REPLY} | _turned(self.forward_key)
+        reply["expires_ns"] = expires_ns if reply_expires_ns is None else reply_expires_ns
+        return {self.forward_key: NAT.pack(**forward), self.reply_key: NAT.pack(**reply)}
+
 
 def _turned(key: bytes) -> dict[str, Any]:
     """`after` of an entry whose partner has this key."""
@@ -67,7 +84,7 @@ def _turned(key: bytes) -> dict[str, Any]:
     }
 
 
-def _key(source: tuple[str, int], destination: tuple[str, int], protocol: int) -> bytes:
+def _key(source: Ends, destination: Ends, protocol: int) -> bytes:
     return _pack(parse_address(source[0]), source[1], parse_address(destination[0]), destination[1], protocol)
 
 

@@ -11,13 +11,16 @@ from agent.api.server import Server
 from agent.datapath.abi import load
 from agent.datapath.maps import Maps
 from agent.datapath.ring import Ring
+from agent.datapath.sockets import destroy_cookies
+from agent.flows.affinity import AffinitySweeper
 from agent.flows.clock import WallClock
 from agent.flows.collector import Collector
-from agent.flows.conntrack import Sweeper
 from agent.flows.intake import Intake
 from agent.flows.names import Names
+from agent.flows.sockets import Sockets
 from agent.flows.store import Store
 from agent.flows.subscription import Subscription
+from agent.flows.sweeper import Sweeper
 
 WATCH_S = 1.0
 """How often counters, clocks and the state directory are looked at."""
@@ -39,9 +42,14 @@ class Flows:
         self.names = Names(self.abi, node)
         self.subscription = Subscription(state_dir / "agent.sock", self.names)
         self.collector = Collector(
-            Sweeper(self.abi, maps["conntrack"], self.store.append),
-            Sweeper(self.abi, maps["conntrack_host"], self.store.append),
-            maps["conntrack"].spec.max_entries,
+            {
+                "conntrack": Sweeper(self.abi, maps["conntrack"], self.store.append),
+                "conntrack_host": Sweeper(self.abi, maps["conntrack_host"], self.store.append),
+                "nat": Sweeper(self.abi, maps["nat"]),
+            },
+            AffinitySweeper(self.abi, maps["affinity"], maps["services"]),
+            Sockets(self.abi, maps["socket_frontends"], maps["socket_backends"], destroy_cookies),
+            lru=("conntrack_host",),
         )
 
     async def run(self, server: Server, ring: Ring) -> None:
@@ -62,6 +70,7 @@ class Flows:
 
     async def _watch(self, server: Server) -> None:
         constants = self.abi.constants
+        full = constants.TALLY_CONNTRACK_FULL, constants.TALLY_NAT_FULL, constants.TALLY_AFFINITY_FULL
         before = self.maps["tallies"].sums()
         while server.reachable():
             await asyncio.sleep(WATCH_S)
@@ -71,7 +80,7 @@ class Flows:
             if lost:
                 self.store.lose(lost, time.monotonic_ns())
                 log.warning("the kernel's ring was full", events_lost=lost)
-            if now[constants.TALLY_CONNTRACK_FULL] != before[constants.TALLY_CONNTRACK_FULL]:
+            if any(now[tally] != before[tally] for tally in full):
                 self.collector.hurry()
             before = now
         log.info("the state directory is gone: ending", state_dir=str(self.state_dir))

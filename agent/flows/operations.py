@@ -2,9 +2,10 @@
 
 observe {filters: {NAME: [VALUE]}, last, follow}   records (flow.Flow) and gaps (flow.Lost), see filters.OPTIONS
 stats                                              Stats
-forget {ips: [ADDRESS]}                            {entries}: conntrack entries removed, two a flow
+forget {ips: [ADDRESS]}                            {entries}: those of conntrack and nat removed, two a flow
 ping                                               {pid, version, pin_dir, node}
-retire {frontends: [{ip, port, keep: [[IP, PORT]]}]}  {entries}: of UDP flows through these to other backends
+backends                                           frontends in use, each {ip, port, protocol, backends: [[IP, PORT]]}
+retire {frontends: [as above], namespaces: [PATH]} {entries, sockets}: of flows through these to these, which are ended
 stop                                               {}
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -21,16 +22,21 @@ import msgspec
 from agent.api.protocol import ApiError, Batch
 from agent.api.server import Handler
 from agent.datapath.abi import be16
-from agent.flows.conntrack import Sweep
+from agent.flows.affinity import AffinitySweep
 from agent.flows.engine import Flows
 from agent.flows.filters import FilterError, parse
 from agent.flows.observe import Observer
-from agent.flows.record import Recorder, drop_reasons
-from policies.address import parse_address
+from agent.flows.pairs import Pair
+from agent.flows.record import PORT_PROTOCOLS, Recorder, drop_reasons
+from agent.flows.sweeper import Sweep
+from policies.address import format_address, parse_address
+from policies.model import Protocol
 
 OBSERVERS = 16
 """At a time: all of them get a turn before the ring is looked at again."""
 
+
+FRONTENDS_AT_ONCE = 256
 
 PortNumber = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
@@ -47,14 +53,26 @@ class ForgetArguments(msgspec.Struct, forbid_unknown_fields=True):
     ips: list[str]
 
 
-class FrontendArguments(msgspec.Struct, forbid_unknown_fields=True):
+class FrontendBackends(msgspec.Struct, forbid_unknown_fields=True):
     ip: str
     port: PortNumber
-    keep: list[tuple[str, PortNumber]]
+    protocol: str  # TCP, UDP or SCTP
+    backends: list[tuple[str, PortNumber]]
 
 
 class RetireArguments(msgspec.Struct, forbid_unknown_fields=True):
-    frontends: list[FrontendArguments]
+    """`namespaces`: paths of the network namespaces that pods' sockets are in."""
+
+    frontends: list[FrontendBackends]
+    namespaces: list[str] = []
+
+
+class MapStats(msgspec.Struct):
+    """As the last sweep left it."""
+
+    entries: int
+    capacity: int
+    expired: int
 
 
 class ConntrackStats(msgspec.Struct, kw_only=True):
@@ -83,6 +101,7 @@ class Stats(msgspec.Struct, kw_only=True):
     drops: dict[str, int]  # reason → packets
     tallies: dict[str, int]
     conntrack: ConntrackStats
+    maps: dict[str, MapStats]  # those that flows fill: conntrack, conntrack_host, nat, affinity
     names: dict[str, int]
     agent_connected: bool
 
@@ -107,6 +126,7 @@ class Operations:
             "observe": self.observe,
             "stats": self.stats,
             "forget": self.forget,
+            "backends": self.backends,
             "retire": self.retire,
             "ping": self.ping,
             "stop": self.stop,
@@ -147,22 +167,32 @@ class Operations:
             drops={name: drops[number] for number, name in self._reasons.items() if drops[number]},
             tallies={name: tallies[number] for name, number in self._tallies.items()},
             conntrack=self._conntrack(),
+            maps=self._maps(),
             names=flows.names.counts(),
             agent_connected=flows.subscription.connected,
         )
 
     def _conntrack(self) -> ConntrackStats:
         collector, maps = self._flows.collector, self._flows.maps
+        swept = collector.swept
         return ConntrackStats(
-            entries=collector.conntrack.entries,
+            entries=swept["conntrack"].entries,
             capacity=maps["conntrack"].spec.max_entries,
-            host_entries=collector.host.entries,
+            host_entries=swept["conntrack_host"].entries,
             host_capacity=maps["conntrack_host"].spec.max_entries,
             sweeps=collector.sweeps,
             interval_s=collector.interval_s,
-            last=collector.conntrack,
-            last_host=collector.host,
+            last=swept["conntrack"],
+            last_host=swept["conntrack_host"],
         )
+
+    def _maps(self) -> dict[str, MapStats]:
+        collector = self._flows.collector
+        swept: dict[str, Sweep | AffinitySweep] = {**collector.swept, "affinity": collector.affinity}
+        return {
+            name: MapStats(sweep.entries, self._flows.maps[name].spec.max_entries, sweep.expired)
+            for name, sweep in swept.items()
+        }
 
     async def forget(self, arguments: dict[str, Any]) -> dict[str, int]:
         request = msgspec.convert(arguments, ForgetArguments)
@@ -172,16 +202,27 @@ class Operations:
             raise ApiError(f"forget: {error}") from None
         return {"entries": await self._flows.collector.forget(addresses)}
 
+    async def backends(self, _arguments: dict[str, Any]) -> AsyncGenerator[Batch, None]:
+        found: dict[tuple[bytes, int, int], list[tuple[str, int]]] = {}
+        for address, port_be, protocol, backend, backend_port_be in await self._flows.collector.used():
+            backends = found.setdefault((address, port_be, protocol), [])
+            backends.append((format_address(backend), be16(backend_port_be)))
+        frontends = [
+            FrontendBackends(format_address(address), be16(port_be), Protocol.BY_NUMBER[protocol], sorted(backends))
+            for (address, port_be, protocol), backends in found.items()
+            if protocol in PORT_PROTOCOLS
+        ]
+        for start in range(0, len(frontends), FRONTENDS_AT_ONCE):
+            yield Batch(frontends[start : start + FRONTENDS_AT_ONCE])
+
     async def retire(self, arguments: dict[str, Any]) -> dict[str, int]:
         request = msgspec.convert(arguments, RetireArguments)
         try:
-            frontends = {
-                (parse_address(f.ip), be16(f.port)): frozenset((parse_address(ip), be16(port)) for ip, port in f.keep)
-                for f in request.frontends
-            }
+            pairs = [pair for frontend in request.frontends for pair in _pairs(frontend)]
         except ValueError as error:
             raise ApiError(f"retire: {error}") from None
-        return {"entries": await self._flows.collector.retire(frontends)}
+        entries, sockets = await self._flows.collector.retire(pairs, request.namespaces)
+        return {"entries": entries, "sockets": sockets}
 
     async def ping(self, _arguments: dict[str, Any]) -> dict[str, Any]:
         flows = self._flows
@@ -195,3 +236,12 @@ class Operations:
     async def stop(self, _arguments: dict[str, Any]) -> dict[str, Any]:
         self._flows.stopping.set()
         return {}
+
+
+def _pairs(given: FrontendBackends) -> Iterator[Pair]:
+    """Raises ValueError."""
+    protocol = Protocol.BY_NAME.get(given.protocol)
+    if protocol is None:
+        raise ValueError(f"{given.protocol!r} is no protocol of a service: give one of {', '.join(Protocol.BY_NAME)}")
+    for ip, port in given.backends:
+        yield parse_address(given.ip), be16(given.port), protocol, parse_address(ip), be16(port)

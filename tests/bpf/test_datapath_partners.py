@@ -9,8 +9,8 @@ import pytest
 from frames import TCP, UDP, Packet, echo, tcp, udp
 from kernel import Kernel
 
-from agent.flows.conntrack import Sweep, Sweeper
 from agent.flows.pairs import Pairs
+from agent.flows.sweeper import Sweep, Sweeper
 
 PACKETS: dict[str, Packet] = {
     "TCP between pods": tcp("a", "b", 1000, 80, "S"),

@@ -9,8 +9,8 @@ from conntrack_entries import CONNTRACK, FLOWS, TUPLE, Flow
 from flow_events import ABI, EVENT, C
 
 from agent.datapath.abi import be16
-from agent.flows.conntrack import LONGEST_S, SHORTEST_S, interval_s
 from agent.flows.pairs import Pairs
+from agent.flows.sweeper import LONGEST_S, SHORTEST_S, interval_s
 from policies.address import format_address
 
 PAIRS = Pairs(ABI)

@@ -261,15 +261,17 @@ def test_without_maps_it_says_what_to_do(state_dir: Path, pins: Pins) -> None:
     assert "Traceback" not in text
 
 
+DNS = {"ip": "10.0.0.1", "port": 53, "protocol": "UDP"}
 BAD_REQUESTS: list[tuple[str, dict[str, Any], str]] = [
     ("observe", {"filters": {"verdict": ["MAYBE"]}}, "--verdict MAYBE: give one of"),
     ("observe", {"last": -1}, "Expected `int` >= 0"),
     ("observe", {"colour": "red"}, "unknown field `colour`"),
     ("forget", {"ips": ["nowhere"]}, "forget: 'nowhere' is not an IP address"),
     ("forget", {}, "missing required field `ips`"),
-    ("retire", {"frontends": [{"ip": "nowhere", "port": 53, "keep": []}]}, "retire: 'nowhere' is not an IP address"),
-    ("retire", {"frontends": [{"ip": "10.0.0.1", "port": 0, "keep": []}]}, "Expected `int` >= 1"),
-    ("explode", {}, "there is no operation 'explode' at flows.sock: forget, observe, ping, retire, stats, stop"),
+    ("retire", {"frontends": [DNS | {"backends": [["nowhere", 53]]}]}, "retire: 'nowhere' is not an IP address"),
+    ("retire", {"frontends": [DNS | {"port": 0, "backends": []}]}, "Expected `int` >= 1"),
+    ("retire", {"frontends": [DNS | {"protocol": "TLS", "backends": []}]}, "'TLS' is no protocol of a service"),
+    ("explode", {}, "no operation 'explode' at flows.sock: backends, forget, observe, ping, retire, stats, stop"),
 ]
 
 

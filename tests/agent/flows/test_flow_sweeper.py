@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from conntrack_entries import CONNTRACK, FLOWS, Flow
+from conntrack_entries import CONNTRACK, FLOWS, NAT, Ends, Flow
 from flow_events import ABI, EVENT, C
 
+from agent.datapath import bpf
 from agent.datapath.abi import be16
 from agent.datapath.maps import Map, Maps
-from agent.flows.conntrack import GRACE_NS, TURN_S, Forget, Port, Sweep, Sweeper
+from agent.flows.forget import Forget
+from agent.flows.pairs import Pair
+from agent.flows.sweeper import GRACE_NS, TURN_S, Sweep, Sweeper
 from policies.address import format_address, parse_address
 
 NOW = 10**12
@@ -19,13 +22,14 @@ LIVE, DEAD = NOW + 1, NOW - GRACE_NS - 1
 
 
 def sweep(
-    table: Map, forget: dict[str, int] | None = None, frontends: dict[Port, tuple[frozenset[Port], int]] | None = None
+    table: Map, forget: dict[str, int] | None = None, retired: dict[Pair, int] | None = None
 ) -> tuple[Sweep, list[str]]:
     """What it did, and the ends it reported as `source port`."""
     reported: list[bytes] = []
-    sweeper = Sweeper(ABI, table, reported.append, now_ns=lambda: NOW)
+    report = None if table.spec.name == "nat" else reported.append
+    sweeper = Sweeper(ABI, table, report, now_ns=lambda: NOW)
     addresses = {parse_address(ip): when for ip, when in (forget or {}).items()}
-    result = asyncio.run(sweeper.sweep(Forget(addresses, frontends or {})))
+    result = asyncio.run(sweeper.sweep(Forget(addresses, retired or {})))
     events = [event for data in reported for event in EVENT.records(data)]
     return result, sorted(f"{format_address(e.source)} {e.packets}" for e in events)
 
@@ -98,33 +102,130 @@ def test_flows_of_an_address_are_forgotten_on_either_end(maps: Maps, ip: str, ex
 UDP_FLOW = Flow(("10.0.0.1", 40002), ("10.96.0.9", 53), ("10.0.0.2", 5353), protocol=17)
 UDP_SELF = Flow(("10.0.0.1", 40004), ("10.96.0.9", 53), ("10.0.0.1", 5353), protocol=17)
 TCP_FLOW = Flow(("10.0.0.1", 40002), ("10.96.0.9", 53), ("10.0.0.2", 5353))
-DIRECT = Flow(("10.0.0.1", 40002), ("10.0.0.2", 53), protocol=17)
-RETIRE: list[tuple[tuple[str, int], list[tuple[str, int]], int, list[Flow]]] = [
-    # frontend, backends that stay, until → flows that are forgotten
-    (("10.96.0.9", 53), [], 500, [UDP_FLOW, UDP_SELF]),
-    (("10.96.0.9", 53), [], 499, []),
-    (("10.96.0.9", 53), [("10.0.0.1", 5353)], 500, [UDP_FLOW]),
-    (("10.96.0.9", 53), [("10.0.0.1", 53), ("10.0.0.2", 5353)], 500, [UDP_SELF]),
-    (("10.96.0.9", 5353), [], 500, []),
-    (("10.0.0.2", 53), [], 500, []),
+SCTP_FLOW = Flow(("10.0.0.1", 40002), ("10.96.0.9", 53), ("10.0.0.2", 5353), protocol=132)
+DIRECT = Flow(("10.0.0.1", 40003), ("10.0.0.2", 5353), protocol=17)
+THROUGH = [UDP_FLOW, UDP_SELF, TCP_FLOW, SCTP_FLOW, DIRECT]
+
+
+def pair(frontend: Ends, protocol: int, backend: Ends) -> Pair:
+    (ip, port), (to, to_port) = frontend, backend
+    return parse_address(ip), be16(port), protocol, parse_address(to), be16(to_port)
+
+
+DNS, BACKEND = ("10.96.0.9", 53), ("10.0.0.2", 5353)
+RETIRE: list[tuple[Pair, int, list[Flow], list[Flow]]] = [
+    # frontend to backend, until → flows that are removed, flows that are marked
+    (pair(DNS, 17, BACKEND), 500, [UDP_FLOW], []),
+    (pair(DNS, 17, BACKEND), 499, [], []),
+    (pair(DNS, 17, ("10.0.0.1", 5353)), 500, [UDP_SELF], []),
+    (pair(DNS, 132, BACKEND), 500, [SCTP_FLOW], []),
+    (pair(DNS, 6, BACKEND), 500, [], [TCP_FLOW]),
+    (pair(DNS, 6, BACKEND), 499, [], []),
+    (pair(("10.96.0.9", 54), 17, BACKEND), 500, [], []),  # another frontend of the same backend
+    (pair(("10.96.0.8", 53), 17, BACKEND), 500, [], []),
+    (pair(DNS, 17, ("10.0.0.2", 53)), 500, [], []),
+    (pair(("10.0.0.2", 5353), 17, BACKEND), 500, [], []),  # not through a service
 ]
 
 
-@pytest.mark.parametrize(("frontend", "keep", "until_ns", "expected"), RETIRE)
-def test_udp_flows_to_a_retired_backend_are_forgotten_lesson_20(
-    maps: Maps, frontend: tuple[str, int], keep: list[tuple[str, int]], until_ns: int, expected: list[Flow]
+@pytest.mark.parametrize("kind", ["conntrack", "conntrack_host"])
+@pytest.mark.parametrize(("retired", "until_ns", "removed", "marked"), RETIRE)
+def test_flows_to_a_backend_that_is_gone_lessons_20_and_21(
+    maps: Maps, kind: str, retired: Pair, until_ns: int, removed: list[Flow], marked: list[Flow]
 ) -> None:
+    table = maps[kind]
+    before: dict[bytes, bytes] = {}
+    for flow in THROUGH:
+        before |= flow.entries(expires_ns=LIVE, created_ns=500)
+    table.update_many(before)
+    result, ends = sweep(table, retired={retired: until_ns})
+    after = dict(table.items())
+    assert after.keys() == before.keys() - {key for flow in removed for key in flow.keys}
+    assert (result.forgotten, len(ends)) == (2 * len(removed), len(removed))
+    of_marked = {key for flow in marked for key in flow.keys}
+    for key, value in after.items():
+        was = CONNTRACK.unpack(before[key])
+        expected = was._replace(flags=was.flags | C.CT_GONE) if key in of_marked else was
+        assert CONNTRACK.unpack(value) == expected
+    assert result.refused == len(of_marked)
+    assert sweep(table, retired={retired: until_ns})[0].refused == 0, "once is enough"
+
+
+FORWARDED = Flow(("192.0.2.9", 4000), ("192.0.2.1", 30053), ("10.2.0.2", 5353), protocol=17, sender=("10.3.0.1", 61000))
+FORWARDED_TCP = Flow(("192.0.2.9", 4000), ("192.0.2.1", 30053), ("10.2.0.2", 5353), sender=("10.3.0.1", 61000))
+MASQUERADED = Flow(
+    ("10.0.0.1", 4000), ("192.0.2.9", 5353), ("192.0.2.9", 5353), protocol=17, sender=("10.3.0.1", 61001)
+)
+
+
+def test_translations_of_a_backend_that_is_gone(maps: Maps) -> None:
+    table = maps["nat"]
+    for flow in (FORWARDED, FORWARDED_TCP):
+        table.update_many(flow.nat_entries(expires_ns=LIVE, created_ns=500, flags=C.NAT_FORWARD))
+    table.update_many(MASQUERADED.nat_entries(expires_ns=LIVE, created_ns=500, flags=C.NAT_MASQUERADE))
+    frontend, backend = ("192.0.2.1", 30053), ("10.2.0.2", 5353)
+    retired = {pair(frontend, protocol, backend): 500 for protocol in (6, 17)}
+    retired[pair(("192.0.2.9", 5353), 17, ("192.0.2.9", 5353))] = 500
+    result, ends = sweep(table, retired=retired)
+    assert keys(table) == FORWARDED_TCP.keys | MASQUERADED.keys
+    gone = {key for key, value in table.items() if NAT.unpack(value).flags & C.NAT_GONE}
+    assert gone == FORWARDED_TCP.keys
+    assert (result.forgotten, result.refused, ends) == (2, 2, [])
+
+
+def test_what_answers_directly_has_one_entry(maps: Maps) -> None:
+    """NAT_DSR at the backend's node: the reply alone."""
+    table = maps["nat"]
+    for flow, expires_ns in ((FORWARDED, DEAD), (FORWARDED_TCP, LIVE)):
+        entries = flow.nat_entries(expires_ns=expires_ns, flags=C.NAT_DSR)
+        table.update(flow.reply_key, entries[flow.reply_key])
+    assert sweep(table)[0].expired == 1
+    assert keys(table) == {FORWARDED_TCP.reply_key}
+    frontend, backend = ("192.0.2.1", 30053), ("10.2.0.2", 5353)
+    assert sweep(table, retired={pair(frontend, 6, backend): NOW})[0].refused == 1
+
+
+@pytest.mark.parametrize(("fields", "removed"), [c[1:3] for c in CASES[:5]], ids=[c[0] for c in CASES[:5]])
+def test_translations_that_are_over_go_unreported(maps: Maps, fields: dict[str, int], removed: bool) -> None:
+    table = maps["nat"]
+    table.update_many(FORWARDED.nat_entries(**fields) | MASQUERADED.nat_entries(**fields, flags=C.NAT_MASQUERADE))
+    result, ends = sweep(table)
+    assert keys(table) == (set() if removed else FORWARDED.keys | MASQUERADED.keys)
+    assert (result.expired, ends) == (4 if removed else 0, [])
+
+
+def test_a_mark_does_not_bring_back_what_the_datapath_removed(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
     table = maps["conntrack"]
-    flows = [UDP_FLOW, UDP_SELF, TCP_FLOW, DIRECT]
-    for flow in flows:
-        table.update_many(flow.entries(expires_ns=LIVE, created_ns=500))
-    result, ends = sweep(table, frontends={port_of(*frontend): (frozenset(port_of(*k) for k in keep), until_ns)})
-    assert keys(table) == {key for flow in flows if flow not in expected for key in (flow.forward_key, flow.reply_key)}
-    assert (result.forgotten, len(ends)) == (2 * len(expected), len(expected))
+    table.update_many(TCP_FLOW.entries(expires_ns=LIVE))
+    update = Map.update
+
+    def removed_before(self: Map, key: bytes, value: bytes, flags: int = bpf.ANY) -> None:
+        self.delete(key)
+        update(self, key, value, flags)
+
+    monkeypatch.setattr(Map, "update", removed_before)
+    result, _ = sweep(table, retired={pair(DNS, 6, BACKEND): NOW})
+    assert keys(table) == set()
+    assert result.refused == 0
 
 
-def port_of(ip: str, port: int) -> Port:
-    return parse_address(ip), be16(port)
+def test_a_connection_that_was_closed_is_not_marked(maps: Maps) -> None:
+    """Its ports may begin another."""
+    table = maps["conntrack"]
+    table.update_many(TCP_FLOW.entries(expires_ns=LIVE, flags=C.CT_CLOSED))
+    assert sweep(table, retired={pair(DNS, 6, BACKEND): NOW})[0].refused == 0
+
+
+def test_frontends_in_use(maps: Maps) -> None:
+    conntrack, nat = maps["conntrack"], maps["nat"]
+    for flow in THROUGH:
+        conntrack.update_many(flow.entries(expires_ns=LIVE, flags=C.CT_GONE if flow is SCTP_FLOW else 0))
+    nat.update_many(FORWARDED.nat_entries(expires_ns=LIVE))
+    nat.update_many(MASQUERADED.nat_entries(expires_ns=LIVE, flags=C.NAT_MASQUERADE))
+    assert asyncio.run(Sweeper(ABI, conntrack).used()) == {
+        pair(DNS, 17, BACKEND), pair(DNS, 17, ("10.0.0.1", 5353)), pair(DNS, 6, BACKEND)
+    }  # fmt: skip
+    assert asyncio.run(Sweeper(ABI, nat).used()) == {pair(("192.0.2.1", 30053), 17, ("10.2.0.2", 5353))}
 
 
 def test_the_next_owner_of_an_address_keeps_its_flows(maps: Maps) -> None:

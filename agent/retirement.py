@@ -1,0 +1,108 @@
+"""Flows whose backend is gone, ended by the flows process (agent.flows): what agent.plan.serving finds, said there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import aclosing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent import log as logs
+from agent.api import aio
+from agent.api.protocol import ApiError
+from agent.plan.serving import Pair, Serving
+from agent.world.world import World
+from policies.address import format_address, parse_address
+from policies.model import Protocol
+
+LEARNED_AT_ONCE = 64
+"""Services looked at before others get their turn: some milliseconds."""
+PAIRS_AT_ONCE = 2048
+"""In one request: some 100 KB."""
+ASK_S = 60.0
+RETRY_S = 0.5
+
+log = logs.get("retirement")
+
+
+class Used(msgspec.Struct):
+    """A frontend in use, as the flows process tells of it."""
+
+    ip: str
+    port: int
+    protocol: str
+    backends: list[tuple[str, int]]
+
+    def pairs(self) -> Iterable[Pair]:
+        address, protocol = parse_address(self.ip), Protocol.BY_NAME[self.protocol]
+        return [(address, self.port, protocol, parse_address(ip), port) for ip, port in self.backends]
+
+
+class Retirement:
+    """`wake` it when `serving` has something. What the flows process has not heard of is said until it has: a flow that
+    is in use has no time-out to wait for."""
+
+    def __init__(self, world: World, serving: Serving, flows_socket: Path) -> None:
+        self._world = world
+        self._serving = serving
+        self._socket = flows_socket
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._end_all()
+            except (ApiError, TimeoutError) as error:
+                log.debug("flows to backends that are gone go on for now", reason=str(error))
+                self._wake.set()
+                await asyncio.sleep(RETRY_S)
+
+    async def _end_all(self) -> None:
+        serving = self._serving
+        while serving.learn(self._world, LEARNED_AT_ONCE):
+            await asyncio.sleep(0)
+        if serving.asks:
+            serving.asks = False
+            try:
+                serving.check(await self._used())
+            except (ApiError, TimeoutError):
+                serving.asks = True
+                raise
+        while serving.lost:
+            some = dict(islice(serving.lost.items(), PAIRS_AT_ONCE))
+            arguments = {"frontends": _frontends(some), "namespaces": self._namespaces()}
+            ended = await aio.call(self._socket, "retire", timeout_s=ASK_S, **arguments)
+            serving.done(some)
+            log.info("flows of backends that are gone have ended", pairs=len(some), **ended)
+
+    async def _used(self) -> list[Pair]:
+        found: list[Pair] = []
+        async with asyncio.timeout(ASK_S), aclosing(aio.stream(self._socket, "backends")) as values:
+            async for value in values:
+                if value is not None:
+                    found += msgspec.convert(value, Used).pairs()
+        return found
+
+    def _namespaces(self) -> list[str]:
+        """Where the sockets of this node's pods are."""
+        return [state.interface.netns for state in self._world.pods if state.interface is not None]
+
+
+def _frontends(pairs: Iterable[Pair]) -> list[dict[str, Any]]:
+    backends: defaultdict[tuple[bytes, int, int], list[tuple[str, int]]] = defaultdict(list)
+    for address, port, protocol, backend, backend_port in pairs:
+        backends[address, port, protocol].append((format_address(backend), backend_port))
+    return [
+        {"ip": format_address(address), "port": port, "protocol": Protocol.BY_NUMBER[protocol], "backends": some}
+        for (address, port, protocol), some in backends.items()
+    ]
