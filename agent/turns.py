@@ -108,7 +108,7 @@ class Turns:
         for ref, interface in interfaces.items():
             self._world.set_interface(ref, interface)
         writes = self._realizer.start(self._world, self._save)
-        self.serving.start(service.ref for service in self._world.services)
+        self.serving.start(self._world.served())
         self._retired()
         self._finish(1)
         return writes

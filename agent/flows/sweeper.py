@@ -34,6 +34,10 @@ GRACE_NS = 50_000_000
 LONGEST_S, SHORTEST_S = 15.0, 1.0
 FULL_ENOUGH = 0.75
 
+LINGER_NS = 60_000_000_000
+"""An entry whose backend is gone is kept for so long. Afterwards another backend refuses what belongs to no connection
+of its own."""
+
 
 def interval_s(fill: float) -> float:
     """How long to wait between sweeps: the fuller the fullest map (0–1), the shorter."""
@@ -164,7 +168,8 @@ class Sweeper:
         table = self._pairs.table
         if current is None or current.flags & (table.gone | table.over):
             return False
-        marked = current._replace(flags=current.flags | table.gone)
+        expires_ns = min(current.expires_ns, self._now_ns() + LINGER_NS)
+        marked = current._replace(flags=current.flags | table.gone, expires_ns=expires_ns)
         with suppress(bpf.NoEntry):
             self._map.update(key, self._entry.pack_values(*marked), bpf.EXIST)
             return True

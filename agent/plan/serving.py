@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
-from agent.services.frontends import frontends
-from agent.services.model import Backend, Frontend
+from agent.services.model import Backend
 from agent.world.world import World
 from policies.address import is_v4
 from policies.model import ObjectRef, Protocol
@@ -131,7 +130,7 @@ def _groups(world: World, ref: ObjectRef) -> Groups:
     """By service port and family."""
     keys: defaultdict[tuple[str, int, bool], set[bytes]] = defaultdict(set)
     backends: defaultdict[tuple[str, int, bool], set[bytes]] = defaultdict(set)
-    for one in _frontends(world, ref):
+    for one in world.frontends(ref):
         group = one.port_name, one.protocol, is_v4(one.address)
         keys[group].add(_frontend(one.address, one.protocol, one.port))
         for target in (one.inside, one.outside):
@@ -144,15 +143,6 @@ def _groups(world: World, ref: ObjectRef) -> Groups:
                     for address in member.addresses:
                         backends[port.name, port.protocol, is_v4(address)].add(_backend((address, port.port)))
     return tuple((b"".join(sorted(some)), b"".join(sorted(backends[group]))) for group, some in keys.items())
-
-
-def _frontends(world: World, ref: ObjectRef) -> list[Frontend]:
-    service = world.services.get(ref)
-    if service is None:
-        return []
-    ports = {(port.protocol, port.port): port for port in service.ports}
-    found = frontends(service, world.services.addresses(ref), {}, world.slices(service), world.config)
-    return [f for f in found if world.services.owns(service, f.address, ports[f.protocol, f.port])]
 
 
 def _by_frontend(groups: Groups) -> Iterator[tuple[bytes, bytes]]:

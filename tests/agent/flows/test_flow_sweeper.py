@@ -14,7 +14,7 @@ from agent.datapath.abi import be16
 from agent.datapath.maps import Map, Maps
 from agent.flows.forget import Forget
 from agent.flows.pairs import Pair
-from agent.flows.sweeper import GRACE_NS, TURN_S, Sweep, Sweeper
+from agent.flows.sweeper import GRACE_NS, LINGER_NS, TURN_S, Sweep, Sweeper
 from policies.address import format_address, parse_address
 
 NOW = 10**12
@@ -192,6 +192,14 @@ def test_translations_that_are_over_go_unreported(maps: Maps, fields: dict[str, 
     result, ends = sweep(table)
     assert keys(table) == (set() if removed else FORWARDED.keys | MASQUERADED.keys)
     assert (result.expired, ends) == (4 if removed else 0, [])
+
+
+@pytest.mark.parametrize(("left_ns", "lingers_ns"), [(10 * LINGER_NS, LINGER_NS), (1000, 1000)])
+def test_what_is_marked_does_not_wait_for_its_own_time_out(maps: Maps, left_ns: int, lingers_ns: int) -> None:
+    table = maps["conntrack"]
+    table.update_many(TCP_FLOW.entries(expires_ns=NOW + left_ns))
+    sweep(table, retired={pair(DNS, 6, BACKEND): NOW})
+    assert {CONNTRACK.unpack(value).expires_ns for _, value in table.items()} == {NOW + lingers_ns}
 
 
 def test_a_mark_does_not_bring_back_what_the_datapath_removed(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
