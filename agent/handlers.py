@@ -1,7 +1,8 @@
 """What can be asked at agent.sock.
 
 status                                         status.StatusView
-endpoints identities services policies nodes   lists of status.…View
+endpoints identities policies nodes            lists of status.…View
+services {namespace, name, problems}           stream of status.ServiceView; see service_views.Wanted
 names                                          stream for the flows process (agent.naming)
 settled {timeout}                              {} once all that is written by now is in force; seconds
 """
@@ -11,23 +12,25 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 from agent.api import aio
-from agent.api.protocol import ApiError
+from agent.api.protocol import ApiError, Batch
 from agent.api.server import Handler
 from agent.datapath import abi
 from agent.datapath.programs import statistics
 from agent.flows.record import drop_reasons
 from agent.plan.blocks import ENTRY_SIZES
 from agent.plan.state import POLICY, State
+from agent.service_views import ServiceViews, Wanted
 from agent.status import (
     DatapathView,
     EndpointView,
@@ -38,7 +41,6 @@ from agent.status import (
     PolicyView,
     ProgramView,
     Revision,
-    ServiceView,
     StatusView,
 )
 from agent.views import Views, problem_views
@@ -46,6 +48,7 @@ from agent.views import Views, problem_views
 if TYPE_CHECKING:
     from agent.loop import Agent
 
+SERVICES_A_TURN = 20
 FLOWS_ANSWER_S = 0.1
 """`status` does not wait longer than this for the flows process."""
 
@@ -59,6 +62,7 @@ class Handlers:
         self._agent = agent
         self._started = time.time()
         self._views = Views(agent.world, agent.pods, self._revision)
+        self._service_views = ServiceViews(agent.world, agent.realizer.history, lambda: agent.health.ports.problems)
 
     def by_operation(self) -> Mapping[str, Handler]:
         return {
@@ -78,8 +82,11 @@ class Handlers:
     async def identities(self, _arguments: dict[str, Any]) -> list[IdentityView]:
         return self._views.identities()
 
-    async def services(self, _arguments: dict[str, Any]) -> list[ServiceView]:
-        return self._views.services()
+    async def services(self, arguments: dict[str, Any]) -> AsyncGenerator[Batch, None]:
+        """A few at a time: there may be so many that the agent must do its work between them."""
+        views = self._service_views.views(msgspec.convert(arguments, Wanted))
+        while some := Batch(islice(views, SERVICES_A_TURN)):
+            yield some
 
     async def policies(self, _arguments: dict[str, Any]) -> list[PolicyView]:
         return self._views.policies()

@@ -1,4 +1,4 @@
-"""What changed last at each frontend, for `gatehouse services`: read off the plan's changes, kept while the agent runs."""
+"""What changed last at each frontend, read off the plan's changes. Kept while the agent runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import msgspec
 
 from agent.datapath import abi
 from agent.plan.blocks import ENTRY_SIZES, POOL_VALUE, POOLS
-from agent.plan.parts import SERVICE_VALUE
 from agent.plan.state import SERVICES, Changes, State
 from policies.address import format_socket
 
@@ -24,7 +23,8 @@ NAMED = 3
 """So many backends that came or went are named, of more it is said how many."""
 
 ADDED = "frontend added"
-_ENTRY = struct.Struct("{0}x{1}s".format(*ENTRY_SIZES[POOLS]))
+SERVICE_VALUE = abi.load().records["service_value"]
+_ENTRY = struct.Struct("{}x{}s".format(*ENTRY_SIZES[POOLS]))
 
 Pools = tuple[int, int]
 """Numbers of the pools for clients inside and outside; 0: there is no backend."""

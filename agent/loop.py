@@ -23,6 +23,7 @@ from agent.datapath.programs import PODS, Loaded
 from agent.datapath.tc import Hooks
 from agent.endpoints.endpoints import Adopted, Endpoints
 from agent.handlers import Handlers
+from agent.health.checks import HealthChecks
 from agent.instance import Instance
 from agent.naming import NameFeed
 from agent.plan.plan import Plan
@@ -59,7 +60,10 @@ class Agent:
         self.world = World(node, derive)
         self.names = NameFeed(self.world, config.node)
         self.realizer = Realizer(maps, Plan())
-        self.turns = Turns(self.world, self.realizer, self.names, self._save, self._forget, self._retire)
+        self.health = HealthChecks(config.healthz, self.world, lambda: self.turns.behind_since)
+        self.turns = Turns(
+            self.world, self.realizer, self.names, self._save, self._forget, self._retire, self.health.ports.update
+        )
         self.source = DirectorySource(Path(config.manifests), instance.last_good)
         self.endpoints = Endpoints(instance.short_name, instance.state_dir, config.mtu)
         self.hooks = Hooks(self.programs)
@@ -83,6 +87,7 @@ class Agent:
                 self.pods.drop(ref)
             await self._work(stopping)
             self.phase = "stopping"
+            self.health.liveness.stopping = True
             self.turns.stop()
             await self.pods.close()
         await self.endpoints.close(keep=not self.config.remove_on_exit)
@@ -116,7 +121,7 @@ class Agent:
         """All that goes on at once, until told to stop. What fails ends the agent."""
         works = (
             self.turns.run(self.pods), self._watch(), self.flows.run(), self._retirement.run(), self._flush(),
-            self._become_ready(),
+            self._become_ready(), self.health.run(),
         )  # fmt: skip
         stop = asyncio.create_task(stopping.wait())
         pending: set[asyncio.Task[Any]] = {stop, *(asyncio.create_task(work) for work in works)}

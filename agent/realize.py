@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from agent import log as logs
 from agent.datapath.apply import Failure, apply, read_state
 from agent.datapath.maps import Map
+from agent.history import History
 from agent.plan.pieces import pieces
 from agent.plan.plan import Plan
 from agent.plan.state import State
@@ -39,6 +40,7 @@ class Realizer:
         self.failure: Failure | None = None
         self._maps = maps
         self.plan = plan
+        self.history = History()
         self._retry_at_s = 0.0
         self._delay_s = RETRY_S[0]
 
@@ -63,6 +65,7 @@ class Realizer:
         changes = self.plan.update(world, dirty)
         if not changes:
             return 0
+        self.history.note(self.plan.state, changes)
         save()
         steps = self.plan.advance(changes)
         done = not self.missing and self._carry_out(steps) is None

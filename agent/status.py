@@ -44,27 +44,60 @@ class IdentityView(msgspec.Struct, frozen=True, kw_only=True):
     name: str  # of a reserved one, or the block of a CIDR identity
 
 
+class LastChangeView(msgspec.Struct, frozen=True, kw_only=True):
+    time: str  # RFC 3339, UTC
+    text: str
+
+
+# `serving`: it terminates and still serves; `terminating`: it does no more.
+BACKEND_STATES = ("ready", "serving", "terminating", "not ready")
+
+
 class BackendView(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     port: int
+    state: str = "ready"  # one of BACKEND_STATES
+    inside: bool = True  # new flows of clients inside the cluster (pods, this node) can get it
+    outside: bool = True  # new flows of everybody else can
+    node: str = ""  # "" where it is not known
+    pod: str = ""  # NAMESPACE/NAME, "" where it is none that is known
+    why: str = ""  # some clients do not get it
 
 
 class FrontendView(msgspec.Struct, frozen=True, kw_only=True):
+    """`backends` are those new flows can get, `unused` the other endpoints of the service port."""
+
     address: str
     protocol: str
     port: int
-    name: str
+    name: str  # of the service port
     backends: tuple[BackendView, ...]
+    kind: str = "ClusterIP"  # services.model.Kind
+    unused: tuple[BackendView, ...] = ()
+    why_inside: str = ""  # how the backends of clients inside were chosen
+    why_outside: str = ""
+    without_inside: str = "refused"  # refused | dropped: what becomes of clients where there is no backend for them
+    without_outside: str = "refused"
+    node_port: int = 0  # of the service port; 0: none
+    affinity_timeout_s: int = 0  # 0: none
+    source_ranges: tuple[str, ...] = ()  # who may use it; (): anybody
+    algorithm: str = "random"  # random | maglev
+    forwarding: str = "snat"  # to other nodes' backends, of clients outside: snat | dsr
+    last_change: LastChangeView | None = None  # since the agent started
 
 
 class ServiceView(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str
     name: str
-    type: str
+    type: str  # as in the API; HostPort: of the pod of that name
     ips: tuple[str, ...]
     frontends: tuple[FrontendView, ...]
     origin: str
     problem: str
+    internal_traffic_policy: str = "Cluster"
+    external_traffic_policy: str = "Cluster"
+    health_check_node_port: int = 0  # 0: none
+    last_change: LastChangeView | None = None  # the newest of its frontends'
 
 
 class PolicyView(msgspec.Struct, frozen=True, kw_only=True):

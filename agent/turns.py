@@ -32,7 +32,8 @@ class Turns:
     """`desired` counts the batches read, `realized` is the newest of which everything is in the kernel.
 
     `freed` is called with the addresses that pods gave up, once nobody is known by them; `retired` when `serving` has
-    flows that must end, once no new ones go the same way.
+    flows that must end, once no new ones go the same way; `services_changed` with services that may have changed.
+    `behind_since`: since when (CLOCK_MONOTONIC, seconds) not all that is desired is realized; None: all is.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class Turns:
         save: Callable[[], None],
         freed: Callable[[set[bytes]], None],
         retired: Callable[[], None],
+        services_changed: Callable[[Iterable[ObjectRef]], None],
     ) -> None:
+        self.behind_since: float | None = time.monotonic()
         self.desired = 0
         self.realized = 0
         self.problems: list[Problem] = []
@@ -54,6 +57,7 @@ class Turns:
         self._save = save
         self._freed = freed
         self._retired = retired
+        self._services_changed = services_changed
         self.serving = Serving()
         self._taken = 0
         self._promised = 0
@@ -68,6 +72,7 @@ class Turns:
     def put(self, batch: Batch) -> None:
         """A batch was read: from now on it is desired."""
         self.desired += 1
+        self.behind_since = self.behind_since or time.monotonic()
         self._batches.append(batch)
         self._wake.set()
 
@@ -110,6 +115,7 @@ class Turns:
         writes = self._realizer.start(self._world, self._save)
         self.serving.start(self._world.served())
         self._retired()
+        self._services_changed(service.ref for service in self._world.services)
         self._finish(1)
         return writes
 
@@ -173,12 +179,15 @@ class Turns:
             return 0
         if self.serving.update(self._world, dirty.services):
             self._retired()
+        self._services_changed(dirty.services)
         return writes
 
     def _finish(self, taken: int) -> None:
         self._taken = taken
         if not self._realizer.missing and not self.collision:
             self.realized = taken
+            if self.realized == self.desired:
+                self.behind_since = None
         self._done.set()
 
     # ---- pods

@@ -8,26 +8,21 @@ from dataclasses import dataclass
 
 from agent.datapath import abi
 from agent.flows.names import reserved_labels
-from agent.objects import Problem, Service, ServicePort
-from agent.plan.parts import backends
+from agent.objects import Problem
 from agent.pods import LocalPods
 from agent.status import (
-    BackendView,
     EndpointView,
-    FrontendView,
     IdentityView,
     NodeView,
     PolicyView,
     ProblemView,
     Revision,
-    ServiceView,
 )
 from agent.world.allocations import key_of
 from agent.world.pods import PodState
-from agent.world.services import serves
 from agent.world.world import World
 from policies.address import format_address
-from policies.model import ObjectRef, Policy, Protocol
+from policies.model import ObjectRef, Policy
 
 
 @dataclass(frozen=True)
@@ -96,44 +91,6 @@ class Views:
             for key, number in sorted(world.allocations.cidr_identities.snapshot().items(), key=lambda item: item[1])
         ]
         return [*reserved, *cluster, *cidrs]
-
-    # ---- services
-
-    def services(self) -> list[ServiceView]:
-        problems = _by_subject(self.world.problems())
-        found = sorted(self.world.services, key=lambda service: service.ref)
-        return [self._service(service, problems.get(str(service.ref), "")) for service in found]
-
-    def _service(self, service: Service, problem: str) -> ServiceView:
-        addresses = self.world.services.addresses(service.ref)
-        return ServiceView(
-            namespace=service.ref.namespace,
-            name=service.ref.name,
-            type=service.type,
-            ips=("None",) if service.headless else tuple(map(format_address, addresses)),
-            frontends=tuple(
-                self._frontend(service, address, port)
-                for address in addresses
-                for port in service.ports
-                if self.world.services.owns(service, address, port)
-            ),
-            origin=str(service.origin),
-            problem=problem,
-        )
-
-    def _frontend(self, service: Service, address: bytes, port: ServicePort) -> FrontendView:
-        members = backends(self.world.slices(service), port)
-        return FrontendView(
-            address=format_address(address),
-            protocol=Protocol.BY_NUMBER[port.protocol],
-            port=port.port,
-            name=port.name,
-            backends=tuple(
-                BackendView(address=format_address(backend), port=number)
-                for backend, number in members
-                if serves(address, backend)
-            ),
-        )
 
     # ---- policies
 

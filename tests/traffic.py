@@ -133,7 +133,7 @@ class Cluster:
         for pod in client.call(self.agent.instance.agent_socket, "endpoints"):
             name = f"{pod['namespace']}/{pod['name']}"
             self._places[name] = (self._enter(pod["netns"]), tuple(pod["ips"])) if pod["netns"] else node
-        for service in client.call(self.agent.instance.agent_socket, "services"):
+        for service in client.stream(self.agent.instance.agent_socket, "services"):
             self._places[f"service:{service['namespace']}/{service['name']}"] = self.node, tuple(service["ips"])
 
     def _enter(self, path: str) -> rig.Netns:

@@ -1,4 +1,4 @@
-"""What a running agent holds: status, endpoints, identities, services, policies, nodes."""
+"""What a running agent holds: status, endpoints, identities, policies, nodes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import msgspec
 import typer
 
 from agent.api import client
-from agent.cli.output import STATE_DIR, Column, Format, Output, StateDir, duration, emit, emit_json, labels, table
+from agent.cli.output import STATE_DIR, Column, Format, Output, StateDir, duration, emit, emit_json, labels
 from agent.status import (
     EndpointView,
-    FrontendView,
     IdentityView,
     NodeView,
     PolicyView,
-    ServiceView,
     StatusView,
 )
 
@@ -25,7 +23,7 @@ View = TypeVar("View", bound=msgspec.Struct)
 
 
 def register(app: typer.Typer) -> None:
-    for command in (status, endpoints, identities, services, policies, nodes):
+    for command in (status, endpoints, identities, policies, nodes):
         app.command()(command)
 
 
@@ -100,28 +98,6 @@ def identities(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -
     emit(_list(state_dir, "identities", IdentityView), output, columns, "no identities")
 
 
-def services(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -> None:
-    """Services, their frontends and the backends new flows can get.
-
-    JSON, an array of: namespace, name, type, ips, frontends [{address, protocol, port, name, backends [{address,
-    port}]}], origin, problem.
-
-    \b
-    Examples:
-      gatehouse services
-      gatehouse services -o json | jq '.[].frontends[] | select(.backends == [])'
-    """
-    found = _list(state_dir, "services", ServiceView)
-    if output is Format.JSON:
-        emit_json(found)
-        return
-    if not found:
-        print("no services: no Service manifest has been read", file=sys.stderr)
-        return
-    rows = [row for service in found for row in _service_rows(service)]
-    print(table(["NAMESPACE", "NAME", "TYPE", "FRONTEND", "BACKENDS", "PROBLEM"], rows))
-
-
 def policies(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -> None:
     """Policies in force and the local pods they select.
 
@@ -169,27 +145,6 @@ def _policy_revision(endpoint: EndpointView) -> str:
     if revision.realized == revision.desired:
         return str(revision.realized)
     return f"{revision.realized} (wanted {revision.desired})"
-
-
-def _service_rows(service: ServiceView) -> list[list[str]]:
-    head = [service.namespace, service.name, service.type]
-    if not service.frontends:
-        return [[*head, ",".join(service.ips), "", service.problem]]
-    return [[*head, _frontend(f), _backends(f), service.problem] for f in service.frontends]
-
-
-def _frontend(frontend: FrontendView) -> str:
-    return f"{_socket(frontend.address, frontend.port)}/{frontend.protocol}"
-
-
-def _backends(frontend: FrontendView) -> str:
-    shown = [_socket(b.address, b.port) for b in frontend.backends[:3]]
-    more = len(frontend.backends) - len(shown)
-    return ",".join(shown) + (f" and {more} more" if more else "") if shown else "none: refused"
-
-
-def _socket(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _describe(s: StatusView) -> str:

@@ -16,7 +16,7 @@ COMMANDS = {
     "status": "listings",
     "endpoints": "listings",
     "identities": "listings",
-    "services": "listings",
+    "services": "services",
     "policies": "listings",
     "nodes": "listings",
     "observe": "observe",

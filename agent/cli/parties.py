@@ -5,7 +5,7 @@ from __future__ import annotations
 from agent.cli.offline import facts
 from agent.cli.output import Failure
 from agent.objects import Service
-from agent.plan.parts import backends
+from agent.services.endpoints import REFUSED, candidates
 from agent.world.world import World
 from policies.address import format_address, is_v4, parse_address
 from policies.evaluate import HOST, Flow, Party
@@ -33,8 +33,8 @@ def _to_service(world: World, source: Party, text: str, port: str, v4: bool) -> 
     protocol, wanted = _split(port)
     for offered in service.ports:
         if offered.protocol == protocol and wanted in (str(offered.port), offered.name):
-            members = backends(world.slices(service), offered)
-            found = [(address, number) for address, number in members if is_v4(address) is v4]
+            members = candidates(world.slices(service), offered).get(v4)
+            found = (members.cluster(world.config) if members else REFUSED).backends
             if not found:
                 raise Failure(f"service {namespace}/{name} has no ready backend: connections are refused")
             return [Flow(source, _party(world, format_address(a), v4), protocol, number) for a, number in found]

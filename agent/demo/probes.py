@@ -111,7 +111,7 @@ def describe(flow: Flow) -> str:
 def run(box: Box, verdicts: Verdicts) -> Iterator[Outcome]:
     """Each probe in turn, as its flow is to be seen beside it."""
     pods = {f"{e['namespace']}/{e['name']}": e for e in client.call(box.state_dir / "agent.sock", "endpoints")}
-    services = {f"{s['namespace']}/{s['name']}": s for s in client.call(box.state_dir / "agent.sock", "services")}
+    services = {f"{s['namespace']}/{s['name']}": s for s in client.stream(box.state_dir / "agent.sock", "services")}
     for probe in load():
         netns, source = _where(box, probe.source, pods)
         target = _address(probe, pods, services)

@@ -17,13 +17,16 @@ log = logs.get("health")
 
 
 class HealthPorts:
-    """`addresses`: of the node, to listen at; none: all. `in_force`: as services.health.Health has it.
+    """`addresses`: to listen at, as HttpServer.listen has them. `in_force`: as services.health.Health has it.
 
     `problems`: why the port of a service is not open; it is tried again.
     """
 
-    def __init__(self, http: HttpServer, addresses: Sequence[bytes], in_force: Callable[[], bool]) -> None:
+    def __init__(
+        self, world: World, http: HttpServer, addresses: Sequence[bytes], in_force: Callable[[], bool]
+    ) -> None:
         self.problems: dict[ObjectRef, str] = {}
+        self._world = world
         self._http = http
         self._addresses = tuple(addresses)
         self._in_force = in_force
@@ -31,10 +34,10 @@ class HealthPorts:
         self._open: dict[ObjectRef, tuple[int, Listening]] = {}
         self._changed = asyncio.Event()
 
-    def update(self, world: World, refs: Iterable[ObjectRef]) -> None:
+    def update(self, refs: Iterable[ObjectRef]) -> None:
         """These services, their endpoints or ports may be others now. Ports follow, answers are as of now."""
         for ref in refs:
-            check = _check(world, ref)
+            check = _check(self._world, ref)
             old = self._wanted.pop(ref, None)
             if check is not None:
                 self._wanted[ref] = check

@@ -24,6 +24,9 @@ from policies.address import format_address, is_v4
 Answers = Callable[[str], Answer]
 """From the path of a request, without its query."""
 
+EVERYWHERE = b""
+"""All addresses of both families."""
+
 READ_BYTES = 4096
 REFUSED = Answer(HTTPStatus.BAD_REQUEST, b'{"error":"not a request of HTTP/1.1"}')
 NO_METHOD = Answer(HTTPStatus.METHOD_NOT_ALLOWED, b'{"error":"use GET or HEAD"}', (("Allow", "GET, HEAD"),))
@@ -48,11 +51,11 @@ class HttpServer:
         self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}  # the oldest first
 
     async def listen(self, addresses: Sequence[bytes], port: int, answers: Answers) -> Listening:
-        """At these addresses (16 bytes each), or at all there are. Raises OSError where the port is in use."""
+        """At these addresses: 16 bytes each, or EVERYWHERE. Raises OSError where the port is in use."""
         bound: list[socket.socket] = []
         listening = Listening()
         try:
-            for address in addresses or (b"",):
+            for address in addresses:
                 bound.append(_bound(address, port))  # noqa: PERF401  # those before one that fails are to be closed
             for one in bound:
                 server = await asyncio.start_server(
@@ -158,7 +161,7 @@ def _encoded(conversation: h11.Connection, answer: Answer, head: bool, last: boo
 
 
 def _bound(address: bytes, port: int) -> socket.socket:
-    """At one address, or (empty) at all of both families."""
+    """`address`: as HttpServer.listen has them."""
     families = [socket.AF_INET if is_v4(address) else socket.AF_INET6] if address else [socket.AF_INET6, socket.AF_INET]
     for family in families:
         try:
@@ -170,7 +173,7 @@ def _bound(address: bytes, port: int) -> socket.socket:
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family is socket.AF_INET6:
-                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, bool(address))
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, any(address))  # ::, too, is all of both
             made.bind((format_address(address) if address else "", port))
         except OSError:
             made.close()

@@ -7,14 +7,12 @@ import json
 import msgspec
 import pytest
 
-from agent.cli.listings import _backends, _describe, _policy_revision
+from agent.cli.listings import _describe, _policy_revision
 from agent.cli.output import Column, Format, duration, emit, labels, table
 from agent.status import (
-    BackendView,
     DatapathView,
     EndpointView,
     FlowsView,
-    FrontendView,
     MapView,
     ProblemView,
     ProcessView,
@@ -109,13 +107,6 @@ def test_empty_listing_keeps_stdout_for_the_listing(capsys: pytest.CaptureFixtur
 def test_a_policy_that_is_not_yet_in_force_shows() -> None:
     assert _policy_revision(ENDPOINT) == "3 (wanted 4)"
     assert _policy_revision(msgspec.structs.replace(ENDPOINT, policy_revision=Revision(4, 4))) == "4"
-
-
-def test_many_backends_are_counted() -> None:
-    backends = tuple(BackendView(address=f"10.0.0.{i}", port=80) for i in range(5))
-    frontend = FrontendView(address="10.96.0.1", protocol="TCP", port=80, name="", backends=backends)
-    assert _backends(frontend) == "10.0.0.0:80,10.0.0.1:80,10.0.0.2:80 and 2 more"
-    assert _backends(msgspec.structs.replace(frontend, backends=())) == "none: refused"
 
 
 def test_status_says_what_is_wrong() -> None:

@@ -27,8 +27,10 @@ WELL = Health(in_force=True, updated="2026-01-01T00:00:00Z", now="2026-01-01T00:
 SERVICE = Service(REF, Origin("s.yaml", 1), "LoadBalancer", None, (), False, (), exposure=Exposure(external_local=True))
 
 
-def endpoint(address: str, node: str = "here", **conditions: bool) -> SliceEndpoint:
-    return SliceEndpoint((parse_address(address),), node=node, **conditions)
+def endpoint(
+    address: str, node: str = "here", ready: bool = True, serving: bool = True, terminating: bool = False
+) -> SliceEndpoint:
+    return SliceEndpoint((parse_address(address),), ready, serving, terminating, node)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ def endpoint(address: str, node: str = "here", **conditions: bool) -> SliceEndpo
         ([endpoint("10.0.0.1", node="there")], 0),
         ([endpoint("10.0.0.1", node="")], 0),
         ([endpoint("10.0.0.1", ready=False)], 0),
-        ([endpoint("10.0.0.1", ready=False, serving=True, terminating=True)], 0),
+        ([endpoint("10.0.0.1", ready=False, terminating=True)], 0),
     ],
 )
 def test_local_endpoints(endpoints: list[SliceEndpoint], count: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import rig
 
-from agent.health.server import Answers, HttpServer, Limits, Listening
+from agent.health.server import EVERYWHERE, Answers, HttpServer, Limits, Listening
 from agent.services.health import Answer
 from policies.address import parse_address
 
@@ -41,7 +41,8 @@ def inside(node: rig.Node, scenario: Scenario) -> None:
 async def serving(
     limits: Limits = DEFAULTS, addresses: tuple[str, ...] = (), answers: Answers = echo
 ) -> AsyncIterator[Listening]:
-    listening = await HttpServer(limits).listen([parse_address(a) for a in addresses], PORT, answers)
+    where = [parse_address(a) for a in addresses] or [EVERYWHERE]
+    listening = await HttpServer(limits).listen(where, PORT, answers)
     try:
         yield listening
     finally:
@@ -161,6 +162,8 @@ def test_addresses(node: rig.Node) -> None:
         async with serving():
             for address in (V4, V6, "127.0.0.1", "::1"):
                 assert b" 200 " in await said(close, address)
+        async with serving(addresses=("::",)):
+            assert b" 200 " in await said(close, "127.0.0.1")
         async with serving(addresses=(V4, V6)):
             for address in (V4, V6):
                 assert b" 200 " in await said(close, address)
