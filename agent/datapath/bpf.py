@@ -19,8 +19,10 @@ _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390
 _SYSCALL = _NUMBERS.get(platform.machine(), -1)  # elsewhere each call fails with ENOSYS
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE = 0, 1, 2, 3
-_OBJ_PIN, _OBJ_GET, _PROG_TEST_RUN, _MAP_GET_FD_BY_ID, _OBJ_GET_INFO = 6, 7, 10, 14, 15
+_OBJ_PIN, _OBJ_GET, _PROG_ATTACH, _PROG_DETACH, _PROG_TEST_RUN = 6, 7, 8, 9, 10
+_PROG_GET_FD_BY_ID, _MAP_GET_FD_BY_ID, _OBJ_GET_INFO, _PROG_QUERY = 13, 14, 15, 16
 _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH, _MAP_DELETE_BATCH = 24, 26, 27
+_LINK_CREATE, _LINK_UPDATE, _LINK_DETACH = 28, 29, 34
 
 ANY, NOEXIST, EXIST = 0, 1, 2
 """Flags of an update: create or replace, create only, replace only."""
@@ -86,6 +88,32 @@ class _Path(ctypes.Structure):
     """BPF_OBJ_PIN, BPF_OBJ_GET."""
 
     _fields_ = (("pathname", c_char_p), ("bpf_fd", c_uint32), ("file_flags", c_uint32))
+
+
+class _Attach(ctypes.Structure):
+    """BPF_PROG_ATTACH, BPF_PROG_DETACH."""
+
+    _fields_ = (
+        ("target_fd", c_uint32),
+        ("attach_bpf_fd", c_uint32),
+        ("attach_type", c_uint32),
+        ("attach_flags", c_uint32),
+        ("replace_bpf_fd", c_uint32),
+    )
+
+
+class _Query(ctypes.Structure):
+    """BPF_PROG_QUERY, as far as every kernel knows it."""
+
+    _fields_ = (
+        ("target_fd", c_uint32),
+        ("attach_type", c_uint32),
+        ("query_flags", c_uint32),
+        ("attach_flags", c_uint32),
+        ("prog_ids", c_uint64),
+        ("prog_cnt", c_uint32),
+        ("pad", c_uint32),
+    )
 
 
 class _Info(ctypes.Structure):
@@ -322,6 +350,71 @@ def program_info(fd: int) -> ProgramInfo:
         run_time_ns=run_time_ns,
         run_count=run_count,
     )
+
+
+def program_by_id(number: int) -> int:
+    """File descriptor of a program by the kernel's number. Raises NoEntry."""
+    packed = struct.pack("=3I", number, 0, 0)
+    return _checked(_PROG_GET_FD_BY_ID, ctypes.create_string_buffer(packed, len(packed)), f"opening program {number}")
+
+
+# ---- programs on cgroups -------------------------------------------------------------------------------------
+
+_F_ALLOW_MULTI, _F_REPLACE = 2, 4
+_PROGRAMS_AT_ONCE = 64  # the kernel's limit for one hook of one cgroup
+
+
+def cgroup_attach(cgroup: int, program: int, attach_type: int, instead_of: int = 0) -> None:
+    """Attach beside other programs, or in place of one of them: at no time is there none. Raises NoEntry where that one
+    is not attached."""
+    flags = _F_ALLOW_MULTI | (_F_REPLACE if instead_of else 0)
+    _checked(_PROG_ATTACH, _Attach(cgroup, program, attach_type, flags, instead_of), "attaching to a cgroup")
+
+
+def cgroup_detach(cgroup: int, program: int, attach_type: int) -> None:
+    """Raises NoEntry where it is not attached."""
+    _checked(_PROG_DETACH, _Attach(cgroup, program, attach_type), "detaching from a cgroup")
+
+
+def cgroup_programs(cgroup: int, attach_type: int) -> tuple[int, ...]:
+    """The kernel's numbers of the programs attached to the cgroup itself, in the order in which they run."""
+    ids = (c_uint32 * _PROGRAMS_AT_ONCE)()
+    query = _Query(cgroup, attach_type, 0, 0, ctypes.addressof(ids), len(ids))
+    _checked(_PROG_QUERY, query, "asking for the programs of a cgroup")
+    return tuple(ids[: query.prog_cnt])
+
+
+# ---- links: a program on its hook for as long as the link is open or pinned --------------------------------------
+
+
+class LinkInfo(msgspec.Struct, frozen=True):
+    """`ifindex`: of an XDP link; 0: its device is gone."""
+
+    program_id: int
+    ifindex: int
+
+
+def link_create(program: int, target: int, attach_type: int, flags: int) -> int:
+    """File descriptor of the link. `target`: for XDP an interface index, and `flags` its XDP_FLAGS_*_MODE."""
+    packed = struct.pack("=4I", program, target, attach_type, flags)
+    return _checked(_LINK_CREATE, ctypes.create_string_buffer(packed, len(packed)), "attaching")
+
+
+def link_update(link: int, program: int) -> None:
+    """Another program in place of the link's: every packet meets one of them."""
+    packed = struct.pack("=4I", link, program, 0, 0)
+    _checked(_LINK_UPDATE, ctypes.create_string_buffer(packed, len(packed)), "replacing a program")
+
+
+def link_detach(link: int) -> None:
+    """Take the program off now, whoever holds the link."""
+    packed = struct.pack("=I", link)
+    _checked(_LINK_DETACH, ctypes.create_string_buffer(packed, len(packed)), "detaching")
+
+
+def link_info(fd: int) -> LinkInfo:
+    data = _info(fd, ctypes.create_string_buffer(32))
+    return LinkInfo(*struct.unpack_from("=8xI4xI", data))
 
 
 # ---- test runs -----------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ class Surroundings(Protocol):
     backoff: Backoff
 
     def folder_of(self, pod: ObjectRef) -> Path: ...
+    def launch(self, pod: ObjectRef, command: Command, netns: int, pid_file: Path, log: Path) -> int: ...
     async def end_session(self, leader: int) -> None: ...
     async def in_thread(self, function: Callable[..., int], *args: Any) -> int: ...
     def in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]: ...
@@ -146,7 +147,9 @@ class RunningContainer:
         async with self._starting:
             if self._command is None or self._end_asked.is_set() or self.is_running:
                 return
-            pid = await self._owner.in_thread(launch.launch, self._command, self._netns, self.pid_file, self.log)
+            pid = await self._owner.in_thread(
+                self._owner.launch, self._pod, self._command, self._netns, self.pid_file, self.log
+            )
             self._digest = self._command.digest
             self._watch(pid, os.pidfd_open(pid))
             if self._end_asked.is_set():

@@ -18,6 +18,7 @@ import msgspec
 
 from agent.endpoints import launch, namespaces
 from agent.endpoints.batch import Batch
+from agent.endpoints.cgroups import PodCgroups
 from agent.endpoints.container import Backoff, ContainerState
 from agent.endpoints.processes import Processes
 from agent.endpoints.sandbox import Sandboxes
@@ -57,6 +58,7 @@ class Endpoints:
     """Networks and processes of pods around the node namespace of the thread that makes this object.
 
     `instance`: letters and digits, part of the names of namespaces. `blanks`: how many namespaces are kept ready.
+    `cgroup`: folder of a cgroup2 file system, below which each pod's processes have a cgroup of their own.
     Calls for one pod are done one after the other; errors are OSError, and leave the endpoint `failed`.
     """
 
@@ -68,11 +70,13 @@ class Endpoints:
         backoff: Backoff | None = None,
         grace_s: float = 5.0,
         blanks: int = 4,
+        cgroup: Path | None = None,
     ) -> None:
+        cgroups = PodCgroups(cgroup, instance) if cgroup else None
         self._instance = instance
         self._sandboxes = Sandboxes(instance, mtu, blanks)
         self._node = namespaces.open_current()
-        self._processes = Processes(state_dir / "pods", backoff, grace_s)
+        self._processes = Processes(state_dir / "pods", backoff, grace_s, cgroups)
         self._endpoints: dict[ObjectRef, _Endpoint] = {}
         # Threads of their own: builds wait for nothing, least of all for removals, which take ten times as long.
         self._builder = ThreadPoolExecutor(1, "build", initializer=namespaces.join_machine_mounts)
@@ -95,7 +99,7 @@ class Endpoints:
             endpoint.interface, endpoint.addresses = network.interface, tuple(network.addresses)
         lost = {names[found.name] for found in existing if found.name in names} - adopted.keys()
         kept = set(pods) - lost
-        await self._processes.stop([pod for pod in self._processes.known() if pod not in kept])
+        await self._processes.stop_others(kept)
         orphans = [found.name for found in existing if names.get(found.name) not in adopted]
         await asyncio.gather(*map(self._removals.add, orphans))
         self._refill()

@@ -1,4 +1,4 @@
-"""Run a command inside a pod's network namespace, in place of this process: the far end of `gatehouse exec`."""
+"""Run a command in a pod's network namespace and cgroup, in place of this process: the far end of `gatehouse exec`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from agent.endpoints import namespaces
+from agent.endpoints import cgroups, namespaces
 
 
 class CannotEnter(RuntimeError):
@@ -19,8 +20,11 @@ class CannotEnter(RuntimeError):
         self.status = status
 
 
-def execute(netns: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> NoReturn:
-    """Become `argv` (found by PATH) inside the network namespace at path `netns`. Raises CannotEnter."""
+def execute(
+    netns: str, argv: Sequence[str], env: Mapping[str, str] | None = None, cgroup: Path | None = None
+) -> NoReturn:
+    """Become `argv` (found by PATH) inside the network namespace at path `netns`, and in `cgroup` where there is one.
+    Raises CannotEnter."""
     try:
         descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -33,6 +37,13 @@ def execute(netns: str, argv: Sequence[str], env: Mapping[str, str] | None = Non
         if error.errno == errno.EPERM:
             raise CannotEnter(f"{netns} may not be entered: run this as root") from None
         raise CannotEnter(f"{netns} is not a network namespace: was the pod removed?") from None
+    if cgroup is not None:
+        try:
+            cgroups.join(cgroup)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise CannotEnter(f"the pod's cgroup {cgroup} may not be entered: {error.strerror}") from None
     sys.stdout.flush()
     sys.stderr.flush()
     try:

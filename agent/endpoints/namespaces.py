@@ -11,6 +11,8 @@ import fcntl
 import hashlib
 import os
 import re
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ _CLONE_FS, _CLONE_NEWNS, _CLONE_NEWNET = 0x200, 0x20000, 0x40000000
 _MS_BIND, _MS_REC, _MS_SHARED = 4096, 16384, 1 << 20
 _MNT_DETACH = 2
 _NAME_BYTES = 255
+_SO_NETNS_COOKIE = 71
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -41,6 +44,17 @@ def open_current() -> int:
 def enter(netns: int) -> None:
     """Move the calling thread, and the processes it starts from now on, into a network namespace."""
     _check(_libc.setns(netns, _CLONE_NEWNET), "enter network namespace")
+
+
+def cookie(netns: int) -> int:
+    """The kernel's number of a network namespace, which no other ever has: what bpf_get_netns_cookie() says."""
+    with entered(netns), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inside:
+        return cookie_of(inside)
+
+
+def cookie_of(inside: socket.socket) -> int:
+    """The same, of the namespace that a socket is in."""
+    return int.from_bytes(inside.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
 
 
 @contextmanager

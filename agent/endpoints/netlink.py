@@ -13,6 +13,8 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from agent.endpoints.namespaces import cookie_of
+
 # linux/netlink.h, linux/rtnetlink.h
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
@@ -102,6 +104,11 @@ class RouteSocket:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def netns_cookie(self) -> int:
+        """Of the network namespace it speaks to: see namespaces.cookie."""
+        return cookie_of(self._socket)
 
     def request(self, *requests: Request) -> list[Reply]:
         """Send all in one write, await every answer. Raises NetlinkError for the first that failed; the kernel has

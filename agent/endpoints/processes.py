@@ -17,7 +17,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from agent.endpoints import launch
 from agent.endpoints.batch import Batch
-from agent.endpoints.command import command
+from agent.endpoints.cgroups import PodCgroups
+from agent.endpoints.command import Command, command
 from agent.endpoints.container import Backoff, ContainerState, RunningContainer
 from agent.objects import Pod
 from policies.model import ObjectRef
@@ -27,14 +28,18 @@ T = TypeVar("T")
 
 
 class Processes:
-    """Runs the commands of pods. `folder`: pid files and logs are in folder/NAMESPACE/NAME/.
+    """Runs the commands of pods. `folder`: pid files and logs are in folder/NAMESPACE/NAME/. `cgroups`: where they run,
+    if not in the agent's own.
 
     One call at a time for each pod.
     """
 
-    def __init__(self, folder: Path, backoff: Backoff | None = None, grace_s: float = 5.0) -> None:
+    def __init__(
+        self, folder: Path, backoff: Backoff | None = None, grace_s: float = 5.0, cgroups: PodCgroups | None = None
+    ) -> None:
         self.backoff = backoff or Backoff()
         self._folder = folder
+        self._cgroups = cgroups
         self._grace_s = grace_s
         self._pods: dict[ObjectRef, dict[str, RunningContainer]] = {}
         self._netns: dict[ObjectRef, int] = {}
@@ -50,6 +55,8 @@ class Processes:
         a process could not be started.
         """
         containers = await self._load(pod.ref)
+        if self._cgroups:
+            await self.in_thread(self._cgroups.make, pod.ref)
         wanted = {c.name: command(pod, c) for c in pod.containers if c.command}
         outdated = [c for c in containers.values() if not c.fits(wanted.get(c.name), netns)]
         await self._end(outdated)
@@ -76,6 +83,14 @@ class Processes:
             if netns is not None:
                 os.close(netns)
         await self.in_thread(_remove_folders, [self.folder_of(pod) for pod in pods])
+        if self._cgroups:
+            await self.in_thread(self._cgroups.remove, pods)
+
+    async def stop_others(self, pods: Collection[ObjectRef]) -> None:
+        """The same for all but these, those of an earlier agent."""
+        await self.stop([pod for pod in self.known() if pod not in pods])
+        if self._cgroups:
+            await self.in_thread(self._cgroups.remove_others, pods)
 
     def known(self) -> list[ObjectRef]:
         """Pods that have processes, or had and were not stopped; those of an earlier agent too."""
@@ -103,6 +118,11 @@ class Processes:
             if part in ("", ".", "..") or "/" in part or "\0" in part:
                 raise ValueError(f"{pod} cannot be the name of a folder")
         return self._folder / pod.namespace / pod.name
+
+    def launch(self, pod: ObjectRef, command: Command, netns: int, pid_file: Path, log: Path) -> int:
+        """As launch.launch, in the pod's cgroup."""
+        cgroup = self._cgroups.make(pod) if self._cgroups else None
+        return launch.launch(command, netns, pid_file, log, cgroup)
 
     async def end_session(self, leader: int) -> None:
         """Kill what is left of the session that a process leads."""

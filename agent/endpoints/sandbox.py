@@ -120,7 +120,8 @@ class Sandboxes:
                 *(links.default_route(eth0, gateway) for gateway in gateways),
             )
             path = namespaces.give_name(blank.netns, namespaces.netns_name(self._instance, pod))
-        return Interface(blank.link.ifindex, blank.link.name, mac, host_mac, str(path))
+            cookie = blank.inside.netns_cookie
+        return Interface(blank.link.ifindex, blank.link.name, mac, host_mac, str(path), cookie)
 
     def activate(self, interface: Interface, addresses: Sequence[bytes]) -> None:
         """Host side up, routes and neighbours to the pod; returns when the pod can send. May be repeated."""
@@ -184,6 +185,7 @@ class Sandboxes:
             with _route_in(netns) as inside:
                 eth0 = links.read_link(inside.request(links.get_link(POD_LINK))[0])
                 bound = [links.read_address(reply) for reply in inside.request(links.list_addresses())]
+                cookie = inside.netns_cookie
             host = links.read_link(route.request(links.get_link_by_index(eth0.peer))[0])
         except NetlinkError as error:
             if is_gone(error):
@@ -192,7 +194,8 @@ class Sandboxes:
         finally:
             os.close(netns)
         addresses = frozenset(b.address for b in bound if b.ifindex == eth0.ifindex and b.is_global)
-        return Existing(name, Interface(host.ifindex, host.name, eth0.mac, host.mac, str(path)), addresses)
+        interface = Interface(host.ifindex, host.name, eth0.mac, host.mac, str(path), cookie)
+        return Existing(name, interface, addresses)
 
 
 def derive_mac(side: str, address: bytes) -> bytes:
