@@ -22,7 +22,7 @@ def execute(
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND …", help="What to run, found by PATH.")],
     state_dir: StateDir = STATE_DIR,
 ) -> None:
-    """Run a command in a pod's network namespace, as root, with this terminal.
+    """Run a command in a pod's network namespace and cgroup, as root, with this terminal.
 
     It sees the machine's files and processes: a pod of the directory source has a network of its own, and nothing else.
 
@@ -35,8 +35,12 @@ def execute(
     Exit status: that of the command; 126 or 127 where it cannot be run, 2 where there is no such pod.
     """
     from agent.api import client
+    from agent.datapath.cgroup import folder_of
+    from agent.datapath.mounts import Unmet
+    from agent.endpoints.cgroups import of_netns
     from agent.endpoints.enter import CannotEnter
     from agent.endpoints.enter import execute as become
+    from agent.instance import Instance
 
     namespace, slash, name = pod.partition("/")
     if not slash or not name:
@@ -50,7 +54,10 @@ def execute(
         where = "it uses the node's network" if endpoint["host_network"] else f"it is {endpoint['state']}"
         raise Failure(f"pod {pod} has no network namespace: {where}")
     try:
-        become(endpoint["netns"], command)
+        folder = folder_of(Instance(state_dir).name)
+        become(endpoint["netns"], command, cgroup=of_netns(folder, endpoint["netns"]))
+    except Unmet as unmet:
+        raise Failure(str(unmet)) from None
     except CannotEnter as problem:
         raise Failure(str(problem), problem.status) from None
 
