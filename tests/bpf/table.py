@@ -41,7 +41,7 @@ class Step:
         if self.to:
             assert outcome.frame == self._frame(kernel), summary
         assert outcome.tallies == ({f"TALLY_{self.tally}": 1} if self.tally else {}), summary
-        self._check_events(kernel, outcome.events, summary)
+        check_events(kernel, self.pod, self.program, outcome.events, self.events, summary)
 
     def _action(self) -> Action:
         if not self.to:
@@ -56,13 +56,15 @@ class Step:
         macs = host_mac(self.pod), pod_mac(self.pod)
         return packet.encode(kernel.family, *(macs if self.program in TOWARDS_NODE else reversed(macs)))
 
-    def _check_events(self, kernel: Kernel, events: Sequence[Any], summary: str) -> None:
-        assert len(events) == len(self.events), summary
-        for found, wanted in zip(events, self.events, strict=True):
-            assert found.ifindex == INTERFACES[self.pod], summary
-            assert found.hook == kernel.abi.constants[f"HOOK_{self.program.upper()}"], summary
-            for name, value in wanted.items():
-                assert getattr(found, name) == resolve(kernel, name, value), (name, summary)
+
+def check_events(kernel: Kernel, device: str, program: str, found: Sequence[Any], wanted: Events, summary: str) -> None:
+    """As many as wanted, of this hook, with the members that are given."""
+    assert len(found) == len(wanted), summary
+    for event_, members in zip(found, wanted, strict=True):
+        assert event_.ifindex == INTERFACES[device], summary
+        assert event_.hook == kernel.abi.constants[f"HOOK_{program.upper()}"], summary
+        for name, value in members.items():
+            assert getattr(event_, name) == resolve(kernel, name, value), (name, summary)
 
 
 def resolve(kernel: Kernel, name: str, value: Any) -> Any:
@@ -97,7 +99,7 @@ def new(pod: str, packet: Packet, to: str, out: Packet | None = None, **members:
 
 def dropped(pod: str, packet: Packet, reason: str, tally: str = "", **members: Any) -> Step:
     """A pod sends; it is dropped, and an event says why."""
-    return Step(pod, packet, "from_pod", "", None, reason, _drop_event(reason, members), tally=tally)
+    return Step(pod, packet, "from_pod", "", None, reason, drop_event(reason, members), tally=tally)
 
 
 def arrives(
@@ -113,10 +115,11 @@ def arrives_new(pod: str, packet: Packet, via: int = 7, **members: Any) -> Step:
 
 def stopped(pod: str, packet: Packet, reason: str, via: int = 7, tally: str = "", **members: Any) -> Step:
     """The stack sends to a pod; it is dropped."""
-    return Step(pod, packet, "to_pod", "", None, reason, _drop_event(reason, members), via, tally)
+    return Step(pod, packet, "to_pod", "", None, reason, drop_event(reason, members), via, tally)
 
 
-def _drop_event(reason: str, members: dict[str, Any]) -> Events:
+def drop_event(reason: str, members: dict[str, Any]) -> Events:
+    """What is reported of a drop."""
     if reason == "LINK_CONTROL":
         return ()
     return event("DROP", reason=f"DROP_{reason}", verdict=0, **members)

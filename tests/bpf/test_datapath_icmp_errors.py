@@ -304,4 +304,4 @@ def test_checksums_of_quotes_of_any_length(kernel: Kernel, protocol: int, size: 
                 ),
             ],
         )
-        kernel.maps["conntrack"].delete_many([key for key, _ in kernel.maps["conntrack"].items()])
+        kernel.empty("conntrack")

@@ -13,7 +13,6 @@ from frames import (
     Icmp,
     Packet,
     echo,
-    error,
     flow,
     fragments,
     host_mac,
@@ -21,9 +20,9 @@ from frames import (
     tcp,
     udp,
 )
-from kernel import ANY, CLOSED, INTERFACES, Kernel, Rule
+from kernel import ANY, CLOSED, Kernel, Rule
+from refusals import refused
 from table import (
-    END,
     STACK,
     Case,
     Change,
@@ -197,39 +196,6 @@ CASES: list[Case] = [
         ],
     ),
     (
-        "a reply tuple that is taken: the next backend",
-        [
-            do("service", "web", 80, [("b", 8080), ("c", 8080)]),
-            new("a", tcp("a", "b", 1000, 8080, "S"), "b"),
-            new("a", WEB, "c", tcp("a", "c", 1000, 8080, "S")),
-            do("service", "dns", 80, [("b", 8080)]),
-            dropped("a", tcp("a", "dns", 1000, 80, "S"), "TUPLE_TAKEN", source="a", service="dns"),
-            new("a", tcp("a", "dns", 1001, 80, "S"), "b", tcp("a", "b", 1001, 8080, "S")),
-            # The direct connection is over: its reply tuple is free.
-            sent("b", tcp("b", "a", 8080, 1000, "R"), "a", events=END),
-            new("a", tcp("a", "dns", 1000, 80, "S"), "b", tcp("a", "b", 1000, 8080, "S")),
-        ],
-    ),
-    (
-        "a direct flow whose reply tuple a service flow has",
-        [
-            do("service", "web", 80, [("b", 8080)]),
-            new("a", WEB, "b", WEB_B),
-            dropped("a", tcp("a", "b", 1000, 8080, "S"), "TUPLE_TAKEN"),
-            do("expire", WEB, BACK),
-            new("a", tcp("a", "b", 1000, 8080, "S"), "b"),
-        ],
-    ),
-    (
-        "a reply tuple kept by the other entry of its flow is taken",
-        [
-            do("service", "web", 80, [("b", 8080)]),
-            new("a", WEB, "b", WEB_B),
-            do("expire", BACK),
-            dropped("a", tcp("a", "b", 1000, 8080, "S"), "TUPLE_TAKEN"),
-        ],
-    ),
-    (
         "a pod that is its own backend",
         [
             do("service", "web", 80, [("a", 8080)]),
@@ -312,8 +278,8 @@ CASES: list[Case] = [
         "a pool without the slots it counts: refused, not passed",
         [
             do("service", "web", 80, [("b", 8080)]),
-            lambda kernel: [kernel.maps["backends"].delete(key) for key, _ in kernel.maps["backends"].items()],
-            lambda kernel: expect_refusal(kernel, WEB),
+            do("empty", "backends"),
+            refused("a", WEB, destination="web", service="web", service_port_be=80),
         ],
     ),
     (
@@ -323,7 +289,7 @@ CASES: list[Case] = [
             new("a", fragments(DNS, [16, 8])[0], "b",
                 replace(fragments(DNS, [16, 8])[0], destination="b", l4=L4(UDP, 1000, 5353))),
             do("service", "dns", 53, [], UDP),
-            lambda kernel: [kernel.maps["conntrack"].delete(key) for key, _ in kernel.maps["conntrack"].items()],
+            do("empty", "conntrack"),
             dropped("a", fragments(DNS, [16, 8])[1], "NO_BACKEND"),
         ],
     ),
@@ -333,7 +299,7 @@ CASES: list[Case] = [
             do("service", "web", 80, [("b", 80)]),
             new("a", fragments(WEB, [24, 8])[0], "b", replace(fragments(WEB, [24, 8])[0], destination="b")),
             do("service", "web", 80, []),
-            lambda kernel: [kernel.maps["conntrack"].delete(key) for key, _ in kernel.maps["conntrack"].items()],
+            do("empty", "conntrack"),
             dropped("a", fragments(replace(WEB, l4=replace(WEB.l4, data=bytes(40))), [24, 40])[1], "NO_BACKEND"),
         ],
     ),
@@ -343,36 +309,6 @@ CASES: list[Case] = [
 @pytest.mark.parametrize("steps", [c[1] for c in CASES], ids=[c[0] for c in CASES])
 def test_service(kernel: Kernel, steps: list[Change]) -> None:
     run(kernel, steps)
-
-
-def expect_refusal(kernel: Kernel, packet: Packet) -> None:
-    """An RST or port unreachable comes back from the address that was asked."""
-    outcome = kernel.send("a", packet)
-    answer = replace(refusal(kernel, packet), identification=0)
-    assert outcome.drops == {"DROP_NO_BACKEND": 1}
-    assert outcome.action == 7
-    assert outcome.frame == answer.encode(kernel.family, pod_mac("a"), host_mac("a"))
-    assert [(e.type, e.reason, e.ifindex) for e in outcome.events] == [(3, 15, INTERFACES["a"])]
-    assert outcome.events[0].destination == kernel.address(packet.destination)
-    assert kernel.entry(packet) is None
-
-
-def refusal(kernel: Kernel, packet: Packet) -> Packet:
-    """RFC 9293, 3.10.7.1; or an ICMP error that quotes up to 8 bytes of the transport header."""
-    l4, bare = packet.l4, replace(packet, options=b"", extensions=())
-    if l4.protocol != TCP or packet.encode_ip(kernel.family) != bare.encode_ip(kernel.family):
-        return error(packet.destination, packet.source, packet, quoted_size=quoted_size(kernel, packet))
-    numbers = ("R", l4.acknowledged, 0) if "A" in l4.flags else ("RA", 0, l4.sequence + ("S" in l4.flags))
-    flags, sequence, acknowledged = numbers
-    reset = L4(
-        TCP, l4.destination_port, l4.source_port, flags, b"", sequence=sequence, acknowledged=acknowledged, window=0
-    )
-    return Packet(packet.destination, packet.source, reset)
-
-
-def quoted_size(kernel: Kernel, packet: Packet) -> int:
-    payload = packet.fragment[2] if packet.fragment else len(packet.l4.encode(kernel.family, b""))
-    return len(packet.encode_ip(kernel.family)) - payload + 8
 
 
 @pytest.mark.parametrize(
@@ -391,8 +327,14 @@ def quoted_size(kernel: Kernel, packet: Packet) -> int:
     ids=["SYN", "mid-stream", "no flags", "UDP", "SCTP", "options", "large", "empty", "first fragment"],
 )
 def test_refusal(kernel: Kernel, packet: Packet) -> None:
-    kernel.service("web", 80, [], packet.l4.protocol)
-    expect_refusal(kernel, packet)
+    run(
+        kernel,
+        [
+            do("service", "web", 80, [], packet.l4.protocol),
+            refused("a", packet, destination="web", service="web"),
+            entry(packet),
+        ],
+    )
 
 
 def test_no_refusal_of_a_reset(kernel: Kernel) -> None:
@@ -417,7 +359,7 @@ def test_backends_share_flows_evenly(kernel: Kernel) -> None:
         outcome = kernel.send("a", tcp("a", "web", 1000 + port, 80, "S"))
         chosen = next(n for n in seen if outcome.events[0].destination == kernel.address(n))
         seen[chosen] += 1
-        kernel.maps["conntrack"].delete_many([key for key, _ in kernel.maps["conntrack"].items()])
+        kernel.empty("conntrack")
     assert abs(seen["b"] - 200) < 60, seen
 
 
@@ -438,7 +380,7 @@ def test_checksums_of_many_ports(kernel: Kernel, protocol: int, data: bytes) -> 
         back = kernel.send("b", answer)
         wanted = Packet("web", "a", L4(protocol, 80, source_port, "", data))
         assert back.frame == wanted.encode(kernel.family, pod_mac("a"), host_mac("a"))
-        kernel.maps["conntrack"].delete_many([key for key, _ in kernel.maps["conntrack"].items()])
+        kernel.empty("conntrack")
 
 
 def test_icmp_is_no_service(kernel: Kernel) -> None:
