@@ -10,9 +10,12 @@ from typing import Protocol
 import msgspec
 
 from agent.datapath import bpf
-from agent.datapath.maps import Map
+from agent.datapath.maps import Map, TableMap
 
-PLANNED = ("interfaces", "endpoints", "ipcache", "policy_class", "policy_row", "services", "backends")
+PLANNED = (
+    *("interfaces", "endpoints", "namespaces", "ipcache", "policy_class", "policy_row"),
+    *("services", "backends", "members", "maglev", "source_ranges"),
+)
 """Maps whose whole content the plan decides; the others are counters, settings, or filled by the datapath."""
 
 _INDEX_0 = struct.pack("=I", 0)
@@ -99,5 +102,9 @@ def increase_epoch(maps: Mapping[str, Map]) -> int:
 
 
 def read_state(maps: Mapping[str, Map], names: Iterable[str] = PLANNED) -> dict[str, dict[bytes, bytes]]:
-    """What the maps hold, for the difference to the plan after a restart."""
-    return {name: dict(maps[name].items()) for name in names}
+    """What the maps hold, for the difference to the plan after a restart; of tables only which there are."""
+    return {name: _content(maps[name]) for name in names}
+
+
+def _content(some: Map) -> dict[bytes, bytes]:
+    return dict.fromkeys(some.keys(), b"") if isinstance(some, TableMap) else dict(some.items())

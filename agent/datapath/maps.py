@@ -124,6 +124,9 @@ class TableMap(Map):
         finally:
             os.close(inner)
 
+    def keys(self) -> list[bytes]:
+        return [key for key, _ in super().items()]
+
     def items(self, chunk: int = CHUNK) -> Iterator[tuple[bytes, bytes]]:
         for key, number in super().items(chunk):
             with suppress(bpf.NoEntry):  # replaced meanwhile

@@ -1,8 +1,12 @@
-"""Blocks: rows of verdicts and pools of backends. Written whole, then pointed at, and named by their content."""
+"""Blocks: what entries point at by a number. Written whole before, deleted after, and named by their content.
+
+Rows of verdicts are here; for what frontends point at see agent.plan.pools.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import struct
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import pairwise
 
@@ -10,18 +14,23 @@ import msgspec
 
 from agent.datapath import abi
 from agent.plan.ids import NUMBERS, Names, content_id
+from agent.services.maglev import table
 from policies.flatten import LAST_PORT, meet
 from policies.model import Cell, Row, RuleRef, Verdict
 
 ABI = abi.load()
 ROW_KEY = ABI.records["policy_row_key"]
 ROW_VALUE = ABI.records["policy_row_value"]
-POOL_KEY = ABI.records["backend_key"]
 POOL_VALUE = ABI.records["backend_value"]
 
-ROWS = "policy_row"
-POOLS = "backends"
-ENTRY_SIZES = {name: (ABI.maps[name].key_size, ABI.maps[name].value_size) for name in (ROWS, POOLS)}
+ROWS, POOLS, MEMBERS, MAGLEV, RANGES = "policy_row", "backends", "members", "maglev", "source_ranges"
+BLOCKS = (ROWS, POOLS, MEMBERS, MAGLEV, RANGES)
+"""Maps of blocks, in the order in which they are written."""
+
+ENTRY_SIZES = {name: (ABI.maps[name].key_size, ABI.maps[name].value_size) for name in BLOCKS}
+MAGLEV_KEY = struct.Struct("=Q")
+TABLE_HEAD = struct.Struct("=QI")
+"""Seed and size of a Maglev table; the backends (struct backend_value) follow."""
 
 PORT_BITS = 16
 VERDICTS = {Verdict.DENY: NUMBERS.VERDICT_DENY, Verdict.ALLOW: NUMBERS.VERDICT_ALLOW}
@@ -31,36 +40,48 @@ Span = tuple[int, int, int, Verdict, int]
 
 
 class Block(msgspec.Struct, frozen=True, gc=False):
-    """`data`: the entries, each key followed by its value, in the order of the keys. One buffer, for there are many."""
+    """`data`: the entries, each key followed by its value, in the order of the keys. One buffer, for there are many.
+
+    Of a Maglev table it is what the table is made of, for that is small: it is made when it is written. A table that
+    was found in the kernel is none but its number.
+    """
 
     id: int
     map: str
     data: bytes
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        if self.map == MAGLEV:
+            yield MAGLEV_KEY.pack(self.id), self._table()
+            return
         key_size, value_size = ENTRY_SIZES[self.map]
         for at in range(0, len(self.data), key_size + value_size):
             yield self.data[at : at + key_size], self.data[at + key_size : at + key_size + value_size]
 
+    def keys(self) -> Iterator[bytes]:
+        if self.map == MAGLEV:
+            yield MAGLEV_KEY.pack(self.id)
+            return
+        key_size, value_size = ENTRY_SIZES[self.map]
+        for at in range(0, len(self.data), key_size + value_size):
+            yield self.data[at : at + key_size]
+
+    def __len__(self) -> int:
+        """Entries."""
+        return 1 if self.map == MAGLEV else len(self.data) // sum(ENTRY_SIZES[self.map])
+
+    def same(self, other: Block | None) -> bool:
+        """Whether both have the same entries. A Maglev table is put in place whole, so one that is there is right."""
+        return other is not None and (self.map == MAGLEV or self.data == other.data)
+
+    def _table(self) -> bytes:
+        seed, size = TABLE_HEAD.unpack_from(self.data)
+        members = POOL_VALUE.records(self.data[TABLE_HEAD.size :])
+        return table([(member.address, abi.be16(member.port_be)) for member in members], size, seed)
+
 
 def block_of(number: int, map_name: str, entries: Mapping[bytes, bytes]) -> Block:
-    return Block(number, map_name, b"".join(key + value for key, value in sorted(entries.items())))
-
-
-# ---- pools
-
-
-def pool(backends: Iterable[tuple[bytes, int]]) -> Block:
-    """Backends (address, port) in their order."""
-    values = [POOL_VALUE.pack_values(address, abi.be16(port)) for address, port in backends]
-    number = content_id("pool", b"".join(values))
-    return block_of(number, POOLS, {POOL_KEY.pack_values(number, slot): value for slot, value in enumerate(values)})
-
-
-def backends(block: Block) -> list[tuple[bytes, int]]:
-    """Address and port of each backend, by slot."""
-    slots = [(POOL_KEY.unpack(key).slot, POOL_VALUE.unpack(value)) for key, value in block.entries()]
-    return [(value.address, abi.be16(value.port_be)) for _, value in sorted(slots)]
+    return Block(number, map_name, b"".join([key + value for key, value in sorted(entries.items())]))
 
 
 # ---- rows

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from agent.datapath import abi
-from agent.plan.blocks import POOLS, ROWS, backends, cells
+from agent.plan.blocks import POOLS, RANGES, ROWS, cells
 from agent.plan.ids import CLASS_ANY, NUMBERS
-from agent.plan.parts import DIRECTIONS, SERVICE_KEY, SERVICE_VALUE
+from agent.plan.parts import DIRECTIONS, SERVICE_KEY
 from agent.plan.plan import Plan
+from agent.plan.pools import KINDS, SERVICE_VALUE, backends, prefixes
 from agent.plan.state import ENDPOINT, INTERFACES, IPCACHE, IPCACHE_KEY, NO_ADDRESS, SERVICES, ipcache_class
 from agent.world.world import World
 from policies.address import Prefix, format_address, format_socket
 from policies.model import Cell, Protocol, RemoteClass, Verdict
 
+REFUSED, DROPPED = "refused", "dropped"
 ANY = "any"
 """How the remote is called that stands for every class without a row of its own."""
 
@@ -31,7 +33,8 @@ def describe(plan: Plan, world: World) -> dict[str, Any]:
     addresses: prefix → class
     policy: subject → direction → remote class (or "any") → cells, each "allow TCP 80 by RULE"; a missing class has the
         row of "any", a missing "any" is a deny
-    services: frontend → backends; none: the client is refused
+    services: frontend → kind, backends ("refused" or "dropped", where there is none), and what else is set: backends
+        for clients outside, where they are others; traffic policy, affinity, source ranges, algorithm, forwarding
     """
     reader = _Reader(plan, world)
     return {
@@ -80,16 +83,39 @@ class _Reader:
                 }
         return dict(sorted(out.items()))
 
-    def services(self) -> dict[str, list[str]]:
+    def services(self) -> dict[str, dict[str, Any]]:
         out = {}
-        state = self._plan.state
-        for key, value in state.tables[SERVICES].items():
-            fields, target = SERVICE_KEY.unpack(key), SERVICE_VALUE.unpack(value)
-            members = backends(state.blocks[POOLS][target.pool_inside]) if target.count_inside else []
-            protocol = Protocol.BY_NUMBER[fields.protocol]
+        for key, value in self._plan.state.tables[SERVICES].items():
+            fields = SERVICE_KEY.unpack(key)
             where = format_socket(fields.address, abi.be16(fields.port_be))
-            out[f"{where}/{protocol}"] = [format_socket(address, port) for address, port in members]
+            out[f"{where}/{Protocol.BY_NUMBER[fields.protocol]}"] = self._frontend(SERVICE_VALUE.unpack(value))
         return dict(sorted(out.items()))
+
+    def _frontend(self, value: Any) -> dict[str, Any]:
+        flags = value.flags
+        inside = self._target(value.pool_inside, value.count_inside, flags & NUMBERS.SERVICE_DROP_INSIDE)
+        outside = self._target(value.pool_outside, value.count_outside, flags & NUMBERS.SERVICE_DROP_OUTSIDE)
+        out: dict[str, Any] = {"kind": next(str(kind) for kind, flag in KINDS.items() if flags & flag)}
+        out["backends"] = inside
+        if outside != inside:
+            out["backends for clients outside"] = outside
+        if flags & NUMBERS.SERVICE_LOCAL_OUTSIDE:
+            out["external traffic policy"] = "Local"
+        if value.affinity:
+            out["affinity"] = f"ClientIP {value.affinity_timeout_s}s"
+        if value.ranges:
+            out["source ranges"] = list(map(str, prefixes(self._plan.state.blocks[RANGES][value.ranges])))
+            out["node in source ranges"] = bool(flags & NUMBERS.SERVICE_NODE_IN_RANGES)
+        if flags & NUMBERS.SERVICE_MAGLEV:
+            out["algorithm"] = "maglev"
+        if flags & NUMBERS.SERVICE_DSR:
+            out["forwarding"] = "dsr"
+        return out
+
+    def _target(self, pool: int, count: int, drops: int) -> list[str] | str:
+        if not count:
+            return DROPPED if drops else REFUSED
+        return [format_socket(address, port) for address, port in backends(self._plan.state.blocks[POOLS][pool])]
 
     def _subject(self, number: int) -> str:
         subject = self._plan.names.subjects[number]

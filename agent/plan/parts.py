@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Set
 
 import msgspec
 
 from agent.datapath import abi
-from agent.objects import EndpointSlice, ServicePort
-from agent.plan.blocks import Block, pool, row
+from agent.plan.blocks import Block, row
 from agent.plan.ids import CLASS_ANY, NUMBERS, Names
-from agent.plan.state import ENDPOINT, ENDPOINTS, INTERFACES, IPCACHE_KEY, IPCACHE_VALUE, NO_ADDRESS, SERVICES, Side
+from agent.plan.pools import Pools, Table
+from agent.plan.state import (
+    ENDPOINT,
+    ENDPOINTS,
+    INTERFACES,
+    IPCACHE_KEY,
+    IPCACHE_VALUE,
+    NAMESPACES,
+    NETNS,
+    NO_ADDRESS,
+    SERVICES,
+    Side,
+)
 from agent.world.allocations import key_of
-from agent.world.services import serves
 from agent.world.world import World
 from policies.address import Prefix, is_v4
 from policies.model import Direction, ObjectRef, RemoteClass, Row, Subject
 
 INTERFACE_KEY = abi.load().maps[INTERFACES].key
+NAMESPACE_KEY = abi.load().maps[NAMESPACES].key
 SERVICE_KEY = abi.load().records["service_key"]
 SERVICE_VALUE = abi.load().records["service_value"]
 
@@ -41,7 +52,7 @@ NOTHING = Part([], [])
 
 
 def endpoint(world: World, ref: ObjectRef, names: Names) -> Part:
-    """A local pod: one value under its interface and each of its addresses."""
+    """A local pod: one value under its interface and each of its addresses, and what sockets know it by."""
     subject, state = world.subject(ref), world.pods.get(ref)
     if subject is None or state is None or state.interface is None:
         return NOTHING
@@ -61,9 +72,13 @@ def endpoint(world: World, ref: ObjectRef, names: Names) -> Part:
         host_mac=link.host_mac,
         id=world.allocations.endpoints.allocate(key_of(ref)),
     )
-    assert INTERFACE_KEY is not None
-    addresses = [(ENDPOINTS, address, value) for address in (v4, v6) if address != NO_ADDRESS]
-    return Part([(INTERFACES, INTERFACE_KEY.pack_values(link.index), value), *addresses], [])
+    assert INTERFACE_KEY is not None and NAMESPACE_KEY is not None
+    entries = [(INTERFACES, INTERFACE_KEY.pack_values(link.index), value)]
+    entries += [(ENDPOINTS, address, value) for address in (v4, v6) if address != NO_ADDRESS]
+    if link.netns_cookie:
+        netns = NETNS.pack_values(v4, v6, link.index)
+        entries.append((NAMESPACES, NAMESPACE_KEY.pack_values(link.netns_cookie), netns))
+    return Part(entries, [])
 
 
 def prefix_key(prefix: Prefix) -> bytes:
@@ -77,47 +92,15 @@ def prefix(world: World, block: Prefix, names: Names) -> bytes | None:
 
 
 def service(world: World, ref: ObjectRef) -> Part:
-    """Its frontends, and a pool for each distinct set of backends. Without a backend the frontend refuses."""
-    found = world.services.get(ref)
-    addresses = world.services.addresses(ref)
-    if found is None or not addresses:
-        return NOTHING
-    slices = world.slices(found)
-    pools: dict[bytes, Block | None] = {}  # by frontend: of two ports that are one, the last holds
-    for port in found.ports:
-        usable = backends(slices, port)
-        for address in addresses:
-            if not world.services.owns(found, address, port):
-                continue
-            members = [b for b in usable if serves(address, b[0])]
-            key = SERVICE_KEY.pack_values(address, abi.be16(port.port), port.protocol)
-            pools[key] = pool(members) if members else None
-    entries = [(SERVICES, key, _frontend(block)) for key, block in pools.items()]
-    return Part(entries, [block for block in pools.values() if block is not None])
+    """Its frontends, and what they point at. Without a backend a frontend refuses or drops."""
+    settings = world.config.services
+    pools = Pools(ref, Table(settings.maglev_size, settings.seed))
+    entries = [(SERVICES, frontend_key(f.address, f.port, f.protocol), pools.value(f)) for f in world.frontends(ref)]
+    return Part(entries, list(pools.blocks.values())) if entries else NOTHING
 
 
-def _frontend(block: Block | None) -> bytes:
-    number, count = (0, 0) if block is None else (block.id, sum(1 for _ in block.entries()))
-    return SERVICE_VALUE.pack_values(number, number, 0, 0, count, count, 0, NUMBERS.SERVICE_CLUSTER_IP)
-
-
-def backends(slices: Iterable[EndpointSlice], port: ServicePort) -> list[tuple[bytes, int]]:
-    """Addresses and ports that serve a service port, sorted.
-
-    Ready endpoints only; where there is none, those that terminate but still serve (KEP-1669).
-    """
-    ready: set[tuple[bytes, int]] = set()
-    leaving: set[tuple[bytes, int]] = set()
-    for one in slices:
-        for target in one.ports:
-            if target.name != port.name or target.protocol != port.protocol:
-                continue
-            for member in one.endpoints:
-                if member.ready:
-                    ready.update((address, target.port) for address in member.addresses)
-                elif member.serving and member.terminating:
-                    leaving.update((address, target.port) for address in member.addresses)
-    return sorted(ready or leaving)
+def frontend_key(address: bytes, port: int, protocol: int) -> bytes:
+    return SERVICE_KEY.pack_values(address, abi.be16(port), protocol)
 
 
 class PolicyPart(msgspec.Struct):

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from agent.plan.blocks import POOLS, ROWS
+from agent.plan.blocks import ROWS
+from agent.plan.pools import pointed_at
 from agent.plan.state import (
     ENDPOINT,
     ENDPOINTS,
     INTERFACES,
     IPCACHE,
     IPCACHE_KEY,
+    NAMESPACES,
+    NETNS,
     NO_ADDRESS,
-    SERVICE_VALUE,
     SERVICES,
     Changes,
     State,
@@ -36,7 +38,9 @@ def difference(kernel: State, wanted: State) -> Changes:
         if differing:
             changes.policy[side] = differing
     for name, blocks in changes.blocks.items():
-        blocks.update({n: block for n, block in wanted.blocks[name].items() if kernel.blocks[name].get(n) != block})
+        blocks.update(
+            {n: block for n, block in wanted.blocks[name].items() if not block.same(kernel.blocks[name].get(n))}
+        )
     return changes
 
 
@@ -63,6 +67,9 @@ def _pods(old: State, changes: Changes) -> Iterator[Changes]:
             here = value if value is not None else old.tables[name][key]
             number = ENDPOINT.unpack(here).ifindex
             by_interface.setdefault(number, Changes()).tables[name][key] = value
+    for key, value in changes.tables[NAMESPACES].items():
+        here = value if value is not None else old.tables[NAMESPACES][key]
+        by_interface.setdefault(NETNS.unpack(here).ifindex, Changes()).tables[NAMESPACES][key] = value
     owners = _address_owners(old, changes)
     for key, value in changes.tables[IPCACHE].items():
         if (owner := owners.get(IPCACHE_KEY.unpack_values(key)[1])) in by_interface:
@@ -91,7 +98,8 @@ def _services(changes: Changes, wanted: State) -> Iterator[Changes]:
         piece = Changes()
         piece.tables[SERVICES][key] = value
         if value is not None:
-            _take_blocks(piece, wanted, POOLS, {SERVICE_VALUE.unpack(value).pool_inside})
+            for name, number in pointed_at(value):
+                _take_blocks(piece, wanted, name, {number})
         yield piece
 
 

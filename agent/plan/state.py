@@ -9,8 +9,9 @@ from itertools import chain
 import msgspec
 
 from agent.datapath import abi
-from agent.plan.blocks import POOLS, ROWS, Block, block_of, row_number
+from agent.plan.blocks import BLOCKS, MAGLEV, MAGLEV_KEY, MEMBERS, POOLS, RANGES, ROWS, Block, block_of, row_number
 from agent.plan.ids import CLASS_ANY
+from agent.plan.pools import member_number, pointed_at, pool_number, ranges_number
 
 ABI = abi.load()
 ENDPOINT = ABI.records["endpoint"]
@@ -18,12 +19,16 @@ IPCACHE_KEY = ABI.records["ipcache_key"]
 IPCACHE_VALUE = ABI.records["ipcache_value"]
 CLASS_KEY = ABI.records["policy_class_key"]
 CLASS_VALUE = ABI.records["policy_class_value"]
-SERVICE_VALUE = ABI.records["service_value"]
-POOL_KEY = ABI.records["backend_key"]
+NETNS = ABI.records["netns"]
 
 INTERFACES, ENDPOINTS, IPCACHE, POLICY, SERVICES = "interfaces", "endpoints", "ipcache", "policy_class", "services"
-MAPS = (INTERFACES, ENDPOINTS, IPCACHE, POLICY, SERVICES, ROWS, POOLS)
+NAMESPACES = "namespaces"
+TABLES = (INTERFACES, ENDPOINTS, IPCACHE, SERVICES, NAMESPACES)
+MAPS = (*TABLES, POLICY, *BLOCKS)
 """The maps a plan fills."""
+
+OWNERS = {ROWS: row_number, POOLS: pool_number, MEMBERS: member_number, RANGES: ranges_number}
+"""Which block a key belongs to."""
 
 Side = tuple[int, int]
 """Subject and direction."""
@@ -37,11 +42,9 @@ NO_ROWS: Mapping[int, int] = {}
 class Changes(msgspec.Struct):
     """What is to be otherwise: entries by key, rows by side and class; None: gone. `blocks`: content pointed at."""
 
-    tables: dict[str, dict[bytes, bytes | None]] = msgspec.field(
-        default_factory=lambda: {name: {} for name in (INTERFACES, ENDPOINTS, IPCACHE, SERVICES)}
-    )
+    tables: dict[str, dict[bytes, bytes | None]] = msgspec.field(default_factory=lambda: {name: {} for name in TABLES})
     policy: dict[Side, dict[int, int | None]] = {}
-    blocks: dict[str, dict[int, Block]] = msgspec.field(default_factory=lambda: {ROWS: {}, POOLS: {}})
+    blocks: dict[str, dict[int, Block]] = msgspec.field(default_factory=lambda: {name: {} for name in BLOCKS})
 
     def __bool__(self) -> bool:
         return any(self.tables.values()) or any(self.policy.values())
@@ -53,19 +56,20 @@ class Changes(msgspec.Struct):
 
 
 class Uses:
-    """How many entries point at each row, pool, class and subject."""
+    """How many entries point at each block, class and subject."""
 
     def __init__(self) -> None:
-        self.blocks: dict[str, dict[int, int]] = {ROWS: {}, POOLS: {}}
+        self.blocks: dict[str, dict[int, int]] = {name: {} for name in BLOCKS}
         self.classes: dict[int, int] = {}
         self.subjects: dict[int, int] = {}
 
     def count(self, table: str, value: bytes, step: int) -> None:
         """One entry more (step 1) or less (-1) with this value."""
         if table == SERVICES:
-            frontend = SERVICE_VALUE.unpack(value)
-            if frontend.count_inside:
-                _count(self.blocks[POOLS], frontend.pool_inside, step)
+            for name, number in pointed_at(value):
+                _count(self.blocks[name], number, step)
+        elif table == NAMESPACES:
+            return
         elif table == IPCACHE:
             _count(self.classes, ipcache_class(value), step)
         else:
@@ -91,9 +95,9 @@ class State:
     """Entries of the maps. Policy entries are kept as side → class → row, everything else as bytes."""
 
     def __init__(self) -> None:
-        self.tables: dict[str, Table] = {name: {} for name in (INTERFACES, ENDPOINTS, IPCACHE, SERVICES)}
+        self.tables: dict[str, Table] = {name: {} for name in TABLES}
         self.policy: dict[Side, dict[int, int]] = {}
-        self.blocks: dict[str, dict[int, Block]] = {ROWS: {}, POOLS: {}}
+        self.blocks: dict[str, dict[int, Block]] = {name: {} for name in BLOCKS}
         self.uses = Uses()
         self._lengths: dict[int, int] = {}  # of ipcache prefixes
 
@@ -107,11 +111,13 @@ class State:
         for key, value in maps.get(POLICY, {}).items():
             subject, remote, direction = CLASS_KEY.unpack_values(key)
             changes.policy.setdefault((subject, direction), {})[remote] = CLASS_VALUE.unpack_values(value)[0]
-        for name, owner in ((ROWS, row_number), (POOLS, _pool_number)):
+        for name, owner in OWNERS.items():
             found: dict[int, Table] = {}
             for key, value in maps.get(name, {}).items():
                 found.setdefault(owner(key), {})[key] = value
             state.blocks[name] = {number: block_of(number, name, entries) for number, entries in found.items()}
+        tables = (MAGLEV_KEY.unpack(key)[0] for key in maps.get(MAGLEV, {}))
+        state.blocks[MAGLEV] = {number: Block(number, MAGLEV, b"") for number in tables}
         state.advance(changes)
         return state
 
@@ -157,7 +163,7 @@ class State:
     # ---- changes
 
     def use_changes(self, changes: Changes) -> Uses:
-        """How many more (or, negative, fewer) entries would point at each row, pool, class and subject."""
+        """How many more (or, negative, fewer) entries would point at each block, class and subject."""
         uses = Uses()
         for name, entries in changes.tables.items():
             for key, value in entries.items():
@@ -224,10 +230,6 @@ def endpoint_numbers(value: bytes) -> tuple[int, ...]:
 
 def _length(key: bytes) -> int:
     return int(IPCACHE_KEY.unpack_values(key)[0])
-
-
-def _pool_number(key: bytes) -> int:
-    return int(POOL_KEY.unpack(key).pool)
 
 
 def _count(counts: dict[int, int], number: int, step: int) -> None:

@@ -16,14 +16,14 @@ See ARCHITECTURE.md, "Order of writes".
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from agent.plan.blocks import ROWS, Block, RowMeets
 from agent.plan.ids import CLASS_ANY, Names
 from agent.plan.moves import Moves
 from agent.plan.pieces import difference
 from agent.plan.rejudge import Rejudgement, Writes
-from agent.plan.state import CLASS_KEY, CLASS_VALUE, POLICY, SERVICES, Changes, State, Uses
+from agent.plan.state import CLASS_KEY, CLASS_VALUE, NAMESPACES, POLICY, SERVICES, Changes, State, Uses
 from agent.plan.step import Step, Transition
 
 
@@ -45,10 +45,11 @@ def transition(old: State, changes: Changes, names: Names, uses: Uses | None = N
         stages, leftover = straight, judged.leftover
     new = [block for blocks in changes.blocks.values() for block in blocks.values()]
     passing = [block for number, block in meets.made.items() if number not in rows]
-    services, services_gone = _services(changes.tables[SERVICES])
+    services, services_gone = _entries(SERVICES, changes)
+    namespaces, namespaces_gone = _entries(NAMESPACES, changes)  # go first and come last, as interfaces do
     unused = [block for name, number in moves.orphans() if (block := old.blocks[name].get(number)) is not None]
     return Transition(
-        steps=tuple(filter(None, [*_written([*new, *passing], old), *stages, services])),
+        steps=tuple(filter(None, [*_written([*new, *passing], old), namespaces_gone, *stages, services, namespaces])),
         raises_epoch=any(stages),
         cleanup=tuple(filter(None, [_policy(leftover), services_gone, *_deleted([*unused, *passing])])),
     )
@@ -151,9 +152,11 @@ class Values(dict[int, bytes]):
         return self.setdefault(row, CLASS_VALUE.pack_values(row))
 
 
-def _services(entries: Mapping[bytes, bytes | None]) -> tuple[Step, Step]:
+def _entries(name: str, changes: Changes) -> tuple[Step, Step]:
+    """Those of a map that are written, and those that are deleted."""
+    entries = changes.tables[name]
     updates = {key: value for key, value in entries.items() if value is not None}
-    return Step(SERVICES, updates), Step(SERVICES, {}, tuple(key for key, value in entries.items() if value is None))
+    return Step(name, updates), Step(name, {}, tuple(key for key, value in entries.items() if value is None))
 
 
 def _written(blocks: Iterable[Block], old: State) -> list[Step]:
@@ -166,6 +169,8 @@ def _written(blocks: Iterable[Block], old: State) -> list[Step]:
         if held is None:
             entries.update(block.entries())
             continue
+        if block.same(held):
+            continue
         there, wanted = dict(held.entries()), dict(block.entries())
         entries.update({key: value for key, value in wanted.items() if there.get(key) != value})
         deletes.setdefault(block.map, []).extend(there.keys() - wanted.keys())
@@ -175,5 +180,5 @@ def _written(blocks: Iterable[Block], old: State) -> list[Step]:
 def _deleted(blocks: Iterable[Block]) -> list[Step]:
     keys: dict[str, list[bytes]] = {}
     for block in blocks:
-        keys.setdefault(block.map, []).extend(key for key, _ in block.entries())
+        keys.setdefault(block.map, []).extend(block.keys())
     return [Step(name, {}, tuple(gone)) for name, gone in keys.items()]

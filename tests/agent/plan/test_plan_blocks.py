@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.plan import ids
-from agent.plan.blocks import RowMeets, backends, cells, pool, row
+from agent.plan.blocks import RowMeets, cells, row
 from agent.plan.ids import CLASS_ANY, HASHED, CollisionError, Names, class_id, content_id, rule_id, subject_id
+from agent.plan.pools import backends, pool
 from policies.address import Prefix, parse_address
 from policies.flatten import flatten, lookup
 from policies.model import (
