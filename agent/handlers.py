@@ -28,7 +28,6 @@ from agent.api.server import Handler
 from agent.datapath import abi
 from agent.datapath.programs import statistics
 from agent.flows.record import drop_reasons
-from agent.plan.blocks import ENTRY_SIZES
 from agent.plan.state import POLICY, State
 from agent.service_views import ServiceViews, Wanted
 from agent.status import (
@@ -209,7 +208,7 @@ def sizes(state: State) -> dict[str, int]:
     found = {name: len(table) for name, table in state.tables.items()}
     found[POLICY] = sum(len(rows) for rows in state.policy.values())
     for name, blocks in state.blocks.items():
-        found[name] = sum(len(block.data) // sum(ENTRY_SIZES[name]) for block in blocks.values())
+        found[name] = sum(block.size for block in blocks.values())
     return found
 
 

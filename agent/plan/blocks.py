@@ -66,7 +66,8 @@ class Block(msgspec.Struct, frozen=True, gc=False):
         for at in range(0, len(self.data), key_size + value_size):
             yield self.data[at : at + key_size]
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
         """Entries."""
         return 1 if self.map == MAGLEV else len(self.data) // sum(ENTRY_SIZES[self.map])
 
