@@ -30,7 +30,6 @@ from policies.model import Direction, ObjectRef, RemoteClass, Row, Subject
 INTERFACE_KEY = abi.load().maps[INTERFACES].key
 NAMESPACE_KEY = abi.load().maps[NAMESPACES].key
 SERVICE_KEY = abi.load().records["service_key"]
-SERVICE_VALUE = abi.load().records["service_value"]
 
 DIRECTIONS = {
     Direction.INGRESS: NUMBERS.DIRECTION_INGRESS,
