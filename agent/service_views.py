@@ -13,11 +13,11 @@ from agent.history import History
 from agent.objects import SliceEndpoint
 from agent.services.model import Backend, Frontend, Target
 from agent.status import BackendView, FrontendView, LastChangeView, ServiceView
+from agent.world.hostports import KIND as HOST_PORT
 from agent.world.world import World
 from policies.address import format_address, is_v4
 from policies.model import ObjectRef, Protocol
 
-HOST_PORT = "HostPort"
 SERVICE_KEY = abi.load().records["service_key"]
 
 Endpoints = dict[Backend, SliceEndpoint]
@@ -47,10 +47,7 @@ class ServiceViews:
         """By namespace and name. Services may come and go between two of them."""
         problems = {problem.subject: problem.message for problem in self.world.problems()}
         problems |= {str(ref): text for ref, text in self.problems().items()}
-        services = [service.ref for service in self.world.services]
-        pods = [state.pod for state in self.world.pods if any(port.host_port for port in state.pod.ports)]
-        refs = [*services, *(ObjectRef(HOST_PORT, pod.ref.namespace, pod.ref.name) for pod in pods)]
-        for ref in sorted(filter(wanted.admits, refs)):
+        for ref in sorted(filter(wanted.admits, self.world.served())):
             view = self.view(ref, problems.get(str(ref), ""))
             if view is not None and (not wanted.problems or _is_wrong(view)):
                 yield view
