@@ -75,3 +75,39 @@ def write_source(folder: Path, text: str = PROGRAM) -> Path:
     source = folder / "small.c"
     source.write_text(text)
     return source
+
+
+NETWORK_PROGRAM = r"""
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/pkt_cls.h>
+#include "abi.h"
+#define MAP(name) ((uintptr_t)bpf_pseudo_fd(1, FD_##name))
+
+/* Each passes everything on and counts it. */
+static inline __attribute__((always_inline)) void seen(__u32 number)
+{
+	__u64 *count = bpf_map_lookup_elem_(MAP(drops), &number);
+
+	if (count)
+		(*count)++;
+}
+
+int from_network(struct __sk_buff *skb)
+{
+	seen(1);
+	return TC_ACT_OK;
+}
+
+int to_network(struct __sk_buff *skb)
+{
+	seen(2);
+	return TC_ACT_OK;
+}
+
+int xdp_network(struct xdp_md *xdp)
+{
+	seen(3);
+	return XDP_PASS;
+}
+"""
+"""Counts what passes in `drops`: 1 from_network, 2 to_network, 3 xdp_network."""

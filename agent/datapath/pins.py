@@ -2,6 +2,7 @@
 
 <bpffs>/gatehouse/<instance>/maps-<ABI hash>/        one pin per map
 <bpffs>/gatehouse/<instance>/programs-<source hash>/ one pin per program
+<bpffs>/gatehouse/<instance>/links/                  one pin per program on a device that a link holds there
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ class Pins(msgspec.Struct, frozen=True):
     @property
     def maps(self) -> Path:
         return self.root / f"maps-{load().abi_hash}"
+
+    @property
+    def links(self) -> Path:
+        return self.root / "links"
 
     def programs(self, source_hash: str) -> Path:
         return self.root / f"programs-{source_hash}"

@@ -1,0 +1,218 @@
+"""The programs on the node's own devices, and what the datapath knows of these; kept to the settings while devices and
+addresses come and go.
+
+Nothing here is undone when the agent ends: programs stay on their devices, and the next agent takes their places.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import struct
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from agent import log as logs
+from agent.config import Config
+from agent.datapath import bpf, devices, xdp
+from agent.datapath.devices import Device
+from agent.datapath.maps import Map
+from agent.datapath.pins import Pins
+from agent.datapath.programs import NETWORK_PROGRAMS, Programs
+from agent.datapath.tc import Hooks, TcError, remove_empty_clsact
+from agent.datapath.xdp import Xdp, XdpRefused
+from agent.endpoints.netlink import RouteSocket
+from agent.settings import unmasqueraded
+
+SYNC_S = 0.1
+"""Changes are followed at most this often."""
+XDP_PROGRAM = "xdp_network"
+_TC_PROGRAMS = sum(spec.hook is not None for spec in NETWORK_PROGRAMS)
+
+# linux/rtnetlink.h RTMGRP_*: links, IPv4 and IPv6 addresses, IPv4 and IPv6 routes
+_GROUPS = 0x1 | 0x10 | 0x100 | 0x40 | 0x400
+_MESSAGE = struct.Struct("=IHHII")
+_RECEIVE_BYTES = 1 << 16
+
+log = logs.get("network")
+
+
+class Network:
+    """In the network namespace this is made in, for one thread.
+
+    `programs` may be empty: then what is attached stays, unless the settings name no devices. `problems`: what is not
+    as the settings say, one sentence each. `attached`: on how many devices each program is.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        maps: Mapping[str, Map],
+        pins: Pins,
+        programs: Programs,
+        node_addresses: Sequence[bytes],
+    ) -> None:
+        self.problems: list[str] = []
+        self.attached: Counter[str] = Counter()
+        self._config = config
+        self._pins = pins
+        self._programs = programs
+        self._node_addresses = tuple(node_addresses)
+        self._devices = maps["devices"]
+        self._unmasqueraded = maps["unmasqueraded"]
+        self._xdp: Xdp | None = None
+        if config.xdp != "off" and XDP_PROGRAM in programs:
+            self._xdp = Xdp(pins, programs[XDP_PROGRAM], config.xdp)
+        self._changes = _Changes()
+        self._route = RouteSocket()
+        self._hooks = Hooks(programs, NETWORK_PROGRAMS)
+
+    def close(self) -> None:
+        """Programs stay where they are."""
+        self._changes.close()
+        self._route.close()
+        self._hooks.close()
+
+    async def follow(self) -> None:
+        """Keep it so. Ends at once where the settings name no devices."""
+        if not self._config.devices:
+            return
+        async with self._changes:
+            while True:
+                await self._changes.wait()
+                self.sync()
+                await asyncio.sleep(SYNC_S)
+
+    def sync(self) -> None:
+        """Look what there is and make it as the settings say. What is known of a device goes before its programs."""
+        problems: list[str] = []
+        found = devices.read(self._route)
+        wanted: list[Device] = []
+        if self._config.devices:
+            wanted, problems = devices.choose(self._config.devices, found, self._node_addresses)
+        self._write(found, wanted, problems)
+        if self._programs or not self._config.devices:
+            self._detach(found, wanted)
+            self._attach(wanted, problems)
+        for problem in problems:
+            if problem not in self.problems:
+                log.warning("not as the settings say", problem=problem)
+        self.problems = problems
+
+    # ---- what the datapath knows
+
+    def _write(self, found: Sequence[Device], wanted: Sequence[Device], problems: list[str]) -> None:
+        known = {struct.pack("=I", d.ifindex): devices.value(d, self._node_addresses) for d in wanted}
+        own = {*self._node_addresses, *(address for device in found for address in device.addresses)}
+        for target, entries in ((self._devices, known), (self._unmasqueraded, unmasqueraded(self._config, own))):
+            held = dict(target.items())
+            try:
+                target.update_many({key: value for key, value in entries.items() if held.get(key) != value})
+            except bpf.MapFull:
+                name, size = target.spec.name, target.spec.max_entries
+                problems.append(
+                    f"map {name} holds {size} entries and is to hold {len(entries)}: raise --map-sizes {name}"
+                )
+            target.delete_many(held.keys() - entries.keys())
+
+    # ---- what is attached
+
+    def _attach(self, wanted: Sequence[Device], problems: list[str]) -> None:
+        self.attached.clear()
+        current = Counter(f.ifindex for f in self._hooks.attached(d.ifindex for d in wanted) if f.is_current)
+        for device in wanted:
+            try:
+                if current[device.ifindex] != _TC_PROGRAMS:
+                    self._attach_tc(device)
+                self.attached.update(spec.name for spec in NETWORK_PROGRAMS if spec.hook is not None)
+            except TcError as error:
+                problems.append(f"device {device.name}: {error.strerror}")
+                continue
+            try:
+                self._attach_xdp(device)
+            except XdpRefused as refused:
+                problems.append(str(refused))
+
+    def _attach_tc(self, device: Device) -> None:
+        if self._hooks.occupied(device.ifindex):
+            raise TcError(
+                errno.EBUSY,
+                "somebody else's filter has priority 1 and handle 1, and keeps them: take it off (`tc filter show dev "
+                f"{device.name} ingress` and `… egress` show it) and restart the agent",
+            )
+        self._hooks.attach(device.ifindex)
+        log.info("programs on device", device=device.name, ifindex=device.ifindex)
+
+    def _attach_xdp(self, device: Device) -> None:
+        if self._xdp is None:
+            return
+        if not self._xdp.is_attached(device):
+            self._xdp.attach(device)
+            log.info("XDP on device", device=device.name, ifindex=device.ifindex)
+        self.attached[XDP_PROGRAM] += 1
+
+    def _detach(self, found: Sequence[Device], wanted: Sequence[Device]) -> None:
+        kept = {device.ifindex for device in wanted}
+        for ifindex in detach_tc(self._route, self._hooks, [d for d in found if d.ifindex not in kept]):
+            log.info("programs off device", ifindex=ifindex)
+        for ifindex in xdp.attached(self._pins.links):
+            if ifindex not in kept or self._xdp is None:
+                xdp.detach(self._pins.links, ifindex)
+
+
+def detach_tc(route: RouteSocket, hooks: Hooks, found: Sequence[Device]) -> list[int]:
+    """Take the programs off those of the devices that have them; the clsact qdisc, too, where nothing else is on it."""
+    ours = sorted({f.ifindex for f in hooks.attached(d.ifindex for d in found if not d.of_pod)})
+    for ifindex in ours:
+        hooks.detach(ifindex)
+        remove_empty_clsact(route, ifindex)
+    return ours
+
+
+def detach_all() -> int:
+    """Take the tc programs off every device of the calling thread's namespace; from how many they were taken."""
+    with RouteSocket() as route, Hooks(Programs("", {}), NETWORK_PROGRAMS) as hooks:
+        return len(detach_tc(route, hooks, devices.read(route)))
+
+
+class _Changes:
+    """Tells when devices, addresses or default routes have changed. From when it is made, nothing is missed."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+        )
+        self._socket.bind((0, _GROUPS))
+        self._happened = asyncio.Event()
+
+    async def __aenter__(self) -> None:
+        asyncio.get_running_loop().add_reader(self._socket, self._receive)
+
+    async def __aexit__(self, *_: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._socket)
+
+    async def wait(self) -> None:
+        """Until something has changed since the last call returned."""
+        await self._happened.wait()
+        self._happened.clear()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                data = self._socket.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self._happened.set()  # some were lost
+                continue
+            while len(data) >= _MESSAGE.size:
+                length, kind, _, _, _ = _MESSAGE.unpack_from(data)
+                if devices.may_matter(kind, data[_MESSAGE.size : length]):
+                    self._happened.set()
+                data = data[(length + 3) & ~3 :]
