@@ -15,6 +15,7 @@ from agent.objects import (
     DeclaredPort,
     EndpointSlice,
     Exposure,
+    Interface,
     Object,
     Pod,
     Service,
