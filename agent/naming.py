@@ -12,6 +12,8 @@ from typing import Any
 from agent.api.protocol import Batch
 from agent.objects import Pod
 from agent.plan.ids import rule_id
+from agent.world.hostports import KIND as HOST_PORT
+from agent.world.hostports import host_port_ref
 from agent.world.identities import Identity
 from agent.world.world import World
 from policies.address import format_address
@@ -86,8 +88,8 @@ class NameFeed:
             yield _identity(identity)
         for state in world.pods:
             yield from _pod_lines(state.pod).values()
-        for service in world.services:
-            yield from self._service_lines(service.ref).values()
+        for ref in world.served():
+            yield from self._service_lines(ref).values()
         for policy in world.index.policies():
             yield from _rule_lines(policy).values()
 
@@ -100,28 +102,26 @@ class NameFeed:
             identity = self._world.identities.get(state.identity)
             if identity is not None:
                 lines["identity", identity.number] = _identity(identity)
-            return lines
-        if ref.kind == "Service":
+            return lines | self._service_lines(host_port_ref(ref))
+        if ref.kind in ("Service", HOST_PORT):
             return self._service_lines(ref)
         policy = self._world.index.policy(ref)
         return {} if policy is None else _rule_lines(policy)
 
     def _service_lines(self, ref: ObjectRef) -> Lines:
-        service = self._world.services.get(ref)
+        """Of each of its frontends, of whatever kind."""
         lines: Lines = {}
-        for port in service.ports if service else ():
-            protocol = Protocol.BY_NUMBER[port.protocol]
-            for address in self._world.services.addresses(ref):
-                if service is not None and self._world.services.owns(service, address, port):
-                    text = format_address(address)
-                    lines["service", (text, port.port, protocol)] = {
-                        "t": "service",
-                        "address": text,
-                        "port": port.port,
-                        "protocol": protocol,
-                        "namespace": ref.namespace,
-                        "name": ref.name,
-                    }
+        for frontend in self._world.frontends(ref):
+            text, protocol = format_address(frontend.address), Protocol.BY_NUMBER[frontend.protocol]
+            lines["service", (text, frontend.port, protocol)] = {
+                "t": "service",
+                "address": text,
+                "port": frontend.port,
+                "protocol": protocol,
+                "namespace": ref.namespace,
+                "name": ref.name,
+                "port_name": frontend.port_name,
+            }
         return lines
 
     def _is_gone(self, key: Key) -> bool:

@@ -20,9 +20,12 @@ NAMES: list[dict[str, Any]] = [
     {"t": "identity", "id": 400, "labels": ["app=web"]},
     {"t": "pod", "ip": "10.0.0.1", "namespace": "shop", "name": "client-1"},
     {"t": "pod", "ip": "10.0.0.2", "namespace": "shop", "name": "web-1"},
-    {"t": "service", "address": "10.96.0.9", "port": 80, "protocol": "TCP", "namespace": "shop", "name": "web"},
+    {
+        "t": "service", "address": "10.96.0.9", "port": 80, "protocol": "TCP", "namespace": "shop", "name": "web",
+        "port_name": "http",
+    },
     {"t": "synced"},
-]
+]  # fmt: skip
 
 
 def known_names(node: str = "n1") -> Names:

@@ -17,7 +17,7 @@ import msgspec
 from agent.datapath.abi import Abi, be16
 from agent.flows.flow import Endpoint, Flow, FlowType, Verdict
 from agent.flows.names import reserved_labels
-from agent.flows.record import PORT_PROTOCOLS, drop_reasons, event_types, verdict_of
+from agent.flows.record import PORT_PROTOCOLS, drop_reasons, event_types, hook_names, verdict_of
 from policies.address import Prefix
 from policies.model import Protocol
 
@@ -85,6 +85,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("to_port", "PORT", "destination port (after service translation)"),
     Option("policy", "[NS/]NAME", "the policy whose rule decided"),
     Option("service", "[NS/]NAME", "the service the client spoke to"),
+    Option("hook", "HOOK", "the program that saw it, such as from-pod or from-network"),
     Option("since", "TIME", "not before: 5m, 1h30m or a time such as 2026-01-31T12:00:00Z"),
     Option("until", "TIME", "before: as for since"),
 )
@@ -127,6 +128,7 @@ def _each(name: str, values: Sequence[str], make: Callable[[str], Callable[[Any]
 def event_makers(abi: Abi) -> dict[str, Callable[[str], EventTest]]:
     """By option: value → test of an event. The makers raise ValueError."""
     reasons = {name: number for number, name in drop_reasons(abi).items()}
+    hooks = {name: number for number, name in hook_names(abi).items()}
     types = {kind.value: number for number, kind in event_types(abi).items()}
     verdict = verdict_of(abi)
     reserved = {labels[0].removeprefix("reserved:"): number for number, labels in reserved_labels(abi).items()}
@@ -143,6 +145,10 @@ def event_makers(abi: Abi) -> dict[str, Callable[[str], EventTest]]:
         wanted = types[_one_of(text.lower(), FlowType)]
         return lambda event: event.type == wanted
 
+    def by_hook(text: str) -> EventTest:
+        wanted = hooks[_one_of(text.lower().replace("_", "-"), hooks)]
+        return lambda event: event.hook == wanted
+
     def by_identity(text: str) -> EventTest:
         wanted = reserved.get(text.lower())
         if wanted is None:
@@ -153,6 +159,7 @@ def event_makers(abi: Abi) -> dict[str, Callable[[str], EventTest]]:
         "verdict": by_verdict,
         "drop_reason": by_reason,
         "type": by_type,
+        "hook": by_hook,
         "identity": by_identity,
         "protocol": _by_protocol,
         "port": _by_port,

@@ -48,12 +48,16 @@ class PolicyRule(msgspec.Struct, frozen=True):
 
 
 class ServicePort(msgspec.Struct, frozen=True):
-    """The frontend a client spoke to; `name` is null where its service is not known any more."""
+    """The frontend a client spoke to; `name` is null where its service is not known any more.
+
+    Of a hostPort, namespace and name are the pod's. `port_name` is "" where the port has none.
+    """
 
     namespace: str | None
     name: str | None
     ip: str
     port: int | None
+    port_name: str = ""
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}" if self.name else self.ip
@@ -84,7 +88,8 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int | None = None
     tcp_flags: tuple[str, ...] | None = None
     icmp: Icmp | None = None
-    ifindex: int  # host side of the veth it was seen at
+    hook: str  # the program that saw it: from-pod, to-pod, from-network, to-network, xdp, socket
+    ifindex: int  # where that is attached: host side of a veth, device of the node; 0 for sockets
 
 
 class Lost(msgspec.Struct, frozen=True, tag_field="type", tag="lost"):

@@ -3,7 +3,8 @@
     {"t": "rule", "id": 7, "kind": "NetworkPolicy", "namespace": "shop", "name": "web", "rule": "ingress[0]"}
     {"t": "identity", "id": 4711, "labels": ["app=web"]}
     {"t": "pod", "ip": "10.0.0.3", "namespace": "shop", "name": "web-1"}
-    {"t": "service", "address": "10.96.0.9", "port": 80, "protocol": "TCP", "namespace": "shop", "name": "web"}
+    {"t": "service", "address": "10.96.0.9", "port": 80, "protocol": "TCP", "namespace": "shop", "name": "web",
+     "port_name": "http"}                            a frontend: a cluster address, a node port, …
     {"t": "node", "name": "worker-1"}
     {"t": "synced"}                                  the end of the snapshot a stream begins with
 
@@ -60,6 +61,7 @@ class Service(msgspec.Struct, tag_field="t", tag="service"):
     protocol: str
     namespace: str = ""
     name: str = ""
+    port_name: str = ""
     gone: bool = False
 
 
@@ -77,6 +79,12 @@ Delta = Rule | Identity | Pod | Service | Node | Synced
 class Name(msgspec.Struct, frozen=True):
     namespace: str
     name: str
+
+
+class FrontendName(msgspec.Struct, frozen=True):
+    namespace: str
+    name: str
+    port_name: str
 
 
 class Table(Generic[K, V]):
@@ -148,7 +156,7 @@ class Names:
         self._rules: Table[int, PolicyRule] = Table()
         self._identities: Table[int, tuple[str, ...]] = Table()
         self._pods: Table[bytes, Name] = Table()
-        self._services: Table[tuple[bytes, int, int], Name] = Table()
+        self._services: Table[tuple[bytes, int, int], FrontendName] = Table()
         self._builtin = builtin_rules(abi)
         self._reserved = reserved_labels(abi)
 
@@ -172,9 +180,10 @@ class Names:
                 if protocol is None:
                     raise ValueError(f"{delta.protocol!r} is no protocol of a service")
                 key = (parse_address(address), delta.port, protocol)
-                _apply(self._services, key, Name(delta.namespace, delta.name), now_ns, gone=delta.gone)
-            case Node(name=name):
-                self.node = name
+                name = FrontendName(delta.namespace, delta.name, delta.port_name)
+                _apply(self._services, key, name, now_ns, gone=delta.gone)
+            case Node() as delta:
+                self.node = delta.name
             case Synced():
                 for table in self._tables():
                     table.end_snapshot(now_ns)
@@ -193,7 +202,7 @@ class Names:
     def pod(self, address: bytes, time_ns: int) -> Name | None:
         return self._pods.at(address, time_ns)
 
-    def service(self, address: bytes, port: int, protocol: int, time_ns: int) -> Name | None:
+    def service(self, address: bytes, port: int, protocol: int, time_ns: int) -> FrontendName | None:
         return self._services.at((address, port, protocol), time_ns)
 
     def counts(self) -> dict[str, int]:

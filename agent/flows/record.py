@@ -23,6 +23,9 @@ TCP = 6
 PORT_PROTOCOLS = frozenset(Protocol.BY_NAME.values())
 ICMP_PROTOCOLS = frozenset({1, 58})
 
+REFUSALS = ("NO_BACKEND", "BACKEND_GONE", "TOO_BIG", "TTL_EXCEEDED")
+"""Drop reasons of which the sender is told, by RST or ICMP."""
+
 _format = functools.lru_cache(maxsize=8192)(format_address)
 
 
@@ -36,7 +39,8 @@ class Recorder:
         self._end, self._drop = constants.EVENT_END, constants.EVENT_DROP
         self._types = event_types(abi)
         self._verdict = verdict_of(abi)
-        self._from_pod = constants.HOOK_FROM_POD
+        self._hooks = hook_names(abi)
+        self._on_the_way_out = constants.HOOK_FROM_POD, constants.HOOK_TO_NETWORK, constants.HOOK_SOCKET
         self._no_rule = constants.RULE_NONE
         self._by_policy = {constants.DROP_POLICY_EGRESS: EGRESS, constants.DROP_POLICY_INGRESS: INGRESS}
         self._reasons = drop_reasons(abi)
@@ -53,7 +57,7 @@ class Recorder:
             return by_policy
         if event.type != self._drop and event.egress_judged != event.ingress_judged:
             return EGRESS if event.egress_judged else INGRESS
-        return EGRESS if event.hook == self._from_pod else INGRESS
+        return EGRESS if event.hook in self._on_the_way_out else INGRESS
 
     def _flow(self, seq: int, event: Any, direction: str) -> Flow:
         protocol = event.protocol
@@ -75,6 +79,7 @@ class Recorder:
             bytes=event.bytes if ended else None,
             tcp_flags=TCP_FLAGS[event.tcp_flags] if protocol == TCP and not ended else None,
             icmp=Icmp(event.icmp_type, event.icmp_code) if protocol in ICMP_PROTOCOLS and not ended else None,
+            hook=self._hooks.get(event.hook, str(event.hook)),
             ifindex=event.ifindex,
         )
 
@@ -108,16 +113,18 @@ class Recorder:
             name=name.name if name else None,
             ip=format_address(event.service),
             port=port if event.protocol in PORT_PROTOCOLS else None,
+            port_name=name.port_name if name else "",
         )
 
 
 def verdict_of(abi: Abi) -> Callable[[Any], Verdict]:
-    drop, allow, refused = abi.constants.EVENT_DROP, abi.constants.VERDICT_ALLOW, abi.constants.DROP_NO_BACKEND
+    drop, allow = abi.constants.EVENT_DROP, abi.constants.VERDICT_ALLOW
+    refused = {abi.constants[f"DROP_{reason}"] for reason in REFUSALS}
 
     def verdict(event: Any) -> Verdict:
         if event.verdict == allow and event.type != drop:
             return Verdict.FORWARDED
-        return Verdict.REFUSED if event.reason == refused else Verdict.DROPPED
+        return Verdict.REFUSED if event.reason in refused else Verdict.DROPPED
 
     return verdict
 
@@ -128,6 +135,15 @@ def event_types(abi: Abi) -> dict[int, FlowType]:
         constants.EVENT_NEW: FlowType.NEW,
         constants.EVENT_END: FlowType.END,
         constants.EVENT_DROP: FlowType.DROP,
+    }
+
+
+def hook_names(abi: Abi) -> dict[int, str]:
+    """Number → name: from-pod and the like."""
+    return {
+        hook.value: hook.name.removeprefix("HOOK_").lower().replace("_", "-")
+        for hook in abi.enums["hook"]
+        if hook.name is not None
     }
 
 

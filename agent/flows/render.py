@@ -70,7 +70,8 @@ def _endpoint(side: Endpoint) -> str:
 
 def _service(service: ServicePort) -> str:
     name = f"{service.namespace}/{service.name}" if service.name else _address(service.ip)
-    return _with_port(name, service.port)
+    text = _with_port(name, service.port)
+    return f"{text} ({service.port_name})" if service.port_name else text
 
 
 def _address(ip: str) -> str:

@@ -7,8 +7,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
+
 from agent.naming import NameFeed
-from agent.objects import Change, Pod, Service, ServicePort
+from agent.objects import Change, DeclaredPort, Interface, Pod, Service, ServicePort
 from agent.plan.ids import rule_id
 from agent.world.config import NodeConfig
 from agent.world.world import World
@@ -17,7 +19,12 @@ from policies.address import Prefix, parse_address
 from policies.model import ObjectRef, Origin, Policy
 
 HERE = Origin("m.yaml", 1)
-CONFIG = NodeConfig(name="n1", pod_cidrs=(Prefix.parse("10.1.0.0/24"),), service_cidrs=(Prefix.parse("10.96.0.0/24"),))
+CONFIG = NodeConfig(
+    name="n1",
+    pod_cidrs=(Prefix.parse("10.1.0.0/24"),),
+    service_cidrs=(Prefix.parse("10.96.0.0/24"),),
+    addresses=(parse_address("192.0.2.1"),),
+)
 WEB = ObjectRef("Pod", "shop", "web")
 SERVICE = ObjectRef("Service", "shop", "web")
 POLICY = ObjectRef("NetworkPolicy", "shop", "web")
@@ -113,3 +120,45 @@ def test_nothing_is_kept_for_nobody() -> None:
     reader = Reader(web())
     reader.change(Change(WEB, web(app="other")))
     assert reader.feed._before == {}
+
+
+def test_frontends_of_every_kind_are_named() -> None:
+    async def run() -> None:
+        reader = Reader(web())
+        async with aclosing(reader.stream):
+            await reader.next()
+            port = ServicePort("http", 6, 80, 8080, node_port=30080)
+            cluster_ips = (parse_address("10.96.0.9"),)
+            exposed = Service(SERVICE, HERE, "NodePort", {"app": "web"}, cluster_ips, False, (port,))
+            reader.change(Change(SERVICE, exposed))
+            named = {line["address"]: line for line in await reader.next()}
+            assert (named["10.96.0.9"]["port"], named["192.0.2.1"]["port"], named["127.0.0.1"]["port"]) == (
+                80, 30080, 30080
+            )  # fmt: skip
+            assert {(line["namespace"], line["name"], line["port_name"]) for line in named.values()} == {
+                ("shop", "web", "http")
+            }
+            reader.change(Change(SERVICE, service()))
+            gone = {line["address"] for line in await reader.next() if line.get("gone")}
+            assert gone == {"192.0.2.1", "127.0.0.1"}
+
+    asyncio.run(run())
+
+
+def test_a_host_port_has_its_pods_name() -> None:
+    async def run() -> None:
+        reader = Reader()
+        async with aclosing(reader.stream):
+            await reader.next()
+            ports = (DeclaredPort("dns", 17, 5353, host_port=53),)
+            reader.change(Change(WEB, msgspec.structs.replace(web(), ports=ports)))
+            assert "service" not in {line["t"] for line in await reader.next()}, "nothing is behind it yet"
+            reader.world.set_interface(WEB, Interface(7, "gh7", b"\x02" * 6, b"\x04" * 6, "/run/netns/web"))
+            reader.change()
+            (line,) = [found for found in await reader.next() if found.get("address") == "192.0.2.1"]
+            assert (line["port"], line["protocol"], line["name"], line["port_name"]) == (53, "UDP", "web", "dns")
+            reader.change(Change(WEB, None))
+            gone = {found["address"] for found in await reader.next() if found["t"] == "service" and found["gone"]}
+            assert "192.0.2.1" in gone
+
+    asyncio.run(run())

@@ -26,7 +26,8 @@ EVENTS = {
     # an IPv6 address of the world pings an unnamed pod, and is done
     "end": event(
         type=C.EVENT_END, protocol=58, source=parse_address("2001:db8::7"), source_identity=10, rule_ingress=1,
-        destination=parse_address("fd00::9"), destination_identity=500, egress_judged=0, time_ns=3600 * 10**9,
+        destination=parse_address("fd00::9"), destination_identity=500, egress_judged=0,
+        hook=C.HOOK_FROM_NETWORK, time_ns=3600 * 10**9,
     ),
 }  # fmt: skip
 
@@ -37,6 +38,8 @@ CASES: list[tuple[str, list[str], str]] = [
     ("verdict", ["DROPPED", "REFUSED"], "drop refused"),
     ("drop_reason", ["POLICY_INGRESS"], "drop"),
     ("drop-reason", ["drop_no_backend"], "refused"),
+    ("hook", ["from-pod"], "new drop refused"),
+    ("hook", ["FROM_NETWORK", "xdp"], "end"),
     ("type", ["new"], "new"),
     ("type", ["new", "End"], "new end"),
     ("pod", ["shop/client-1"], "new drop refused"),
@@ -132,6 +135,7 @@ def test_kinds_are_combined_by_and_values_by_or(options: dict[str, list[str]], e
 BAD = [
     ({"verdict": ["MAYBE"]}, "--verdict MAYBE: give one of FORWARDED, DROPPED, REFUSED"),
     ({"drop_reason": ["BORED"]}, "--drop-reason BORED: give one of UNKNOWN_ENDPOINT, "),
+    ({"hook": ["tc"]}, "--hook tc: give one of from-pod, to-pod, from-network, to-network, xdp, socket"),
     ({"type": ["lost"]}, "--type lost: give one of new, end, drop"),
     ({"pod": ["a/b/c"]}, "--pod a/b/c: give NAME or NAMESPACE/NAME"),
     ({"pod": [""]}, "--pod : give NAME"),

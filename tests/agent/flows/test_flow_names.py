@@ -8,7 +8,7 @@ import pytest
 
 from agent.datapath.abi import load
 from agent.flows.flow import PolicyRule
-from agent.flows.names import Name, Names, Table
+from agent.flows.names import FrontendName, Name, Names, Table
 from policies.address import parse_address
 
 ABI = load()
@@ -90,7 +90,7 @@ def test_each_kind_of_delta_names_its_kind_of_thing() -> None:
     assert names.labels(300, 5) == ("app=web", "tier=front")
     assert names.pod(ADDRESS, 5) == names.pod(parse_address("fd00::3"), 5) == Name("shop", "web-1")
     frontend = parse_address("10.96.0.9")
-    assert names.service(frontend, 53, 17, 5) == Name("", "dns")
+    assert names.service(frontend, 53, 17, 5) == FrontendName("", "dns", "")
     assert names.service(frontend, 53, 6, 5) is None, "LESSONS 19: same port, other protocol"
     names.apply({"t": "node", "name": "n2"}, 9)
     assert names.node == "n2"

@@ -12,7 +12,7 @@ from agent.datapath.abi import be16
 from agent.flows.clock import STEPS, WallClock, rfc3339
 from agent.flows.flow import Flow
 from agent.flows.names import Names
-from agent.flows.record import TCP_FLAGS, Recorder, drop_reasons
+from agent.flows.record import TCP_FLAGS, Recorder, drop_reasons, hook_names
 from policies.address import parse_address
 
 WALL = 1_700_000_000 * 10**9
@@ -44,12 +44,13 @@ def test_the_json_of_a_flow_is_as_promised() -> None:
         "protocol": "TCP",
         "l7": None,
         "policy": {"kind": "NetworkPolicy", "namespace": "shop", "name": "client", "rule": "egress[1]"},
-        "service": {"namespace": "shop", "name": "web", "ip": "10.96.0.9", "port": 80},
+        "service": {"namespace": "shop", "name": "web", "ip": "10.96.0.9", "port": 80, "port_name": "http"},
         "node": "n1",
         "packets": None,
         "bytes": None,
         "tcp_flags": ["SYN"],
         "icmp": None,
+        "hook": "from-pod",
         "ifindex": 7,
     }  # fmt: skip
     ingress = {"kind": "NetworkPolicy", "namespace": "shop", "name": "web", "rule": "ingress[0]"}
@@ -120,6 +121,26 @@ CASES: list[tuple[str, dict[str, Any], list[tuple[str, str, str, str | None, str
         [("egress", "drop", "DROPPED", "CONNTRACK_FULL", None)],
     ),
     (
+        "the backend of a connection is gone",
+        DROPPED | NEITHER | {"reason": C.DROP_BACKEND_GONE},
+        [("egress", "drop", "REFUSED", "BACKEND_GONE", None)],
+    ),
+    (
+        "a node port, and no backend on this node",
+        DROPPED | NEITHER | {"reason": C.DROP_NO_LOCAL_BACKEND, "hook": C.HOOK_FROM_NETWORK},
+        [("ingress", "drop", "DROPPED", "NO_LOCAL_BACKEND", None)],
+    ),
+    (
+        "too big to be sent on",
+        DROPPED | NEITHER | {"reason": C.DROP_TOO_BIG, "hook": C.HOOK_TO_NETWORK},
+        [("egress", "drop", "REFUSED", "TOO_BIG", None)],
+    ),
+    (
+        "no room for the client's affinity, at the socket",
+        DROPPED | NEITHER | {"reason": C.DROP_AFFINITY_FULL, "hook": C.HOOK_SOCKET},
+        [("egress", "drop", "DROPPED", "AFFINITY_FULL", None)],
+    ),
+    (
         "the end of a flow that a policy change cut",
         {"type": END, "verdict": DENY, "rule_ingress": 0},
         [
@@ -188,6 +209,10 @@ def test_every_drop_reason_of_the_abi_has_a_name() -> None:
     reasons = drop_reasons(ABI)
     assert sorted(reasons) == list(range(1, C.DROP_REASONS))
     assert reasons[C.DROP_POLICY_INGRESS] == "POLICY_INGRESS"
+
+
+def test_every_hook_of_the_abi_has_a_name() -> None:
+    assert list(hook_names(ABI).values()) == ["from-pod", "to-pod", "from-network", "to-network", "xdp", "socket"]
 
 
 @pytest.mark.parametrize(

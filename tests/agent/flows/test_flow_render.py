@@ -19,7 +19,8 @@ TIME = "22:13:20.000"
 LINES: list[tuple[dict[str, Any], str]] = [
     (
         event(ingress_judged=0, service=parse_address("10.96.0.9"), service_port_be=be16(80)),
-        "FORWARDED new  egress  shop/client-1:40000 → shop/web-1:8080 TCP SYN by shop/client egress[1] via shop/web:80",
+        "FORWARDED new  egress  shop/client-1:40000 → shop/web-1:8080 TCP SYN by shop/client egress[1]"
+        " via shop/web:80 (http)",
     ),
     (
         drop(source=parse_address("192.0.2.7"), source_identity=9),
