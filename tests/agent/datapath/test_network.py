@@ -67,7 +67,7 @@ class Bench:
             self.node.run("tc", "filter", "show", "dev", device or self.outside.link, hook).stdout
             for hook in ("ingress", "egress")
         ]
-        return re.findall(r"handle 0x1 (\S+)", "".join(shown))
+        return re.findall(r"handle 0x1 ([^\s:]+)", "".join(shown))
 
     def qdiscs(self) -> str:
         return self.node.run("tc", "qdisc", "show", "dev", self.outside.link).stdout
@@ -209,7 +209,7 @@ def test_a_device_of_the_same_number_elsewhere(bench: Bench) -> None:
     """A link that holds a program in another namespace does not pass for one here."""
     bench.sync(devices=bench.outside.link, xdp="generic")
     with rig.Node() as other:
-        other.ip(f"link add same0 index {bench.ifindex()} type veth peer name same1")
+        other.ip(f"link add same0 index {bench.ifindex()} type bridge")
         moved = other.call(Network, config(devices="same0", xdp="generic"), bench.maps, bench.pins, bench.programs, OWN)
         other.call(moved.sync)
         moved.close()
