@@ -52,6 +52,9 @@ class PodSpec(msgspec.Struct, frozen=True):
     labels: dict[str, str]
     ports: tuple[ContainerPort, ...]
     addresses: tuple[str, ...]
+    host_ports: tuple[tuple[int, int, str], ...] = ()  # protocol, hostPort (to 8080), hostIP
+    ready: bool = True
+    terminating: bool = False
 
     @property
     def facts(self) -> PodFacts:
@@ -183,6 +186,23 @@ def pod_specs(number: int) -> st.SearchStrategy[PodSpec]:
         labels=label_maps(),
         ports=container_ports(),
         addresses=st.just((f"10.1.{number % 2}.{number + 1}", f"fd00:1::{number + 1:x}")),
+    )
+
+
+@cache
+def live_pod_specs(number: int) -> st.SearchStrategy[PodSpec]:
+    """As `pod_specs`, and with what only services look at."""
+    host_port = st.tuples(
+        st.sampled_from((6, 17)),
+        st.sampled_from((8080, 30001)),
+        st.sampled_from(("", "", HOST_ADDRESSES[0], "127.0.0.1", "192.0.2.7")),
+    )
+    return st.builds(
+        msgspec.structs.replace,
+        pod_specs(number),
+        host_ports=st.just(()) | st.lists(host_port, max_size=2, unique=True).map(tuple),
+        ready=st.sampled_from((True, True, False)),
+        terminating=st.sampled_from((False, False, True)),
     )
 
 

@@ -12,6 +12,7 @@ from agent.objects import (
     Change,
     DeclaredPort,
     EndpointSlice,
+    Exposure,
     Interface,
     Namespace,
     Object,
@@ -24,7 +25,7 @@ from agent.objects import (
 from agent.plan.compile import compile_dirty
 from agent.plan.plan import Plan
 from agent.sources.slices import derive
-from agent.world.config import NodeConfig
+from agent.world.config import NodeConfig, ServiceConfig
 from agent.world.world import World
 from policies.address import Prefix, parse_address
 from policies.model import ObjectRef, Origin
@@ -35,9 +36,25 @@ CONFIG = NodeConfig(
     pod_cidrs=(Prefix.parse("10.1.0.0/22"), Prefix.parse("fd00:1::/96")),
     service_cidrs=(Prefix.parse("10.96.0.0/29"), Prefix.parse("fd00:96::/112")),
     addresses=tuple(parse_address(a) for a in drawn.HOST_ADDRESSES),
+    zone="z1",
+    services=ServiceConfig(node_ports=(30000, 30004), external_ips=True, maglev_size=251),
 )
-CONFIGS = (CONFIG, msgspec.structs.replace(CONFIG, labels_exclude=("env",)))
-"""The second makes no identity of a label that policies may still select by."""
+CONFIGS = (
+    CONFIG,
+    msgspec.structs.replace(
+        CONFIG,
+        labels_exclude=("env",),
+        services=ServiceConfig(
+            node_ports=(30000, 30004),
+            node_port_addresses=(Prefix.parse("10.0.0.0/8"),),
+            algorithm="maglev",
+            maglev_size=251,
+            forwarding="hybrid",
+        ),
+    ),
+    msgspec.structs.replace(CONFIG, addresses=()),
+)
+"""The second makes no identity of a label that policies may still select by; the third has no node addresses."""
 
 Objects = dict[ObjectRef, Object]
 Saved = dict[str, dict[str, int]]
@@ -81,7 +98,15 @@ def pod_object(pod: drawn.PodSpec) -> Pod:
         pod.labels,
         node="there" if is_remote(pod) else "",
         addresses=tuple(parse_address(a) for a in pod.addresses),
-        ports=tuple(DeclaredPort(p.name, p.protocol, p.number) for p in pod.ports),
+        ports=(
+            *(DeclaredPort(p.name, p.protocol, p.number) for p in pod.ports),
+            *(
+                DeclaredPort("", kind, 8080, port, parse_address(ip) if ip else b"")
+                for kind, port, ip in pod.host_ports
+            ),
+        ),
+        ready=pod.ready,
+        terminating=pod.terminating,
     )
 
 
@@ -125,37 +150,84 @@ def built(scene: Scene, config: NodeConfig = CONFIG, saved: Mapping[str, Mapping
 # ---- services and edits
 
 VIPS = ("10.96.9.1", "10.96.9.2", "10.1.0.1")
+TYPES = ("ClusterIP", "ClusterIP", "NodePort", "NodePort", "LoadBalancer", "LoadBalancer", "ExternalName")
+ZONES = ("z1", "z2")
+
+
+def _addresses(*choices: str) -> st.SearchStrategy[tuple[bytes, ...]]:
+    return st.just(()) | st.lists(st.sampled_from(choices).map(parse_address), max_size=2, unique=True).map(tuple)
+
+
+@st.composite
+def exposures(draw: st.DrawFn, kind: str) -> Exposure:
+    balancer = kind == "LoadBalancer"
+    external_ips = draw(_addresses("203.0.113.1", "10.0.0.1", "10.96.9.1", "2001:db8::1"))
+    reachable = balancer or kind == "NodePort" or bool(external_ips)
+    external_local = reachable and draw(st.booleans())
+    ranges = st.lists(
+        st.sampled_from(("192.0.2.0/24", "10.0.0.0/8", "::/0")).map(Prefix.parse), max_size=2, unique=True
+    )
+    return Exposure(
+        external_ips=external_ips,
+        balancer_ips=draw(_addresses("203.0.113.1", "203.0.113.2", "2001:db8::2")) if balancer else (),
+        source_ranges=tuple(sorted(draw(ranges))) if balancer else (),
+        internal_local=draw(st.sampled_from((False, False, True))),
+        external_local=external_local,
+        health_node_port=draw(st.sampled_from((0, 30003, 31000))) if balancer and external_local else 0,
+        affinity_timeout_s=draw(st.sampled_from((0, 0, 10800))),
+        distribution=draw(st.sampled_from(("", "", "PreferSameZone", "PreferSameNode"))),
+        allocates_node_ports=not balancer or draw(st.booleans()),
+        algorithm=draw(st.sampled_from(("", "", "random", "maglev"))),
+        forwarding=draw(st.sampled_from(("", "", "snat", "dsr", "hybrid"))),
+    )
 
 
 @st.composite
 def services(draw: st.DrawFn) -> Service:
     name = draw(st.sampled_from(("s0", "s1", "s2")))
+    kind = draw(st.sampled_from(TYPES))
     address = draw(st.sampled_from((*VIPS, "", "", "10.96.0.3")))
     targets: tuple[int | str, ...] = (8080, "http", "dns")
+    node_ports = (0, 0, 30001, 30002, 31000) if kind in ("NodePort", "LoadBalancer") else (0,)
     ports = [
-        ServicePort(f"p{n}", protocol, draw(st.sampled_from((53, 80))), draw(st.sampled_from(targets)))
-        for n, protocol in enumerate(draw(st.lists(st.sampled_from((6, 17)), max_size=3)))
+        ServicePort(
+            f"p{n}",
+            protocol,
+            draw(st.sampled_from((53, 80))),
+            draw(st.sampled_from(targets)),
+            draw(st.sampled_from(node_ports)),
+        )
+        for n, protocol in enumerate(draw(st.lists(st.sampled_from((6, 17, 132)), max_size=3)))
     ]
+    headless = kind == "ClusterIP" and not address and draw(st.sampled_from((False, False, True)))
     return Service(
         ObjectRef("Service", draw(st.sampled_from(drawn.NAMESPACES)), name),
         ORIGIN,
-        draw(st.sampled_from(("ClusterIP", "ClusterIP", "ClusterIP", "ExternalName"))),
+        kind,
         draw(st.none() | drawn.label_maps()),
         (parse_address(address),) if address else (),
-        False if address else draw(st.sampled_from((False, False, True))),
+        headless,
         tuple(ports),
         families=draw(st.sampled_from(((), ("IPv6",), ("IPv4", "IPv6")))),
+        publish_not_ready=draw(st.sampled_from((False, False, True))),
+        exposure=draw(st.just(Exposure()) | exposures(kind)),
+        proxied=draw(st.sampled_from((True,) * 7 + (False,))),
     )
 
 
 @st.composite
 def slices(draw: st.DrawFn) -> EndpointSlice:
+    zones = st.sampled_from(((), ("z1",), ZONES))
+    hinted = draw(st.booleans())  # hints count only where all endpoints have them
     endpoint = st.builds(
         SliceEndpoint,
         st.sampled_from(("10.1.0.1", "10.1.1.2", "fd00:1::1")).map(lambda a: (parse_address(a),)),
         st.booleans(),
         st.booleans(),
         st.booleans(),
+        st.sampled_from(("", "here", "there")),
+        zones if hinted else st.just(()),
+        st.sampled_from(((), ("here",), ("there",))) if hinted else st.just(()),
     )
     return EndpointSlice(
         ObjectRef("EndpointSlice", draw(st.sampled_from(drawn.NAMESPACES)), draw(st.sampled_from(("e0", "e1")))),
@@ -163,6 +235,7 @@ def slices(draw: st.DrawFn) -> EndpointSlice:
         draw(st.sampled_from(("s0", "s1"))),
         (SlicePort("p0", draw(st.sampled_from((6, 17))), draw(st.sampled_from((8080, 9090)))),),
         tuple(draw(st.lists(endpoint, max_size=3))),
+        draw(st.sampled_from((True,) * 7 + (False,))),
     )
 
 
@@ -171,10 +244,12 @@ def edits(draw: st.DrawFn, scene: Scene) -> Scene:
     """A scene after one change: a pod, policy, service or slice comes, changes or goes, or a namespace changes."""
     cluster, others = scene.cluster, scene.services
     kind = draw(
-        st.sampled_from(("pod", "pod", "no pod", "policy", "policy", "no policy", "namespace", "service", "slice"))
+        st.sampled_from(
+            ("pod", "pod", "no pod", "policy", "policy", "no policy", "namespace", "service", "service", "slice")
+        )
     )
     if kind == "pod":
-        pod = draw(drawn.pod_specs(draw(st.integers(0, 5))))
+        pod = draw(drawn.live_pod_specs(draw(st.integers(0, 5))))
         pods = (*(p for p in cluster.pods if p.name != pod.name), pod)
         return msgspec.structs.replace(scene, cluster=msgspec.structs.replace(cluster, pods=pods))
     if kind == "no pod":
