@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,6 +27,7 @@ from agent.api import aio
 from agent.api.protocol import ApiError, Batch
 from agent.api.server import Handler
 from agent.datapath import abi
+from agent.datapath.maps import Map
 from agent.datapath.programs import statistics
 from agent.flows.record import drop_reasons
 from agent.plan.state import POLICY, State
@@ -48,6 +50,20 @@ if TYPE_CHECKING:
     from agent.loop import Agent
 
 SERVICES_A_TURN = 20
+FLOW_MAPS = ("conntrack", "conntrack_host", "nat", "affinity")
+SOCKET_MAPS = ("socket_frontends", "socket_backends")
+FULL = {
+    "conntrack": "TALLY_CONNTRACK_FULL",
+    "nat": "TALLY_NAT_FULL",
+    "affinity": "TALLY_AFFINITY_FULL",
+    "socket_frontends": "TALLY_SOCKETS_FULL",
+}
+"""Map → what the datapath counts when it finds no room in it."""
+TALLIES = {
+    name.removeprefix("TALLY_").lower(): number
+    for name, number in abi.load().constants.items()
+    if name.startswith("TALLY_")
+}
 FLOWS_ANSWER_S = 0.1
 """`status` does not wait longer than this for the flows process."""
 
@@ -109,6 +125,7 @@ class Handlers:
         reasons = self._reasons()
         numbers = abi.load().constants
         tallies = agent.maps["tallies"].sums()
+        sockets = await asyncio.to_thread(_entries, agent.maps, SOCKET_MAPS)
         drops = agent.maps["drops"].sums()
         return StatusView(
             state="degraded" if reasons and agent.phase == "ready" else agent.phase,
@@ -124,16 +141,18 @@ class Handlers:
             resident_bytes=_resident_bytes(),
             kernel=os.uname().release,
             revision=agent.turns.revision(agent.source.unread()),
-            datapath=self._datapath(flows),
+            datapath=self._datapath(flows, sockets),
             endpoints=self._views.endpoint_states(),
             namespaces=len(agent.world.namespaces),
             policies=sum(1 for _ in agent.world.index.policies()),
             services=sum(1 for _ in agent.world.services),
+            services_by_type=self._services_by_type(),
             identities=sum(1 for _ in agent.world.identities),
             problems=problem_views([*agent.turns.problems, *agent.world.problems()]),
             drops={name: drops[number] for number, name in drop_reasons(abi.load()).items() if drops[number]},
+            tallies={name: tallies[number] for name, number in TALLIES.items()},
             rejudged=tallies[numbers.TALLY_REJUDGED],
-            map_full=agent.realizer.full.total() + tallies[numbers.TALLY_CONNTRACK_FULL],
+            map_full=agent.realizer.full.total() + sum(tallies[numbers[name]] for name in FULL.values()),
             flows=FlowsView(
                 process=agent.flows.view(),
                 events_lost=tallies[numbers.TALLY_EVENTS_LOST],
@@ -149,7 +168,8 @@ class Handlers:
     def _reasons(self) -> list[str]:
         """Why the agent is degraded, one sentence each."""
         agent = self._agent
-        reasons = list(agent.notices)
+        reasons = [*agent.notices, *([agent.health.problem] if agent.health.problem else [])]
+        reasons += [f"{ref}: {problem}" for ref, problem in agent.health.ports.problems.items()]
         wrong = [p for p in (*agent.turns.problems, *agent.world.problems()) if not p.warning]
         if wrong:
             reasons.append(f"{len(wrong)} problems in what is written: it is not in force as it stands there")
@@ -167,7 +187,7 @@ class Handlers:
             reasons.append(f"the flows process does not run: {flows.problem or 'it is being started'}")
         return reasons
 
-    def _datapath(self, flows: dict[str, Any]) -> DatapathView:
+    def _datapath(self, flows: dict[str, Any], sockets: Mapping[str, int]) -> DatapathView:
         agent = self._agent
         infos = dict(statistics(agent.programs))
         attached = sum(1 for state in agent.world.pods if state.interface is not None)
@@ -179,22 +199,28 @@ class Handlers:
                 ProgramView(name=name, id=info.id, instructions=info.verified_instructions, attached=attached)
                 for name, info in infos.items()
             ),
-            maps=self._maps(flows),
+            maps=self._maps(flows, sockets),
         )
 
-    def _maps(self, flows: dict[str, Any]) -> tuple[MapView, ...]:
-        """How full the maps are: those of the plan by the plan, conntrack by the last sweep of the flows process."""
+    def _maps(self, flows: dict[str, Any], sockets: Mapping[str, int]) -> tuple[MapView, ...]:
+        """How full the maps are: those of the plan by the plan, those of flows by the last sweep of their process."""
         agent = self._agent
-        entries = sizes(agent.realizer.plan.state)
-        conntrack = flows.get("conntrack", {})
-        entries["conntrack"] = conntrack.get("entries", 0)
-        entries["conntrack_host"] = conntrack.get("host_entries", 0)
+        entries = sizes(agent.realizer.plan.state) | dict.fromkeys(("conntrack", "conntrack_host", "nat", "affinity"), 0)
+        entries |= {name: found["entries"] for name, found in flows.get("maps", {}).items()}
         full = agent.realizer.full.copy()
-        full["conntrack"] = agent.maps["tallies"].sums()[abi.load().constants.TALLY_CONNTRACK_FULL]
+        numbers, tallies = abi.load().constants, agent.maps["tallies"].sums()
+        for name in ("conntrack", "nat", "affinity"):
+            full[name] = tallies[numbers[f"TALLY_{name.upper()}_FULL"]]
         return tuple(
             MapView(name=name, entries=count, capacity=agent.maps[name].spec.max_entries, full=full[name])
             for name, count in entries.items()
         )
+
+    def _services_by_type(self) -> dict[str, int]:
+        world = self._agent.world
+        found = Counter(service.type for service in world.services)
+        found["HostPort"] = sum(1 for _ in world.host_ports)
+        return {kind: count for kind, count in sorted(found.items()) if count}
 
     async def _flows_stats(self) -> dict[str, Any]:
         with suppress(ApiError):
@@ -210,6 +236,11 @@ def sizes(state: State) -> dict[str, int]:
     for name, blocks in state.blocks.items():
         found[name] = sum(block.size for block in blocks.values())
     return found
+
+
+def _entries(maps: Mapping[str, Map], names: Iterable[str]) -> dict[str, int]:
+    """Counted in the kernel: nobody sweeps these."""
+    return {name: sum(len(keys) for keys, _ in maps[name].chunks()) // maps[name].spec.key_size for name in names}
 
 
 def _resident_bytes() -> int:
