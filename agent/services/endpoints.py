@@ -87,3 +87,35 @@ def _on(members: Members, node: Node) -> Members:
 
 def _target(members: Iterable[Backend], why: str) -> Target:
     return Target(tuple(sorted(members)), False, why)
+
+
+NOT_READY = "not ready"
+NOT_SERVING = "terminates and no longer serves"
+TERMINATING = "terminates, and there are ready endpoints"
+ELSEWHERE = "on another node, and the traffic policy is Local"
+OTHER_HINTS = "hints give it to other nodes or zones"
+
+
+def left_out(
+    slices: Iterable[EndpointSlice], port: ServicePort, v4: bool, target: Target, node: Node
+) -> dict[Backend, str]:
+    """Endpoints of a service port that a target does not have, and why each is not chosen."""
+    chosen = set(target.backends)
+    found: dict[Backend, str] = {}
+    for one in slices:
+        for offered in one.ports:
+            if (offered.name, offered.protocol) != (port.name, port.protocol):
+                continue
+            for endpoint in one.endpoints:
+                for address in endpoint.addresses:
+                    if is_v4(address) is v4 and (address, offered.port) not in chosen:
+                        found[address, offered.port] = _why_not(endpoint, target, node)
+    return dict(sorted(found.items()))
+
+
+def _why_not(endpoint: SliceEndpoint, target: Target, node: Node) -> str:
+    if not endpoint.ready and not (endpoint.serving and endpoint.terminating):
+        return NOT_SERVING if endpoint.terminating else NOT_READY
+    if target.why in (LOCAL_READY, LOCAL_LEAVING, NO_LOCAL) and endpoint.node != node.name:
+        return ELSEWHERE
+    return OTHER_HINTS if endpoint.ready else TERMINATING

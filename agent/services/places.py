@@ -56,7 +56,7 @@ def host_port_places(port: DeclaredPort, pod: Pod, node: Node) -> list[tuple[byt
         families &= {is_v4(given)}
     wanted = (*node.addresses, *LOOPBACKS) if not given or given in ANY_ADDRESS else (given,)
     return [
-        (address, port.host_port, Kind.LOOPBACK if _is_loopback(address) else Kind.HOST_PORT)
+        (address, port.host_port, Kind.LOOPBACK if is_loopback(address) else Kind.HOST_PORT)
         for address in wanted
         if is_v4(address) in families
     ]
@@ -79,5 +79,5 @@ def _families(service: Service, addresses: tuple[bytes, ...]) -> set[bool]:
     return {is_v4(address) for address in addresses} or {FAMILIES[family] for family in service.families}
 
 
-def _is_loopback(address: bytes) -> bool:
+def is_loopback(address: bytes) -> bool:
     return address == LOOPBACKS[1] or (is_v4(address) and address[12] == 127)

@@ -161,6 +161,10 @@ class World:
         compiled = self._host_port_frontends if ref.kind == HOST_PORT else self._service_frontends
         return tuple([f for f in compiled(ref) if self._frontends.owner(f.address, f.protocol, f.port) == ref])
 
+    def frontend_owner(self, address: bytes, protocol: int, port: int) -> ObjectRef | None:
+        """The service, or hostPort, that has an address and port."""
+        return self._frontends.owner(address, protocol, port)
+
     def served(self) -> Iterator[ObjectRef]:
         """Everything that may have frontends."""
         yield from (service.ref for service in self.services)
