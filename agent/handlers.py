@@ -205,12 +205,12 @@ class Handlers:
     def _maps(self, flows: dict[str, Any], sockets: Mapping[str, int]) -> tuple[MapView, ...]:
         """How full the maps are: those of the plan by the plan, those of flows by the last sweep of their process."""
         agent = self._agent
-        entries = sizes(agent.realizer.plan.state) | dict.fromkeys(("conntrack", "conntrack_host", "nat", "affinity"), 0)
-        entries |= {name: found["entries"] for name, found in flows.get("maps", {}).items()}
+        swept = flows.get("maps", {})
+        entries = sizes(agent.realizer.plan.state) | dict(sockets)
+        entries |= {name: swept[name]["entries"] if name in swept else 0 for name in FLOW_MAPS}
         full = agent.realizer.full.copy()
         numbers, tallies = abi.load().constants, agent.maps["tallies"].sums()
-        for name in ("conntrack", "nat", "affinity"):
-            full[name] = tallies[numbers[f"TALLY_{name.upper()}_FULL"]]
+        full.update({name: tallies[numbers[tally]] for name, tally in FULL.items()})
         return tuple(
             MapView(name=name, entries=count, capacity=agent.maps[name].spec.max_entries, full=full[name])
             for name, count in entries.items()
