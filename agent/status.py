@@ -182,9 +182,11 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     namespaces: int
     policies: int
     services: int
+    services_by_type: dict[str, int]  # type → how many; HostPort: pods of this node that have one
     identities: int
     problems: tuple[ProblemView, ...]
     drops: dict[str, int]  # reason → packets
+    tallies: dict[str, int]  # what else the datapath counted, by the names of enum tally
     rejudged: int  # live flows judged anew after a policy change
     map_full: int  # sum of the maps' `full`
     flows: FlowsView

@@ -34,8 +34,9 @@ def status(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -> No
 
     JSON, one object: state, reasons, version, pid, node, state_dir, started, uptime_s, resident_bytes, kernel,
     revision {desired, realized}, datapath {pins, abi_hash, source_hash, programs [{name, id, instructions, attached}],
-    maps [{name, entries, capacity, full}]}, endpoints {STATE: number}, namespaces, policies, services, identities,
-    problems [{file, line, subject, path, message, warning}], drops {REASON: packets}, rejudged, map_full,
+    maps [{name, entries, capacity, full}]}, endpoints {STATE: number}, namespaces, policies, services,
+    services_by_type {TYPE: number}, identities, problems [{file, line, subject, path, message, warning}],
+    drops {REASON: packets}, tallies {NAME: number}, rejudged, map_full,
     flows {process {state, pid, restarts, problem}, events_lost, records_lost}.
 
     \b
@@ -160,6 +161,7 @@ def _describe(s: StatusView) -> str:
             "Objects",
             f"{s.policies} policies, {s.services} services, {s.namespaces} namespaces, {s.identities} identities",
         ),
+        ("Services", ", ".join(f"{n} {kind}" for kind, n in s.services_by_type.items()) or "none"),
         ("Flows", _flows(s)),
         ("Pins", s.datapath.pins),
         ("Programs", f"source {s.datapath.source_hash}, ABI {s.datapath.abi_hash}"),
@@ -173,6 +175,7 @@ def _describe(s: StatusView) -> str:
             for m in s.datapath.maps
         ],
         ("Drops", ", ".join(f"{n} {reason}" for reason, n in s.drops.items()) or "none"),
+        ("Counted", ", ".join(f"{n} {name}" for name, n in s.tallies.items() if n) or "nothing else"),
         ("Re-judged", f"{s.rejudged} live flows after policy changes"),
         ("Problems", "" if s.problems else "none"),
         *[("", _problem(p.file, p.line, p.subject, p.path, p.message)) for p in s.problems],

@@ -61,11 +61,13 @@ STATUS = StatusView(
     namespaces=1,
     policies=3,
     services=1,
+    services_by_type={"ClusterIP": 1},
     identities=2,
     problems=(
         ProblemView(file="m/a.yaml", line=3, subject="Pod a/b", path="spec", message="is missing", warning=False),
     ),
     drops={"policy_ingress": 4},
+    tallies={"nat_full": 0, "xdp_forwarded": 7},
     rejudged=1,
     map_full=3,
     flows=FlowsView(
@@ -118,5 +120,7 @@ def test_status_says_what_is_wrong() -> None:
         "4 policy_ingress",
         "8 realized, 9 desired",
         "up 1h01m, 60 MB",
+        "1 ClusterIP",
+        "Counted    7 xdp_forwarded",
     ):
         assert line in text
