@@ -84,6 +84,8 @@ INLINE int drop(struct __sk_buff *skb, const struct packet *p, enum drop_reason 
 	count_outcome(reason);
 	if (reason == DROP_CONNTRACK_FULL)
 		add_to_tally(TALLY_CONNTRACK_FULL);
+	if (reason == DROP_NAT_FULL)
+		add_to_tally(TALLY_NAT_FULL);
 	if (reason != DROP_LINK_CONTROL)
 		emit(skb, p, EVENT_DROP, reason, bpf_ktime_get_ns(), 1, p->length);
 	return DROP;

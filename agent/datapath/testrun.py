@@ -30,6 +30,16 @@ class Action(IntEnum):
     REDIRECT = 7
 
 
+class XdpAction(IntEnum):
+    """XDP_… a program returns."""
+
+    ABORTED = 0
+    DROP = 1
+    PASS = 2
+    TX = 3
+    REDIRECT = 4
+
+
 class Result(msgspec.Struct, frozen=True):
     """`packet` is as the program left it; `duration_ns` is the mean over the repeats."""
 
@@ -57,6 +67,12 @@ def run(
         cb=struct.unpack_from("=5I", result.context, _CB_OFFSET),
         duration_ns=result.duration_ns,
     )
+
+
+def run_xdp(program: int, packet: bytes, *, ifindex: int) -> Result:
+    """Run an XDP program on an Ethernet frame that comes in by a device of the current network namespace."""
+    result = bpf.test_run(program, packet, struct.pack("=6I", 0, len(packet), 0, ifindex, 0, 0))
+    return Result(result.retval, result.data, 0, (), result.duration_ns)
 
 
 @contextmanager

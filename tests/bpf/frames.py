@@ -31,11 +31,20 @@ ADDRESSES: dict[str, tuple[str, str]] = {
     "nobody": ("203.0.113.9", "2001:db8:dead::9"),  # not in the ipcache
     "web": ("10.96.0.10", "fd96::10"),  # service frontends
     "dns": ("10.96.0.53", "fd96::53"),
+    # What other machines have: a load balancer's address, another node, pods on it.
+    "vip": ("192.0.2.100", "2001:db8:0:1::100"),
+    "uplink": ("203.0.113.1", "2001:db8:0:2::1"),
+    "other-node": ("192.0.2.3", "2001:db8:0:1::3"),
+    "far": ("10.0.1.1", "fd00:1::1"),
+    "far-too": ("10.0.1.2", "fd00:1::2"),
+    "beyond": ("10.0.9.1", "fd00:9::1"),  # by `uplink`, too
+    "unreachable": ("10.0.8.1", "fd00:8::1"),  # no route leads there
     "hairpin": ("169.254.42.1", "fdff:6761:7465::1"),
     "link-local": ("169.254.1.1", "fe80::1"),
     "multicast": ("224.0.0.251", "ff02::fb"),
     "broadcast": ("255.255.255.255", "ff02::1"),
     "none": ("0.0.0.0", "::"),
+    "loopback": ("127.0.0.1", "::1"),
     # IPv4-mapped, as no IPv6 packet may carry them; IPv4-compatible, which is an address like others.
     "mapped-a": ("10.0.0.1", "::ffff:10.0.0.1"),
     "mapped-b": ("10.0.0.2", "::ffff:10.0.0.2"),
@@ -122,6 +131,7 @@ class Icmp(L4):
     kind: tuple[int, int] = (8, 128)
     code: tuple[int, int] = (0, 0)
     identifier: int = 0
+    mtu: int = 0  # or a sequence number: what stands behind the identifier
     quoted: Packet | None = None
     quoted_size: int | None = None
 
@@ -131,7 +141,7 @@ class Icmp(L4):
     def encode(self, family: Family, pseudo: bytes) -> bytes:
         which = 0 if family == 4 else 1
         body = self.quoted.encode_ip(family)[: self.quoted_size] if self.quoted else self.data
-        rest = struct.pack("!HH", self.identifier, 0)
+        rest = struct.pack("!HH", self.identifier, self.mtu)
         head = struct.pack("!BB", self.kind[which], self.code[which])
         total = checksum((b"" if family == 4 else pseudo) + head + b"\0\0" + rest + body)
         return (head + struct.pack("!H", total) + rest + body)[: self.size]

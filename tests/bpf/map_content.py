@@ -51,6 +51,11 @@ IDENTITIES = {
     "router": 2,
     "free": 3,
     "link-local": 2,
+    "other-node": 6,
+    "far": 1005,
+    "far-too": 1005,
+    "beyond": 1005,
+    "unreachable": 1005,
 }
 SECONDS = 1_000_000_000
 PORTS = range(61000, 65536)
@@ -296,6 +301,20 @@ class Content:
                 address=self.address(name),
             )
             self.maps["source_ranges"].update(key, struct.pack("=I", 1))
+
+    def affinity(self) -> list[tuple[bytes, bytes]]:
+        """Clients that keep a backend: the addresses of both, sorted."""
+        key, value = self.abi.records["affinity_key"], self.abi.records["affinity_value"]
+        found = self.maps["affinity"].items()
+        return sorted((key.unpack(k).client, value.unpack(v).address) for k, v in found)
+
+    def age_affinity(self, seconds: int) -> None:
+        """As if that much time had passed since clients used their backends."""
+        record = self.abi.records["affinity_value"]
+        for key, data in list(self.maps["affinity"].items()):
+            value = record.unpack(data)
+            older = value._asdict() | {"used_ns": max(0, value.used_ns - seconds * SECONDS)}
+            self.maps["affinity"].update(key, record.pack(**older))
 
     # ---- the node ------------------------------------------------------------------------------------------------
 
