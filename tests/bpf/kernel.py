@@ -128,6 +128,11 @@ class Kernel(Content):
         assert found is not None, f"no entry for {packet}"
         self.maps["conntrack"].update(self.key(packet), self.pack("conntrack", **(found._asdict() | values)))
 
+    def mark(self, flag: str, *packets: Packet) -> None:
+        """Set a flag in the entries that packets meet, as user space may."""
+        for packet in packets:
+            self.edit(packet, flags=self.entry(packet).flags | self.abi.constants[f"CT_{flag}"])
+
     def expire(self, *packets: Packet) -> None:
         for packet in packets:
             self.edit(packet, expires_ns=1)
