@@ -30,7 +30,7 @@ int gh_sendmsg4(struct bpf_sock_addr *ctx)
 	struct peer peer;
 
 	peer_of_ipv4(&peer, ctx);
-	return finish_call(ctx, false, &peer, true);
+	return is_connected_to(ctx, &peer) ? 1 : finish_call(ctx, false, &peer, true);
 }
 
 int gh_sendmsg6(struct bpf_sock_addr *ctx)

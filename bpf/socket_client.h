@@ -53,6 +53,15 @@ INLINE void set_peer(struct bpf_sock_addr *ctx, bool ipv6, const struct address 
 	ctx->user_port = port_be;
 }
 
+/* An AF_INET6 socket that is connected to an IPv4 peer passes by the hook of sendmsg with each datagram all the same. */
+INLINE bool is_connected_to(struct bpf_sock_addr *ctx, const struct peer *peer)
+{
+	struct bpf_sock *sock = ctx->sk;
+
+	return sock && sock->state == BPF_TCP_ESTABLISHED && sock->dst_port == peer->port_be &&
+	       sock->dst_ip4 == ((const half *)&peer->address)[3];
+}
+
 /* 127.0.0.0/8 and ::1, and no address, by which the kernel understands them. */
 INLINE bool is_loopback(const struct address *a)
 {

@@ -3,10 +3,11 @@
  * What is remembered of a translated socket, until it is closed:
  *
  *   socket_frontends  backend            -> the frontend its owner takes it for
- *   socket_backends   frontend           -> the backend that datagrams of an unconnected socket go to
- *                     no address, slot   -> a backend that has an entry in socket_frontends: how they are found at the end
+ *   socket_backends   frontend           -> UDP: the backend its datagrams go to
+ *                     no address, slot   -> TCP: the backend it is connected to; UDP: a frontend it has spoken to. By these
+ *                                           the other entries are found at the end
  *
- * A TCP socket has one peer and slot 0. A UDP socket with more than SOCKET_PEERS at a time leaves entries to the LRU.
+ * A TCP socket has slot 0. A UDP socket that speaks to more than SOCKET_PEERS frontends leaves entries to the LRU.
  */
 #ifndef GATEHOUSE_SOCKET_MEMORY_H
 #define GATEHOUSE_SOCKET_MEMORY_H
@@ -39,25 +40,6 @@ INLINE long put(uintptr_t map, const struct socket_key *key, const struct addres
 	return bpf_map_update_elem_(map, (void *)key, &value, BPF_ANY);
 }
 
-/* Remove what is known of one backend, given by a slot's value. */
-INLINE void forget_backend(struct socket_key *key, const struct socket_value *backend)
-{
-	struct socket_value frontend, *known;
-
-	copy_address(&key->address, &backend->address);
-	key->port_be = backend->port_be;
-	known = LOOKUP(socket_frontends, key);
-	if (!known)
-		return;
-	frontend = *known;
-	DELETE(socket_frontends, key);
-	if (key->protocol == PROTO_UDP) {
-		copy_address(&key->address, &frontend.address);
-		key->port_be = frontend.port_be;
-		DELETE(socket_backends, key);
-	}
-}
-
 INLINE void slot_key_of(struct socket_key *key, __u32 slot)
 {
 	((word *)&key->address)[0] = 0;
@@ -65,8 +47,30 @@ INLINE void slot_key_of(struct socket_key *key, __u32 slot)
 	key->port_be = slot;
 }
 
-/* Note that socket_frontends has an entry for this backend. */
-INLINE void note_backend(struct socket_key *key, const struct backend_value *backend)
+/* Remove what a slot leads to. The key is the socket's. */
+INLINE void forget(struct socket_key *key, const struct socket_value *end)
+{
+	struct socket_value *backend;
+
+	copy_address(&key->address, &end->address);
+	key->port_be = end->port_be;
+	if (key->protocol == PROTO_UDP) {
+		struct socket_key other = *key;
+
+		backend = LOOKUP(socket_backends, key);
+		if (!backend)
+			return;
+		copy_address(&other.address, &backend->address);
+		other.port_be = backend->port_be;
+		DELETE(socket_backends, key);
+		DELETE(socket_frontends, &other);
+	} else {
+		DELETE(socket_frontends, key);
+	}
+}
+
+/* Put an end into a slot. */
+INLINE void note(struct socket_key *key, const struct address *address, __u16 port_be)
 {
 	__u32 slot, slots = key->protocol == PROTO_UDP ? SOCKET_PEERS : 1;
 	struct socket_value earlier, *known = NULL;
@@ -79,39 +83,46 @@ INLINE void note_backend(struct socket_key *key, const struct backend_value *bac
 		known = LOOKUP(socket_backends, key);
 		if (!known)
 			break;
-		if (is_at(known, &backend->address, backend->port_be))
+		if (is_at(known, address, port_be))
 			return;
 	}
-	if (known && key->protocol != PROTO_UDP) { /* an attempt before this one */
+	if (known && slots == 1) { /* an attempt before this one */
 		earlier = *known;
-		forget_backend(key, &earlier);
+		forget(key, &earlier);
 	}
-	slot_key_of(key, known && key->protocol == PROTO_UDP ? bpf_get_prandom_u32() % SOCKET_PEERS : slot % slots);
-	put(MAP(socket_backends), key, &backend->address, backend->port_be);
+	slot_key_of(key, known ? bpf_get_prandom_u32() % slots : slot);
+	put(MAP(socket_backends), key, address, port_be);
 }
 
-/* False: there is no room. `stays`: later datagrams to the frontend are to go to the same backend. */
-INLINE bool remember(__u64 cookie, const struct peer *frontend, const struct backend_value *backend, bool stays)
+/* False: there is no room. */
+INLINE bool remember(__u64 cookie, const struct peer *frontend, const struct backend_value *backend)
 {
 	struct socket_key key;
 	struct socket_value *known;
 
-	socket_key_of(&key, cookie, &backend->address, backend->port_be, frontend->protocol);
-	known = LOOKUP(socket_frontends, &key);
-	if (!(known && is_at(known, &frontend->address, frontend->port_be)) &&
-	    put(MAP(socket_frontends), &key, &frontend->address, frontend->port_be))
-		return false;
-	if (stays) {
-		copy_address(&key.address, &frontend->address);
-		key.port_be = frontend->port_be;
+	socket_key_of(&key, cookie, &frontend->address, frontend->port_be, frontend->protocol);
+	if (frontend->protocol == PROTO_UDP) {
+		known = LOOKUP(socket_backends, &key);
+		if (known && !is_at(known, &backend->address, backend->port_be)) {
+			copy_address(&key.address, &known->address);
+			key.port_be = known->port_be;
+			DELETE(socket_frontends, &key);
+			copy_address(&key.address, &frontend->address);
+			key.port_be = frontend->port_be;
+		}
 		if (put(MAP(socket_backends), &key, &backend->address, backend->port_be))
 			return false;
+		note(&key, &frontend->address, frontend->port_be);
+	} else {
+		note(&key, &backend->address, backend->port_be);
 	}
-	note_backend(&key, backend);
-	return true;
+	copy_address(&key.address, &backend->address);
+	key.port_be = backend->port_be;
+	return !put(MAP(socket_frontends), &key, &frontend->address, frontend->port_be);
 }
 
-/* The backend that this socket's datagrams to a frontend go to. User space removes the entries of backends that are gone. */
+/* The backend that this socket's datagrams to a frontend go to. User space removes both
+ * entries of backends that are gone. */
 INLINE bool recall(__u64 cookie, const struct peer *frontend, struct backend_value *backend)
 {
 	struct socket_key key;
@@ -146,7 +157,7 @@ INLINE void forget_socket(__u64 cookie, __u8 protocol)
 {
 	const struct address none = {};
 	struct socket_key key;
-	struct socket_value backend, *known;
+	struct socket_value end, *known;
 
 	socket_key_of(&key, cookie, &none, 0, protocol);
 	for (__u32 slot = 0; slot < SOCKET_PEERS; slot++) {
@@ -155,9 +166,9 @@ INLINE void forget_socket(__u64 cookie, __u8 protocol)
 		known = LOOKUP(socket_backends, &key);
 		if (!known)
 			break;
-		backend = *known;
+		end = *known;
 		DELETE(socket_backends, &key);
-		forget_backend(&key, &backend);
+		forget(&key, &end);
 	}
 }
 

@@ -87,7 +87,7 @@ INLINE int translate_call(struct bpf_sock_addr *ctx, struct peer *peer, bool kee
 		reason = choose(service, &client, peer, backend);
 	if (reason)
 		return fail(&client, peer, reason);
-	if (remember(cookie, peer, backend, keeps))
+	if (remember(cookie, peer, backend))
 		return TRANSLATED;
 	add_to_tally(TALLY_SOCKETS_FULL);
 	return LEAVE;
