@@ -45,6 +45,7 @@ ADDRESSES: dict[str, tuple[str, str]] = {
     "broadcast": ("255.255.255.255", "ff02::1"),
     "none": ("0.0.0.0", "::"),
     "loopback": ("127.0.0.1", "::1"),
+    "loopback": ("127.0.0.1", "::1"),
     # IPv4-mapped, as no IPv6 packet may carry them; IPv4-compatible, which is an address like others.
     "mapped-a": ("10.0.0.1", "::ffff:10.0.0.1"),
     "mapped-b": ("10.0.0.2", "::ffff:10.0.0.2"),
