@@ -70,7 +70,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = "all"
     cgroup: Annotated[
-        str, _doc("cgroup2 folder whose processes' sockets are translated; default: one of this agent's own.")
+        str, _doc("cgroup2 folder whose processes' sockets are translated, besides pods' own, such as /sys/fs/cgroup.")
     ] = ""
     node_ports: Annotated[str, _doc("Range of node ports.")] = "30000-32767"
     node_port_addresses: Annotated[

@@ -25,6 +25,7 @@ class Instance:
         self.last_good = self.state_dir / "last-good"
         self.pods = self.state_dir / "pods"
         self.node = self.state_dir / "node.json"
+        self.traces = self.state_dir / "traces.json"
         self.agent_socket = self.state_dir / "agent.sock"
         self.flows_socket = self.state_dir / "flows.sock"
         self.flows_log = self.state_dir / "flows.log"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import struct
 from collections import Counter
@@ -41,8 +42,8 @@ log = logs.get("network")
 class Network:
     """In the network namespace this is made in, for one thread.
 
-    `programs` may be empty: then what is attached stays, unless the settings name no devices. `problems`: what is not
-    as the settings say, one sentence each. `attached`: on how many devices each program is.
+    `programs` may be empty: then nothing is to be attached. `problems`: what is not as the settings say, one sentence
+    each. `attached`: on how many devices each program is.
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class Network:
         self._hooks.close()
 
     async def follow(self) -> None:
-        """Keep it so. Ends at once where the settings name no devices."""
-        if not self._config.devices:
+        """Keep it so. Ends at once where nothing is to be attached."""
+        if not (self._config.devices and self._programs):
             return
         async with self._changes:
             while True:
@@ -89,12 +90,11 @@ class Network:
         problems: list[str] = []
         found = devices.read(self._route)
         wanted: list[Device] = []
-        if self._config.devices:
+        if self._config.devices and self._programs:
             wanted, problems = devices.choose(self._config.devices, found, self._node_addresses)
         self._write(found, wanted, problems)
-        if self._programs or not self._config.devices:
-            self._detach(found, wanted)
-            self._attach(wanted, problems)
+        self._detach(found, wanted)
+        self._attach(wanted, problems)
         for problem in problems:
             if problem not in self.problems:
                 log.warning("not as the settings say", problem=problem)
@@ -170,10 +170,23 @@ def detach_tc(route: RouteSocket, hooks: Hooks, found: Sequence[Device]) -> list
     return ours
 
 
-def detach_all() -> int:
-    """Take the tc programs off every device of the calling thread's namespace; from how many they were taken."""
+def detach_all(map_ids: frozenset[int]) -> int:
+    """Take the tc programs that use these maps off every device of the calling thread's namespace; off how many."""
     with RouteSocket() as route, Hooks(Programs("", {}), NETWORK_PROGRAMS) as hooks:
-        return len(detach_tc(route, hooks, devices.read(route)))
+        found = devices.read(route)
+        users = {f.ifindex for f in hooks.attached(d.ifindex for d in found) if _uses(f.program_id, map_ids)}
+        return len(detach_tc(route, hooks, [d for d in found if d.ifindex in users]))
+
+
+def _uses(program: int, map_ids: frozenset[int]) -> bool:
+    try:
+        fd = bpf.program_by_id(program)
+    except bpf.NoEntry:
+        return False
+    try:
+        return not map_ids.isdisjoint(bpf.program_info(fd).map_ids)
+    finally:
+        os.close(fd)
 
 
 class _Changes:

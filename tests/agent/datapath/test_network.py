@@ -135,11 +135,11 @@ def test_a_setting_taken_back_takes_everything_off(bench: Bench) -> None:
     assert "clsact" not in bench.qdiscs()
 
 
-def test_programs_that_did_not_load_leave_the_old_ones(bench: Bench) -> None:
+def test_where_programs_did_not_load_those_of_before_go(bench: Bench) -> None:
+    """They may use maps that nobody writes any more."""
     bench.sync(devices=bench.outside.link)
     bench.sync(Programs("", {}), devices=bench.outside.link)
-    assert bench.filters() == names(bench.programs)
-    assert len(bench.known()) == 1
+    assert (bench.filters(), bench.known()) == ([], {})
 
 
 def test_what_others_attached_is_left_alone(bench: Bench) -> None:
@@ -315,8 +315,10 @@ def test_pods_links_do_not_matter(outside: rig.Outside) -> None:
 def test_detached_from_wherever(bench: Bench) -> None:
     """What `gatehouse cleanup` does, in the node's namespace for tc and from any for XDP."""
     bench.sync(devices=bench.outside.link, xdp="auto")
-    assert bench.node.call(network.detach_all) == 1
-    assert bench.node.call(network.detach_all) == 0
+    assert bench.node.call(network.detach_all, frozenset({0})) == 0, "those of another instance"
+    assert bench.filters() == names(bench.programs)
+    assert bench.node.call(network.detach_all, bench.maps.ids()) == 1
+    assert bench.node.call(network.detach_all, bench.maps.ids()) == 0
     (ifindex,) = xdp.attached(bench.pins.links)
     assert xdp.detach(bench.pins.links, ifindex)
     assert not xdp.detach(bench.pins.links, ifindex)

@@ -1,0 +1,105 @@
+"""What an agent attaches besides pods' programs: to the node's devices, and to cgroups for sockets.
+
+All of it stays when the agent ends, is taken over by the next, and goes when a setting or `gatehouse cleanup` says so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from agent import log as logs
+from agent import traces
+from agent.config import Config
+from agent.datapath import cgroup
+from agent.datapath.cgroup import CgroupError
+from agent.datapath.maps import Maps
+from agent.datapath.network import Network
+from agent.datapath.pins import Pins
+from agent.datapath.programs import NETWORK, PODS, SOCKET, Loaded, ProgramType, Unit
+from agent.instance import Instance
+
+log = logs.get("attachments")
+
+
+def units(config: Config) -> list[Unit]:
+    """What has to be loaded for these settings."""
+    wanted = [PODS]
+    if config.devices:
+        wanted.append(NETWORK if config.xdp != "off" else NETWORK.without(ProgramType.XDP))
+    if config.socket_lb != "off":
+        wanted.append(SOCKET)
+    return wanted
+
+
+class Attachments:
+    """In the network namespace this is made in. `node_addresses`: 16 bytes each."""
+
+    def __init__(
+        self, config: Config, instance: Instance, maps: Maps, loaded: Loaded, node_addresses: Sequence[bytes]
+    ) -> None:
+        self.pods_cgroup = cgroup.own_folder(instance.name) if config.socket_lb == "all" else None
+        """Below it pods' processes are to run."""
+        self._instance = instance
+        self._loaded = loaded
+        self._folders = _folders(config, self.pods_cgroup) if loaded.of(SOCKET) else ()
+        self._network = Network(config, maps, instance.pins, loaded.of(NETWORK), node_addresses)
+        self._problems: list[str] = []
+        self._sockets: Counter[str] = Counter()
+
+    @property
+    def problems(self) -> list[str]:
+        """What is not as the settings say, one sentence each."""
+        failed = [
+            f"the programs of bpf/{name}.c are not in use: {str(failure).splitlines()[0]}"
+            for name, failure in self._loaded.failures.items()
+        ]
+        return [*failed, *self._network.problems, *self._problems]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """At how many places each program is attached."""
+        return self._network.attached + self._sockets
+
+    def attach(self) -> None:
+        """Once the maps hold the plan. Pins of an earlier version must still be there."""
+        earlier = traces.read(self._instance.traces)
+        stale = set(earlier.cgroups if earlier else ()) - {str(folder) for folder in self._folders}
+        traces.write(self._instance.traces, traces.here((*sorted(stale), *map(str, self._folders))))
+        self._network.sync()
+        self._attach_sockets()
+        for folder in sorted(stale):
+            self._try(cgroup.detach, Path(folder))
+        traces.write(self._instance.traces, traces.here(tuple(map(str, self._folders))))
+
+    async def follow(self) -> None:
+        await self._network.follow()
+
+    def close(self) -> None:
+        """Everything stays attached."""
+        self._network.close()
+
+    def _attach_sockets(self) -> None:
+        programs = self._loaded.of(SOCKET)
+        for folder in self._folders:
+            if self._try(lambda folder, pins: cgroup.attach(folder, programs, pins), folder):
+                self._sockets.update(programs.keys())
+
+    def _try(self, act: Callable[[Path, Pins], int], folder: Path) -> bool:
+        try:
+            act(folder, self._instance.pins)
+        except CgroupError as error:
+            sentence = f"services are not translated at the sockets of {folder}, but on the way: {error.strerror}"
+            self._problems.append(sentence)
+            log.warning("not as the settings say", problem=sentence)
+            return False
+        return True
+
+
+def _folders(config: Config, own: Path | None) -> tuple[Path, ...]:
+    """cgroups whose sockets are translated; none lies in another, so that none is translated twice."""
+    given = Path(config.cgroup) if config.cgroup else None
+    if given is None:
+        return (own,) if own else ()
+    return (given,) if own is None or own.is_relative_to(given) else (given, own)
