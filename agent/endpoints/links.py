@@ -25,7 +25,7 @@ from policies.address import V4_MAPPED, format_address, is_v4
 
 # linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/neighbour.h
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
-RTM_NEWADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH = 20, 22, 24, 26, 28
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH = 20, 21, 22, 24, 26, 28
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_OPERSTATE, IFLA_LINKINFO = 1, 3, 4, 5, 16, 18
 IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 20, 26, 27, 28
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
@@ -147,6 +147,14 @@ def add_address(index: int, address: bytes) -> Request:
     body = _ADDRESS.pack(family, len(raw) * 8, IFA_F_PERMANENT | IFA_F_NODAD, RT_SCOPE_UNIVERSE, index)
     body += attribute(IFA_LOCAL, raw) + attribute(IFA_ADDRESS, raw) + number(IFA_FLAGS, flags)
     return Request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body, f"add address {format_address(address)}")
+
+
+def remove_address(index: int, address: bytes) -> Request:
+    """Undoes add_address."""
+    family, raw = _split(address)
+    body = _ADDRESS.pack(family, len(raw) * 8, 0, RT_SCOPE_UNIVERSE, index)
+    body += attribute(IFA_LOCAL, raw) + attribute(IFA_ADDRESS, raw)
+    return Request(RTM_DELADDR, 0, body, f"remove address {format_address(address)}")
 
 
 def list_addresses() -> Request:

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from agent.endpoints import links, namespaces
-from agent.endpoints.netlink import RouteSocket
+from agent.endpoints.netlink import NetlinkError, RouteSocket
 from agent.endpoints.sandbox import write_sysctls
 from policies.address import is_v4
 
@@ -31,7 +31,12 @@ _AT_LEAST = {
     for family in ("ipv4", "ipv6")
     for step, entries in ((1, 1024), (2, 4096), (3, 8192))
 }
+_RESERVED_PORTS = "net/ipv4/ip_local_reserved_ports"
+_LOCAL_PORTS = "net/ipv4/ip_local_port_range"
 _SYSCTL = Path("/proc/sys")
+
+Ports = tuple[int, int]
+"""First and last."""
 
 
 class NodeRefused(RuntimeError):
@@ -39,20 +44,28 @@ class NodeRefused(RuntimeError):
 
 
 class _Saved(msgspec.Struct, forbid_unknown_fields=True):
-    """`netns`: inode of the namespace the values belong to."""
+    """`netns`: inode of the namespace the values belong to. `addresses`: what `lo` was given."""
 
     netns: int
     before: dict[str, str]
+    addresses: tuple[bytes, ...] = ()
 
 
-def prepare(saved: Path, allow_initial: bool, fallback: Sequence[bytes] = ()) -> tuple[bytes, ...]:
+def prepare(
+    saved: Path,
+    allow_initial: bool,
+    fallback: Sequence[bytes] = (),
+    reserved: Sequence[Ports] = (),
+    given_out: Ports | None = None,
+) -> tuple[bytes, ...]:
     """Turn on forwarding, turn off the reverse-path filter, bring lo up. Returns the node's addresses (16 bytes each).
 
     `saved`: file for the values from before. `allow_initial`: whether sysctls of the machine's first namespace may be
     changed; if they must and may not, NodeRefused. `fallback`: addresses for `lo`, each used where the node has none of
-    its family, as it could not send to pods then.
+    its family, as it could not send to pods then. `reserved`: ports that no socket is to get unless it asks for them.
+    `given_out`: ports the datapath gives out, reserved as well where sockets could get one of them.
     """
-    changes = _changes()
+    changes = _changes([*reserved, *([given_out] if given_out and _overlaps_local(given_out) else [])])
     if changes and not allow_initial and namespaces.is_initial():
         listed = " ".join(f"{key.replace('/', '.')}={value}" for key, value in changes.items())
         raise NodeRefused(
@@ -60,11 +73,11 @@ def prepare(saved: Path, allow_initial: bool, fallback: Sequence[bytes] = ()) ->
             "allow it (--node-sysctls), run the agent in a namespace of its own, or set them yourself "
             f"(sysctl -w {listed})."
         )
-    _save(saved, changes)
-    write_sysctls(changes)
     with RouteSocket() as route:
         loopback = links.read_link(route.request(links.get_link("lo"))[0])
         missing = [a for a in fallback if not any(is_v4(a) == is_v4(own) for own in _addresses(route))]
+        _save(saved, changes, missing)
+        write_sysctls(changes)
         route.request(links.set_up(loopback.ifindex), *(links.add_address(loopback.ifindex, a) for a in missing))
         return _addresses(route)
 
@@ -79,7 +92,8 @@ def restore(saved: Path) -> None:
         # In reverse, as they were changed; forwarding itself resets others.
         for key, value in reversed(record.before.items()):
             with contextlib.suppress(FileNotFoundError):  # the interface is gone
-                write_sysctls({key: value})
+                write_sysctls({key: value or "\n"})  # a write of nothing at all is none
+        _take_addresses(record.addresses)
     saved.unlink()
 
 
@@ -94,7 +108,35 @@ def _addresses(route: RouteSocket) -> tuple[bytes, ...]:
     return tuple(dict.fromkeys(b.address for b in bound if b.is_global))
 
 
-def _changes() -> dict[str, str]:
+def _take_addresses(addresses: Sequence[bytes]) -> None:
+    with RouteSocket() as route:
+        loopback = links.read_link(route.request(links.get_link("lo"))[0])
+        for address in addresses:
+            with contextlib.suppress(NetlinkError):  # it is gone
+                route.request(links.remove_address(loopback.ifindex, address))
+
+
+def merged_ports(current: str, wanted: Sequence[Ports]) -> str:
+    """A list of ports such as "8080,30000-32767" with ranges added, written as the kernel writes it."""
+    ranges = [
+        (int(first), int(last or first)) for first, _, last in (p.partition("-") for p in current.split(",") if p)
+    ]
+    merged: list[Ports] = []
+    for first, last in sorted([*ranges, *wanted]):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = merged[-1][0], max(merged[-1][1], last)
+        else:
+            merged.append((first, last))
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in merged)
+
+
+def _overlaps_local(ports: Ports) -> bool:
+    """Whether the kernel could give one of these ports to a socket that asked for any."""
+    first, last = map(int, (_read(_SYSCTL / _LOCAL_PORTS) or "1 65535").split())
+    return ports[0] <= last and first <= ports[1]
+
+
+def _changes(reserved: Sequence[Ports]) -> dict[str, str]:
     """What has to be written, in order.
 
     An interface that takes its IPv6 default route from router advertisements goes on doing so although it forwards
@@ -103,6 +145,8 @@ def _changes() -> dict[str, str]:
     advertised = [path for path in (_SYSCTL / "net/ipv6/conf").glob("*/accept_ra") if _read(path) == "1"]
     forwards = _read(_SYSCTL / "net/ipv6/conf/all/forwarding") == "1"
     wanted = {} if forwards else {str(path.relative_to(_SYSCTL)): "2" for path in advertised}
+    if reserved:
+        wanted[_RESERVED_PORTS] = merged_ports(_read(_SYSCTL / _RESERVED_PORTS) or "", reserved)
     return {
         key: value for key, value in (wanted | _WANTED | _raised()).items() if _read(_SYSCTL / key) not in (value, None)
     }
@@ -120,18 +164,19 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def _save(saved: Path, changes: Mapping[str, str]) -> None:
+def _save(saved: Path, changes: Mapping[str, str], addresses: Sequence[bytes]) -> None:
     """Values saved earlier win: they are from before the first agent."""
-    if not changes:
+    if not changes and not addresses:
         return
     before = {key: _read(_SYSCTL / key) or "" for key in changes}
     with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
         earlier = msgspec.json.decode(saved.read_bytes(), type=_Saved)
         if earlier.netns == _inode():
             before = before | earlier.before
+            addresses = [*earlier.addresses, *addresses]
     saved.parent.mkdir(parents=True, exist_ok=True)
     aside = saved.with_suffix(".new")
-    aside.write_bytes(msgspec.json.encode(_Saved(_inode(), before)))
+    aside.write_bytes(msgspec.json.encode(_Saved(_inode(), before, tuple(addresses))))
     aside.replace(saved)
 
 

@@ -134,3 +134,52 @@ def test_the_first_namespace_is_recognised(node: rig.Node) -> None:
     assert machine is not None
     assert namespaces.is_initial() is (machine.stat().st_ino == Path(namespaces.CURRENT).stat().st_ino)
     assert node.call(namespaces.is_initial) is False
+
+
+MERGED = [
+    ("", [(30000, 32767)], "30000-32767"),
+    ("8080", [(30000, 32767)], "8080,30000-32767"),
+    ("40000-40001,8080", [(30000, 32767)], "8080,30000-32767,40000-40001"),
+    ("30500-33000", [(30000, 32767)], "30000-33000"),
+    ("29999,32768", [(30000, 32767)], "29999-32768"),
+    ("1-65535", [(30000, 32767)], "1-65535"),
+    ("", [(61000, 65535), (30000, 30000)], "30000,61000-65535"),
+    ("5", [], "5"),
+]
+
+
+@pytest.mark.parametrize(("current", "wanted", "merged"), MERGED)
+def test_ports_are_added_to_those_reserved(current: str, wanted: list[tuple[int, int]], merged: str) -> None:
+    assert node.merged_ports(current, wanted) == merged
+
+
+RESERVED = "ipv4/ip_local_reserved_ports"
+GIVEN_OUT = [("32768 60999", ""), ("32768 61000", ",61000-65535"), ("65535 65535", ",61000-65535")]
+
+
+@pytest.mark.parametrize(("local", "besides"), GIVEN_OUT)
+@pytest.mark.parametrize("before", ["", "8080"])
+def test_ports_are_reserved_and_given_back(
+    node_and_saved: tuple[rig.Node, Path], before: str, local: str, besides: str
+) -> None:
+    """Those the datapath gives out only where the kernel might give them to a socket."""
+    scratch, saved = node_and_saved
+    scratch.sysctl(ipv4__ip_local_port_range=local, ipv4__ip_local_reserved_ports=before or "\n")
+
+    def reserved() -> str:
+        return scratch.run("cat", f"/proc/sys/net/{RESERVED}").stdout.strip()
+
+    for _ in range(2):
+        scratch.call(node.prepare, saved, False, (), [(30000, 32767)], (61000, 65535))
+        assert reserved() == ",".join(filter(None, [before, "30000-32767"])) + besides
+    scratch.call(node.restore, saved)
+    assert reserved() == before
+
+
+def test_addresses_given_are_taken_back(root: None, tmp_path: Path) -> None:
+    with rig.Node(addresses=("192.0.2.9",)) as scratch:
+        before = scratch.call(node.addresses)
+        assert len(prepare(scratch, tmp_path / "saved", "10.244.0.250", "fd00::fa")) == 2
+        prepare(scratch, tmp_path / "saved", "10.244.0.250", "fd00::fa")
+        scratch.call(node.restore, tmp_path / "saved")
+        assert scratch.call(node.addresses) == before
