@@ -14,9 +14,10 @@ from contextlib import ExitStack
 import probes
 import pytest
 import rig
-from agents import Document, RunningAgent
+from agents import RunningAgent
+from given_slices import both, plain, slices
 from probes import Connection, Server
-from traffic import ANSWERED_S, DROPPED_S, FAMILIES, Cluster, Pulse, named, objects, parse, pods
+from traffic import ANSWERED_S, DROPPED_S, FAMILIES, Cluster, Pulse, objects, parse, pods
 
 from agent.supervisor import listener_pid
 
@@ -60,39 +61,6 @@ def cast(cluster: Cluster) -> Iterator[Cluster]:
         cluster.serve("outside TCP/8080 UDP/5353", stack=stack)
         yield cluster
         cluster.delete(LIVE)
-
-
-def slices(service: str, port: int, *endpoints: tuple[str, str], protocol: str = "TCP") -> list[Document]:
-    """EndpointSlices for a service with one port that has no name. `endpoints`: (address, state)."""
-    states = {
-        "ready": {"ready": True},
-        "terminating": {"ready": False, "serving": True, "terminating": True},
-        "gone": {"ready": False, "serving": False, "terminating": True},
-    }
-    return [
-        {
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": named(f"{service}-{kind.lower()}", {"kubernetes.io/service-name": service.partition("/")[2]}),
-            "addressType": kind,
-            "ports": [{"port": port, "protocol": protocol}],
-            "endpoints": [
-                {"addresses": [address], "conditions": states[state]}
-                for address, state in endpoints
-                if (":" in address) is (kind == "IPv6")
-            ],
-        }
-        for kind in ("IPv4", "IPv6")
-    ]
-
-
-def both(cast: Cluster, pod: str, state: str) -> list[tuple[str, str]]:
-    return [(cast.ip(pod, family), state) for family in FAMILIES]
-
-
-def plain(service: str, protocol: str = "TCP") -> list[Document]:
-    """A service without selector: its backends are those of given slices."""
-    return objects("Service", f"{service}: {{ports: [{{port: 80, protocol: {protocol}}}]}}")
 
 
 def labels(

@@ -12,7 +12,7 @@ from agent.datapath.maps import Maps
 from agent.datapath.pins import Pins
 from agent.datapath.programs import Hook, ProgramSpec, ProgramType, ensure_loaded
 
-SIZES = SMALL_SIZES | {"conntrack": 20_000, "events": 1 << 22}
+SIZES = SMALL_SIZES | {"conntrack": 20_000, "nat": 1000, "affinity": 10_000, "events": 1 << 22}
 
 
 @pytest.fixture

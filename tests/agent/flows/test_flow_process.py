@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from conntrack_entries import FLOWS
+from conntrack_entries import FLOWS, Flow
 from flow_events import NAMES, RULE, C, drop
 from flow_feed import Feed
 
@@ -26,6 +28,7 @@ from agent.api.server import serve
 from agent.datapath import bpf
 from agent.datapath.maps import Maps, possible_cpus
 from agent.datapath.pins import Pins
+from agent.flows.sweeper import SHORTEST_S
 
 HOUR = 3600 * 10**9
 
@@ -314,6 +317,49 @@ def test_a_map_without_room_is_swept_at_once(start: Starter, maps: Maps) -> None
     assert time.monotonic() - started < 10
     assert not list(maps["conntrack"].items())
     assert process.ask("stats")["tallies"]["conntrack_full"] == 1
+
+
+def test_flows_of_backends_that_are_gone_are_ended(start: Starter, maps: Maps) -> None:
+    expires_ns = time.monotonic_ns() + HOUR
+    udp = msgspec.structs.replace(FLOWS["service"], protocol=17)
+    for flow in (udp, FLOWS["service"]):
+        maps["conntrack"].update_many(flow.entries(expires_ns=expires_ns))
+    maps["nat"].update_many(udp.nat_entries(expires_ns=expires_ns))
+    process = start()
+    used = sorted(client.stream(process.socket, "backends"), key=itemgetter("protocol"))
+    frontend = {"ip": "10.96.0.9", "port": 80, "backends": [["10.0.0.2", 8080]]}
+    assert used == [frontend | {"protocol": "TCP"}, frontend | {"protocol": "UDP"}]
+    assert process.ask("retire", frontends=used[1:]) == {"entries": 4, "sockets": 0}
+    assert {key for key, _ in maps["conntrack"].items()} == FLOWS["service"].keys
+    assert not list(maps["nat"].items())
+    assert process.ask("retire", frontends=used[:1], namespaces=["/run/netns/none"]) == {"entries": 2, "sockets": 0}
+    assert list(client.stream(process.socket, "backends")) == [], "what is refused is not in use"
+    assert process.ask("retire", frontends=used) == {"entries": 0, "sockets": 0}
+
+
+@pytest.mark.parametrize(("name", "tally"), [("nat", C.TALLY_NAT_FULL), ("affinity", C.TALLY_AFFINITY_FULL)])
+def test_the_other_maps_are_swept_and_counted(start: Starter, maps: Maps, name: str, tally: int) -> None:
+    process = start()
+    eventually(lambda: process.ask("stats")["conntrack"]["sweeps"] == 1, "it did not sweep")
+    live_ns = time.monotonic_ns() + HOUR
+    flow, client_key = FLOWS["service"], bytes(maps["affinity"].spec.key_size)
+    if name == "nat":
+        maps["nat"].update_many(flow.nat_entries(expires_ns=1) | FLOWS["plain"].nat_entries(expires_ns=live_ns))
+    else:
+        maps["affinity"].update(client_key, bytes(maps["affinity"].spec.value_size))
+    _raise_tally(maps, tally, 1)
+    expected = {"entries": 2, "expired": 2} if name == "nat" else {"entries": 0, "expired": 1}
+    capacity = maps[name].spec.max_entries
+    eventually(lambda: process.ask("stats")["maps"][name] == expected | {"capacity": capacity}, "it was not swept")
+
+
+def test_a_full_map_is_swept_often(start: Starter, maps: Maps) -> None:
+    room = maps["nat"].spec.max_entries
+    live_ns = time.monotonic_ns() + HOUR
+    flows = [Flow((f"10.1.{n >> 8}.{n & 255}", 1000), ("10.0.0.2", 80)) for n in range(room * 3 // 8)]
+    maps["nat"].update_many({k: v for flow in flows for k, v in flow.nat_entries(expires_ns=live_ns).items()})
+    process = start()
+    eventually(lambda: process.ask("stats")["conntrack"]["interval_s"] == SHORTEST_S, "it takes its time")
 
 
 def _raise_tally(maps: Maps, tally: int, value: int) -> None:

@@ -1,0 +1,315 @@
+"""What becomes of live flows when the backends of their service change, on real packets translated by tc.
+
+Sockets of these tests are in no cgroup of an agent's: what sockets themselves are translated to is tested elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import probes
+import pytest
+import rig
+from agents import RunningAgent, pod
+from given_slices import both, plain, slices
+from probes import DATAGRAM, STREAM, Connection, Server
+from traffic import ANSWERED_S, FAMILIES, Cluster, Pulse, objects, parse, pods
+
+from agent.api import client
+from agent.flows.flow import FlowType
+
+CAST, LIVE = "changes-cast.yaml", "changes-live.yaml"
+MOVED_S = 1.0
+"""How long a UDP client may stay with a backend that is gone (lesson 20)."""
+PORTS = {"TCP": 8080, "UDP": 5353}
+
+
+@pytest.fixture(scope="module")
+def cast(cluster: Cluster) -> Iterator[Cluster]:
+    with cluster.written(CAST, *pods("turn/b1: {}\nturn/b2: {}\nturn/client: {}")), ExitStack() as stack:
+        cluster.serve("turn/b1 TCP/8080 UDP/5353", "turn/b2 TCP/8080 UDP/5353", stack=stack)
+        yield cluster
+
+
+@pytest.fixture
+def live(cast: Cluster) -> Iterator[Cluster]:
+    yield cast
+    cast.delete(LIVE)
+
+
+def write(cast: Cluster, protocol: str, **services: dict[str, str]) -> None:
+    """Services by name, each with the states of its backends: web={"b1": "ready"}."""
+    cast.write(
+        LIVE,
+        *(
+            document
+            for name, backends in services.items()
+            for document in (
+                *plain(f"turn/{name}", protocol),
+                *slices(
+                    f"turn/{name}",
+                    PORTS[protocol],
+                    *(end for backend, state in backends.items() for end in both(cast, f"turn/{backend}", state)),
+                    protocol=protocol,
+                ),
+            )
+        ),
+    )
+
+
+def connect(cast: Cluster, service: str, protocol: str, family: str) -> Connection:
+    (row,) = parse(f"turn/client service:turn/{service} {protocol}/80/{family} answered")
+    return cast.connect(row)
+
+
+class Talker:
+    """Sends by a connected UDP socket, whatever comes back, and notes who answers and when."""
+
+    def __init__(self, connection: Connection, every_s: float = 0.002) -> None:
+        self.sent = 0
+        self.answers: list[tuple[float, str]] = []
+        self._socket = connection.socket
+        self._every_s = every_s
+        self._over = threading.Event()
+        self._changed = threading.Condition()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._send, self._receive)]
+        self._socket.settimeout(0.1)
+        for thread in self._threads:
+            thread.start()
+
+    def _send(self) -> None:
+        while not self._over.wait(self._every_s):
+            try:
+                self._socket.send(b"talk")
+                self.sent += 1
+            except ConnectionRefusedError:  # of an earlier one
+                continue
+
+    def _receive(self) -> None:
+        while not self._over.is_set():
+            try:
+                label = self._socket.recv(200).split()[0].decode()
+            except (TimeoutError, ConnectionRefusedError):
+                continue
+            with self._changed:
+                self.answers.append((time.monotonic(), label))
+                self._changed.notify_all()
+
+    def first(self, label: str) -> float:
+        """When (monotonic) somebody first answered; waits for it."""
+        with self._changed:
+            found = self._changed.wait_for(lambda: any(who == label for _, who in self.answers), ANSWERED_S)
+            assert found, f"{label} never answered: {self.answers[-3:]}"
+            return next(when for when, who in self.answers if who == label)
+
+    def heard(self, count: int) -> list[str]:
+        """Who gave so many further answers."""
+        with self._changed:
+            before = len(self.answers)
+            assert self._changed.wait_for(lambda: len(self.answers) >= before + count, ANSWERED_S)
+            return [who for _, who in self.answers[before:]]
+
+    def __enter__(self) -> Talker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        self._socket.close()
+
+
+ENDS = {
+    "removed": {"b2": "ready"},
+    "terminated": {"b1": "gone", "b2": "ready"},
+    "unready": {"b1": "unready", "b2": "ready"},
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_udp_client_that_never_stops_is_on_the_new_backend_within_a_second_lesson_20(
+    live: Cluster, family: str, end: str
+) -> None:
+    write(live, "UDP", dns={"b1": "ready"}, other={"b1": "ready"})
+    with (
+        Talker(connect(live, "dns", "UDP", family)) as talker,
+        Talker(connect(live, "other", "UDP", family)) as other,
+    ):
+        talker.first("turn/b1:5353")
+        other.first("turn/b1:5353")
+        write(live, "UDP", dns=ENDS[end], other={"b1": "ready"})
+        in_force = time.monotonic()
+        assert talker.first("turn/b2:5353") - in_force < MOVED_S
+        assert set(talker.heard(50)) == {"turn/b2:5353"}
+        assert set(other.heard(50)) == {"turn/b1:5353"}, "another service has that backend still"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_udp_client_whose_backend_falls_silent_moves_as_fast_lesson_20(live: Cluster, family: str) -> None:
+    """Its pod goes with it, and nobody answers from there."""
+    with ExitStack() as stack:
+        live.write("changes-late.yaml", *pods("turn/late: {}"))
+        stack.callback(live.delete, "changes-late.yaml")
+        servers = stack.enter_context(ExitStack())
+        live.serve("turn/late UDP/5353", stack=servers)
+        write(live, "UDP", dns={"late": "ready"})
+        talker = stack.enter_context(Talker(connect(live, "dns", "UDP", family)))
+        talker.first("turn/late:5353")
+        servers.close()
+        write(live, "UDP", dns={"b2": "ready"})
+        live.delete("changes-late.yaml")
+        in_force = time.monotonic()
+        assert talker.first("turn/b2:5353") - in_force < MOVED_S
+
+
+@pytest.mark.parametrize("state", ["terminating", "unready", "gone"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_connection_lives_until_its_backend_is_listed_no_more_lesson_21(
+    live: Cluster, family: str, state: str
+) -> None:
+    write(live, "TCP", web={"b1": "ready"}, other={"b1": "ready"})
+    with ExitStack() as stack:
+        ours, idle, others = (
+            stack.enter_context(connect(live, name, "TCP", family)) for name in ("web", "web", "other")
+        )
+        direct = stack.enter_context(
+            Connection(live.netns("turn/client"), STREAM, live.ip("turn/b1", family), PORTS["TCP"])
+        )
+        for connection in (ours, idle, others, direct):
+            assert connection.exchange(ANSWERED_S).label == "turn/b1:8080"
+        port = ours.socket.getsockname()[1]
+        write(live, "TCP", web={"b1": state, "b2": "ready"}, other={"b1": "ready"})
+        assert ours.exchange(ANSWERED_S).label == "turn/b1:8080", "not dropped at once"
+        with connect(live, "web", "TCP", family) as fresh:
+            assert fresh.exchange(ANSWERED_S).label == "turn/b2:8080", "not used by others"
+        write(live, "TCP", web={"b2": "ready"}, other={"b1": "ready"})
+        rig.wait_until(lambda: ours.exchange(ANSWERED_S).result == "refused", ANSWERED_S)  # by then not used for ever
+        answer = idle.exchange(ANSWERED_S)
+        assert (answer.result, answer.error) == ("refused", errno.ECONNRESET)
+        (drop,) = live.verdicts.flows(port, "TCP", FlowType.DROP)
+        assert drop.service is not None
+        assert (drop.verdict, drop.drop_reason, drop.service.name) == ("REFUSED", "BACKEND_GONE", "web")
+        assert others.exchange(ANSWERED_S).label == "turn/b1:8080"
+        assert direct.exchange(ANSWERED_S).label == "turn/b1:8080"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_service_that_is_deleted_ends_its_connections(live: Cluster, family: str) -> None:
+    write(live, "TCP", web={"b1": "ready"}, other={"b1": "ready"})
+    with connect(live, "web", "TCP", family) as ours, connect(live, "other", "TCP", family) as others:
+        assert ours.exchange(ANSWERED_S)
+        assert others.exchange(ANSWERED_S)
+        write(live, "TCP", other={"b1": "ready"})
+        rig.wait_until(lambda: ours.exchange(ANSWERED_S).result == "refused", ANSWERED_S)
+        assert others.exchange(ANSWERED_S)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_ports_of_a_refused_connection_begin_another(live: Cluster, family: str) -> None:
+    """A client that comes back from the same port, while the backend is gone, and when it is back."""
+    write(live, "TCP", web={"b1": "ready"})
+    source = live.ip("turn/client", family), 21234
+    target = live.ip("service:turn/web", family), 80
+    netns = live.netns("turn/client")
+    for states, expected in (({"b1": "ready"}, "b1"), ({"b2": "ready"}, "b2"), ({"b1": "ready"}, "b1")):
+        write(live, "TCP", web=states)
+        with Connection(netns, STREAM, *target, source) as connection:
+            assert connection.exchange(ANSWERED_S).label == f"turn/{expected}:8080"
+            write(live, "TCP", web={})
+            rig.wait_until(lambda: not connection.exchange(ANSWERED_S), ANSWERED_S)  # called at once
+
+
+def test_flows_to_backends_that_come_and_go_lose_nothing_elsewhere(live: Cluster) -> None:
+    write(live, "TCP", web={"b1": "ready"}, other={"b1": "ready"})
+    with ExitStack() as stack:
+        pulses = [stack.enter_context(Pulse(connect(live, "other", "TCP", family))) for family in FAMILIES]
+        for _ in range(5):
+            write(live, "TCP", web={"b2": "ready"}, other={"b1": "ready"})
+            write(live, "TCP", web={"b1": "ready"}, other={"b1": "ready", "b2": "terminating"})
+        for pulse in pulses:
+            pulse.stop()
+            assert pulse.sent > 1
+            assert not pulse.lost
+
+
+# ---- agents of their own
+
+NODE_CAST = """
+shop/client: {}
+shop/old: {labels: {app: OLD}}
+shop/new: {labels: {app: NEW}}
+"""
+SERVICE = """
+shop/both:
+  selector: {app: back}
+  ports: [{name: u, port: 53, targetPort: 5353, protocol: UDP}, {name: t, port: 80, targetPort: 8080}]
+"""
+
+
+def put(agent: RunningAgent, old: str, new: str, service: str = SERVICE) -> None:
+    cast = NODE_CAST.replace("OLD", old).replace("NEW", new)
+    agent.write("cast.yaml", *pods(cast), *(objects("Service", service) if service else []))
+
+
+@pytest.mark.parametrize("gone", ["backend", "service"])
+def test_what_goes_while_no_agent_runs_is_not_missed(agent: RunningAgent, gone: str) -> None:
+    put(agent, "back", "none")
+    agent.start()
+    (service,) = agent.json("services")
+    address = service["ips"][0]
+    with ExitStack() as stack:
+        for name in ("shop/old", "shop/new"):
+            for kind, port in (("udp", 5353), ("tcp", 8080)):
+                stack.enter_context(Server(agent.netns(name), kind, port, name))
+        netns = agent.netns("shop/client")
+        tcp = stack.enter_context(Connection(netns, STREAM, address, 80))
+        udp = stack.enter_context(Connection(netns, DATAGRAM, address, 53))
+        assert [c.exchange(ANSWERED_S).label for c in (tcp, udp)] == ["shop/old", "shop/old"]
+        agent.kill()
+        assert [c.exchange(ANSWERED_S).label for c in (tcp, udp)] == ["shop/old", "shop/old"]
+        put(agent, "none", "back", SERVICE if gone == "backend" else "")
+        agent.start()
+        rig.wait_until(lambda: tcp.exchange(ANSWERED_S).result == "refused", ANSWERED_S)
+        if gone == "backend":
+            rig.wait_until(lambda: udp.exchange(0.3).label == "shop/new", ANSWERED_S)
+        else:
+            rig.wait_until(lambda: not udp.exchange(0.3), ANSWERED_S)
+
+
+AFFINE = """
+shop/sticky:
+  selector: {app: back}
+  sessionAffinity: ClientIP
+  sessionAffinityConfig: {clientIP: {timeoutSeconds: 2}}
+  ports: [{port: 80, targetPort: 8080}]
+"""
+
+
+def test_without_room_for_affinity_new_connections_fail_and_old_ones_live_lesson_17(agent: RunningAgent) -> None:
+    """Two clients have room; a third has none, until one of the others has not come back for its service's time-out."""
+    agent.flags = ("--map-sizes", "affinity=2")
+    clients = [f"shop/c{number}" for number in range(3)]
+    agent.write("cast.yaml", pod("shop/back", app="back"), *map(pod, clients), *objects("Service", AFFINE))
+    agent.start()
+    (service,) = agent.json("services")
+    address = next(ip for ip in service["ips"] if ":" not in ip)
+    flows = agent.instance.flows_socket
+    with ExitStack() as stack:
+        stack.enter_context(Server(agent.netns("shop/back"), "tcp", 8080, "back"))
+        lasting = [stack.enter_context(Connection(agent.netns(name), STREAM, address, 80)) for name in clients[:2]]
+        assert all(connection.exchange(ANSWERED_S) for connection in lasting)
+        late = agent.netns(clients[2])
+        assert probes.tcp(late, address, 80, 0.3).result == "timeout"
+        assert agent.status()["drops"]["AFFINITY_FULL"] >= 1
+        assert agent.status()["tallies"]["affinity_full"] >= 1
+        assert all(connection.exchange(ANSWERED_S) for connection in lasting)
+        rig.wait_until(lambda: probes.tcp(late, address, 80, 0.3), 20)
+        assert all(connection.exchange(ANSWERED_S) for connection in lasting)
+        swept = client.call(flows, "stats")["maps"]["affinity"]
+        assert (swept["capacity"], swept["expired"] + swept["entries"] > 0) == (2, True)
+        assert next(m for m in agent.status()["datapath"]["maps"] if m["name"] == "affinity")["capacity"] == 2
