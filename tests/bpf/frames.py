@@ -45,7 +45,6 @@ ADDRESSES: dict[str, tuple[str, str]] = {
     "broadcast": ("255.255.255.255", "ff02::1"),
     "none": ("0.0.0.0", "::"),
     "loopback": ("127.0.0.1", "::1"),
-    "loopback": ("127.0.0.1", "::1"),
     # IPv4-mapped, as no IPv6 packet may carry them; IPv4-compatible, which is an address like others.
     "mapped-a": ("10.0.0.1", "::ffff:10.0.0.1"),
     "mapped-b": ("10.0.0.2", "::ffff:10.0.0.2"),
@@ -235,12 +234,15 @@ def flow(protocol: int, source: str, destination: str, source_port: int, destina
     return Packet(source, destination, L4(protocol, source_port, destination_port, "S" if protocol == TCP else ""))
 
 
+ECHO_REQUEST, ECHO_REPLY = ECHO = (8, 128), (0, 129)
+
+
 def echo(source: str, destination: str, identifier: int = 5) -> Packet:
-    return Packet(source, destination, Icmp(kind=(8, 128), identifier=identifier))
+    return Packet(source, destination, Icmp(kind=ECHO_REQUEST, identifier=identifier))
 
 
 def echo_reply(source: str, destination: str, identifier: int = 5) -> Packet:
-    return Packet(source, destination, Icmp(kind=(0, 129), identifier=identifier))
+    return Packet(source, destination, Icmp(kind=ECHO_REPLY, identifier=identifier))
 
 
 def icmp(source: str, destination: str, kind: tuple[int, int], code: tuple[int, int] = (0, 0)) -> Packet:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from frames import Family, Packet, host_mac, pod_mac
+from frames import ECHO, Family, Icmp, Packet, host_mac, pod_mac
 from map_content import (
     ANY,
     CLOSED,
@@ -105,8 +105,11 @@ class Kernel(Content):
     # ---- flows ---------------------------------------------------------------------------------------------------
 
     def key(self, packet: Packet, reverse: bool = False) -> bytes:
-        """The tuple of a packet of TCP, UDP or SCTP."""
+        """The tuple of a packet of TCP, UDP or SCTP, of an echo, or of a protocol without ports."""
         ends = [(packet.source, packet.l4.source_port), (packet.destination, packet.l4.destination_port)]
+        if isinstance(packet.l4, Icmp) and packet.l4.kind in ECHO:
+            end = ECHO.index(packet.l4.kind)
+            ends[end] = (ends[end][0], packet.l4.identifier)
         (source, source_port), (destination, destination_port) = reversed(ends) if reverse else ends
         return self.pack(
             "tuple",
@@ -132,6 +135,24 @@ class Kernel(Content):
         """Set a flag in the entries that packets meet, as user space may."""
         for packet in packets:
             self.edit(packet, flags=self.entry(packet).flags | self.abi.constants[f"CT_{flag}"])
+
+    def retarget(self, before: Packet, after: Packet) -> None:
+        """From now on the flow of `before` becomes that of `after`, and answers to that come back as answers to it."""
+        forward, answer = self.entry(before), self.maps["conntrack"].lookup(self.key(before, reverse=True))
+        assert forward is not None
+        assert answer is not None
+        translated = self.abi.constants.CT_SOURCE
+        backward = self.abi.records["conntrack"].unpack(answer)
+        self.maps["conntrack"].delete(self.key(before, reverse=True))
+        for key, found, becomes in (
+            (self.key(before), forward, self.key(after)),
+            (self.key(after, reverse=True), backward, self.key(before, reverse=True)),
+        ):
+            ends = {
+                f"after_{name}": value for name, value in self.abi.records["tuple"].unpack(becomes)._asdict().items()
+            }
+            flags = found.flags | translated
+            self.maps["conntrack"].update(key, self.pack("conntrack", **(found._asdict() | ends | {"flags": flags})))
 
     def expire(self, *packets: Packet) -> None:
         for packet in packets:
