@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from agent.datapath import abi
 from agent.plan.state import MAPS
 from agent.plan.step import Step, Transition
+from agent.services import maglev
+from agent.services.trace import Packet
 from policies.address import is_v4
 
 ABI = abi.load()
@@ -35,6 +38,46 @@ class MapModel:
     def apply(self, transition: Transition) -> None:
         for _ in self.writes((*transition.steps, *transition.cleanup)):
             pass
+
+    # ---- services
+
+    def serves(self, packet: Packet, inside: bool, node: bool) -> frozenset[tuple[bytes, int]] | str | None:
+        """The backends a new flow may get, as bpf/backend.h finds them, or why it gets none; None: no frontend."""
+        key = RECORDS["service_key"].pack_values(packet.destination, abi.be16(packet.port), packet.protocol)
+        value = self.maps["services"].get(key)
+        if value is None:
+            return None
+        fields = RECORDS["service_value"].unpack(value)
+        if fields.ranges and not self._in_ranges(fields, packet.source, node):
+            return "SOURCE_RANGE"
+        pool, count, drops = (
+            (fields.pool_inside, fields.count_inside, NUMBERS.SERVICE_DROP_INSIDE)
+            if inside
+            else (fields.pool_outside, fields.count_outside, NUMBERS.SERVICE_DROP_OUTSIDE)
+        )
+        if not count:
+            return "NO_LOCAL_BACKEND" if fields.flags & drops else "refused"
+        slots = [self.maps["backends"][RECORDS["backend_key"].pack_values(pool, slot)] for slot in range(count)]
+        if fields.affinity:
+            for slot, backend in enumerate(slots):
+                key = RECORDS["member_key"].pack_values(pool, *RECORDS["backend_value"].unpack_values(backend))
+                assert self.maps["members"][key] == slot.to_bytes(4, "little")
+        if fields.flags & NUMBERS.SERVICE_MAGLEV:
+            table = self.maps["maglev"][pool.to_bytes(8, "little")]
+            assert {maglev.lookup(table, n) for n in range(int.from_bytes(table[:8], "little"))} == set(range(count))
+        values = map(RECORDS["backend_value"].unpack, slots)
+        return frozenset((value.address, abi.be16(value.port_be)) for value in values)
+
+    def _in_ranges(self, fields: Any, source: bytes, node: bool) -> bool:
+        if node:
+            return bool(fields.flags & NUMBERS.SERVICE_NODE_IN_RANGES)
+        number, (high, low) = int.from_bytes(source, "big"), (fields.ranges >> 32, fields.ranges & 0xFFFFFFFF)
+        for bits in range(129):
+            block = (number >> 128 - bits << 128 - bits).to_bytes(16, "big")
+            key = (NUMBERS.RANGES_BITS + bits, abi.be32(high), abi.be32(low), block)
+            if RECORDS["range_key"].pack_values(*key) in self.maps["source_ranges"]:
+                return True
+        return False
 
     # ---- verdicts
 
