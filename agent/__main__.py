@@ -13,19 +13,21 @@ import msgspec
 
 from agent import log as logs
 from agent.api.protocol import ApiError
-from agent.config import TIMEOUTS, Config
-from agent.datapath import abi
+from agent.attachments import units
+from agent.config import Config, port_range
 from agent.datapath.bpf import BpfError
+from agent.datapath.cgroup import CgroupError
 from agent.datapath.maps import MapMismatch, Maps
-from agent.datapath.mounts import BPFFS, Unmet, ensure_cgroup2, is_mounted
+from agent.datapath.mounts import BPFFS, Unmet, is_mounted, require_cgroup2
 from agent.datapath.programs import PODS, CompileFailed, load_units
 from agent.endpoints import namespaces, node
 from agent.endpoints.node import NodeRefused
 from agent.instance import Instance
 from agent.lock import Taken, lock
 from agent.loop import Agent
+from agent.settings import config_value, node_config, prefixes
 from agent.world.config import NodeConfig
-from policies.address import Prefix, parse_address
+from policies.address import Prefix
 
 SWITCH_INTERVAL_S = 0.001
 """Threads that build pods let the one that decides have its turn sooner than Python's 5 ms."""
@@ -51,7 +53,7 @@ def main() -> None:
         os.close(held)
     except (Taken, Unmet, MapMismatch, CompileFailed, NodeRefused, ApiError, NotADirectoryError) as error:
         sys.exit(f"gatehouse: {error}")
-    except BpfError as error:
+    except (BpfError, CgroupError) as error:
         sys.exit(f"gatehouse: {error.strerror or error}")
 
 
@@ -74,12 +76,13 @@ async def _run(config: Config, instance: Instance) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     instance.note()
-    ensure_cgroup2()
+    if config.cgroup:
+        require_cgroup2(Path(config.cgroup))
     facts = _node(config, instance)
     pins = instance.pins
     with Maps.open_or_create(pins.maps, config.map_sizes) as maps:
-        maps["config"].update(bytes(4), _timeouts(config))
-        with load_units(maps, pins, [PODS]) as loaded:
+        maps["config"].update(bytes(4), config_value(config, facts.addresses, _netns_cookie()))
+        with load_units(maps, pins, units(config)) as loaded:
             if (failure := loaded.failures.get(PODS.name)) is not None:
                 raise failure
             await Agent(config, instance, facts, maps, loaded).run(stopping)
@@ -87,16 +90,14 @@ async def _run(config: Config, instance: Instance) -> None:
 
 def _node(config: Config, instance: Instance) -> NodeConfig:
     """The node made ready to route for pods, and what the world must know of it."""
-    pod_cidrs = tuple(map(Prefix.parse, config.pod_cidrs))
-    found = node.prepare(instance.node, config.node_sysctls, [_first_host(cidr) for cidr in pod_cidrs])
-    return NodeConfig(
-        name=config.node,
-        pod_cidrs=pod_cidrs,
-        service_cidrs=tuple(map(Prefix.parse, config.service_cidrs)),
-        addresses=tuple(map(parse_address, config.node_addresses)) or found,
-        labels_include=config.labels_include,
-        labels_exclude=config.labels_exclude,
+    found = node.prepare(
+        instance.node,
+        config.node_sysctls,
+        fallback=[_first_host(cidr) for cidr in prefixes(config.pod_cidrs)],
+        reserved=[port_range("node_ports", config.node_ports)],
+        given_out=port_range("snat_ports", config.snat_ports),
     )
+    return node_config(config, found)
 
 
 def _first_host(cidr: Prefix) -> bytes:
@@ -104,9 +105,12 @@ def _first_host(cidr: Prefix) -> bytes:
     return (int.from_bytes(cidr.network, "big") + 1).to_bytes(16, "big")
 
 
-def _timeouts(config: Config) -> bytes:
-    seconds = TIMEOUTS | config.timeouts
-    return abi.load().records["config"].pack(**{f"timeout_{name}_ns": int(s * 1e9) for name, s in seconds.items()})
+def _netns_cookie() -> int:
+    netns = namespaces.open_current()
+    try:
+        return namespaces.cookie(netns)
+    finally:
+        os.close(netns)
 
 
 if __name__ == "__main__":

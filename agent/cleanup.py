@@ -1,6 +1,7 @@
 """Everything an agent leaves outside its process, removed: what `gatehouse cleanup` does, and --remove-on-exit.
 
-Works from any network namespace: a pod's interfaces and programs go with its network namespace.
+Works from any network namespace: a pod's interfaces and programs go with its network namespace, and the node's own is
+looked for (agent.traces).
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from agent.endpoints import launch, links, namespaces, node
+from agent import traces
+from agent.datapath import bpf, cgroup, network, xdp
+from agent.endpoints import cgroups, launch, links, namespaces, node
 from agent.endpoints.netlink import NetlinkError, RouteSocket, is_gone
 from agent.endpoints.sandbox import POD_LINK
 from agent.instance import Instance
@@ -25,6 +28,7 @@ FILES = (
     "last-good",
     "pods",
     "node.json",
+    "traces.json",
     "*.log",
     "agent.lock",
 )
@@ -47,13 +51,17 @@ def clean(instance: Instance) -> dict[str, int]:
 def remove(instance: Instance) -> dict[str, int]:
     """The same, for who holds the lock."""
     namespaces.join_machine_mounts()
+    found = traces.read(instance.traces)
     removed = {
         "flows process": int(end_listener(instance.flows_socket)),
         "containers": _end_containers(instance.pods),
         "network namespaces": _remove_namespaces(instance.short_name),
+        "devices": _leave_node(instance, found),
+        "XDP programs": _detach_xdp(instance),
+        "socket programs": _detach_sockets(instance, found),
+        "cgroups": int(cgroups.remove_tree(cgroup.folder_of(instance.name))),
         "pins": _remove_pins(instance),
     }
-    node.restore(instance.node)
     for pattern in FILES:
         for path in instance.state_dir.glob(pattern):
             if path.is_dir():
@@ -103,6 +111,40 @@ def _disconnect(name: str) -> None:
             raise
     finally:
         os.close(netns)
+
+
+def _leave_node(instance: Instance, found: traces.Traces | None) -> int:
+    """Off how many of the node's devices programs were taken. A namespace that is gone has taken them along."""
+    netns = traces.open_namespace(found) if found else namespaces.open_current()
+    if netns is None:
+        return 0
+    try:
+        with namespaces.entered(netns):
+            node.restore(instance.node)
+            return network.detach_all(_map_ids(instance)) if found else 0
+    finally:
+        os.close(netns)
+
+
+def _map_ids(instance: Instance) -> frozenset[int]:
+    """The kernel's numbers of the maps that are pinned, of all versions."""
+    found = set()
+    for path in instance.pins.root.glob("maps-*/*"):
+        fd = bpf.open_pinned(path)
+        found.add(bpf.map_info(fd).id)
+        os.close(fd)
+    return frozenset(found)
+
+
+def _detach_xdp(instance: Instance) -> int:
+    folder = instance.pins.links
+    return sum(xdp.detach(folder, ifindex) for ifindex in xdp.attached(folder))
+
+
+def _detach_sockets(instance: Instance, found: traces.Traces | None) -> int:
+    own = cgroup.folder_of(instance.name)
+    folders = {own, *map(Path, found.cgroups if found else ())}
+    return sum(cgroup.detach(folder, instance.pins) for folder in sorted(folders))
 
 
 def _remove_pins(instance: Instance) -> int:

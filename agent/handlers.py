@@ -168,7 +168,11 @@ class Handlers:
     def _reasons(self) -> list[str]:
         """Why the agent is degraded, one sentence each."""
         agent = self._agent
-        reasons = [*agent.notices, *([agent.health.problem] if agent.health.problem else [])]
+        reasons = [
+            *agent.notices,
+            *agent.attachments.problems,
+            *([agent.health.problem] if agent.health.problem else []),
+        ]
         reasons += [f"{ref}: {problem}" for ref, problem in agent.health.ports.problems.items()]
         wrong = [p for p in (*agent.turns.problems, *agent.world.problems()) if not p.warning]
         if wrong:
@@ -189,15 +193,18 @@ class Handlers:
 
     def _datapath(self, flows: dict[str, Any], sockets: Mapping[str, int]) -> DatapathView:
         agent = self._agent
-        infos = dict(statistics(agent.programs))
-        attached = sum(1 for state in agent.world.pods if state.interface is not None)
+        infos = [entry for programs in agent.loaded.values() for entry in statistics(programs)]
+        pods = sum(1 for state in agent.world.pods if state.interface is not None)
+        attached = dict.fromkeys(agent.programs, pods) | agent.attachments.counts
         return DatapathView(
             pins=str(agent.instance.pins.root),
             abi_hash=abi.load().abi_hash,
             source_hash=agent.programs.source_hash,
             programs=tuple(
-                ProgramView(name=name, id=info.id, instructions=info.verified_instructions, attached=attached)
-                for name, info in infos.items()
+                ProgramView(
+                    name=name, id=info.id, instructions=info.verified_instructions, attached=attached.get(name, 0)
+                )
+                for name, info in infos
             ),
             maps=self._maps(flows, sockets),
         )

@@ -17,6 +17,7 @@ from agent import log as logs
 from agent.api import aio
 from agent.api.protocol import ApiError
 from agent.api.server import serve
+from agent.attachments import Attachments
 from agent.config import Config
 from agent.datapath.maps import Maps
 from agent.datapath.programs import PODS, Loaded
@@ -65,7 +66,10 @@ class Agent:
             self.world, self.realizer, self.names, self._save, self._forget, self._retire, self.health.ports.update
         )
         self.source = DirectorySource(Path(config.manifests), instance.last_good)
-        self.endpoints = Endpoints(instance.short_name, instance.state_dir, config.mtu)
+        self.attachments = Attachments(config, instance, maps, loaded, node.addresses)
+        self.endpoints = Endpoints(
+            instance.short_name, instance.state_dir, config.mtu, cgroup=self.attachments.pods_cgroup
+        )
         self.hooks = Hooks(self.programs)
         self.pods = LocalPods(self.endpoints, self.hooks, self.turns.enforce)
         self.flows = Supervisor("flows", instance.flows_command(config), instance.flows_socket, instance.flows_log)
@@ -96,6 +100,7 @@ class Agent:
         if self.config.remove_on_exit:
             await self.flows.stop()
         self.hooks.close()
+        self.attachments.close()
 
     async def _begin(self, batch: Batch) -> set[ObjectRef]:
         """Take over what an earlier agent left, bring the kernel to what is written. Returns pods that are to go."""
@@ -108,6 +113,7 @@ class Agent:
         stays = {ref: found for ref, found in adopted.items() if self._fits(ref, found)}
         writes = self.turns.start({ref: found.interface for ref, found in stays.items()})
         self._replace_programs(found.interface.index for found in stays.values())
+        self.attachments.attach()
         self.instance.remove_other_pins(programs.source_hash for programs in self.loaded.values())
         self.world.release_unused()
         self._save_all()
@@ -121,7 +127,7 @@ class Agent:
         """All that goes on at once, until told to stop. What fails ends the agent."""
         works = (
             self.turns.run(self.pods), self._watch(), self.flows.run(), self._retirement.run(), self._flush(),
-            self._become_ready(), self.health.run(),
+            self._become_ready(), self.health.run(), self.attachments.follow(),
         )  # fmt: skip
         stop = asyncio.create_task(stopping.wait())
         pending: set[asyncio.Task[Any]] = {stop, *(asyncio.create_task(work) for work in works)}

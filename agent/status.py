@@ -123,7 +123,7 @@ class ProgramView(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     id: int
     instructions: int
-    attached: int  # interfaces
+    attached: int  # pods' interfaces, devices or cgroups
 
 
 class MapView(msgspec.Struct, frozen=True, kw_only=True):

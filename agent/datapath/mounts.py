@@ -97,6 +97,15 @@ def ensure_cgroup2() -> Path:
     return OWN_CGROUP2
 
 
+def require_cgroup2(folder: Path) -> None:
+    """Raises Unmet where that is not a folder of a cgroup2 file system."""
+    if not (folder / "cgroup.controllers").is_file():  # version 1 has no such file
+        raise Unmet(
+            f"--cgroup: {folder} is not a folder of a cgroup2 file system: "
+            f"`findmnt -t cgroup2` shows where there is one, `mkdir` in it makes a cgroup."
+        )
+
+
 def mounted(mountinfo: str) -> Iterator[tuple[Path, str]]:
     """Mount points and file system types of a /proc/PID/mountinfo (proc(5)), in the order they were mounted."""
     for line in mountinfo.splitlines():
