@@ -111,7 +111,7 @@ class NameFeed:
     def _service_lines(self, ref: ObjectRef) -> Lines:
         """Of each of its frontends, of whatever kind."""
         lines: Lines = {}
-        for frontend in self._world.frontends(ref):
+        for frontend in self._world.frontends(ref, served=False):
             text, protocol = format_address(frontend.address), Protocol.BY_NUMBER[frontend.protocol]
             lines["service", (text, frontend.port, protocol)] = {
                 "t": "service",

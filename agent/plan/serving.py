@@ -94,9 +94,11 @@ class Serving:
                         tcp = _of_tcp(groups) if tcp is None else tcp
                         wanted[frontend] -= tcp
         if of_nobody:
-            tcp = frozenset().union(*map(_of_tcp, self._known.values()))
+            unserved = set[bytes]().union(*(wanted[frontend] for frontend in of_nobody))
+            for groups in self._known.values():
+                unserved -= _of_tcp(groups)
             for frontend in of_nobody:
-                wanted[frontend] -= tcp
+                wanted[frontend] &= unserved
         for frontend, gone in wanted.items():
             self._number += 1
             self.lost.update(dict.fromkeys(_pairs(frontend, gone), self._number))
@@ -130,7 +132,7 @@ def _groups(world: World, ref: ObjectRef) -> Groups:
     """By service port and family."""
     keys: defaultdict[tuple[str, int, bool], set[bytes]] = defaultdict(set)
     backends: defaultdict[tuple[str, int, bool], set[bytes]] = defaultdict(set)
-    for one in world.frontends(ref):
+    for one in world.frontends(ref, served=False):
         group = one.port_name, one.protocol, is_v4(one.address)
         keys[group].add(_frontend(one.address, one.protocol, one.port))
         for target in (one.inside, one.outside):

@@ -153,13 +153,14 @@ class World:
         state = self.pods.get(ref)
         return () if state is None else tuple(a for a in state.pod.addresses if self.addresses.owner(a) == ref)
 
-    def frontends(self, ref: ObjectRef) -> tuple[Frontend, ...]:
+    def frontends(self, ref: ObjectRef, *, served: bool = True) -> tuple[Frontend, ...]:
         """Those a service has on this node; none that another service has the better claim to.
 
-        Services are Services and, under references of kind HostPort, pods of this node with hostPorts.
+        Services are Services and, under references of kind HostPort, pods of this node with hostPorts. With `served`
+        False a Service's frontends are as without endpoints, which is quicker, for who asks only where they are.
         """
-        compiled = self._host_port_frontends if ref.kind == HOST_PORT else self._service_frontends
-        return tuple([f for f in compiled(ref) if self._frontends.owner(f.address, f.protocol, f.port) == ref])
+        found = self._host_port_frontends(ref) if ref.kind == HOST_PORT else self._service_frontends(ref, served)
+        return tuple([f for f in found if self._frontends.owner(f.address, f.protocol, f.port) == ref])
 
     def frontend_owner(self, address: bytes, protocol: int, port: int) -> ObjectRef | None:
         """The service, or hostPort, that has an address and port."""
@@ -181,12 +182,12 @@ class World:
         """What is written but not in force: conflicts, and what could not be allocated."""
         return describe_problems(self, self._failures)
 
-    def _service_frontends(self, ref: ObjectRef) -> tuple[Frontend, ...]:
+    def _service_frontends(self, ref: ObjectRef, served: bool) -> tuple[Frontend, ...]:
         service = self.services.get(ref)
         if service is None or not is_served(service):
             return ()
         addresses, ports = self.services.addresses(ref), self.services.node_ports(ref)
-        return frontends.frontends(service, addresses, ports, self.slices(service), self.config)
+        return frontends.frontends(service, addresses, ports, self.slices(service) if served else (), self.config)
 
     def _host_port_frontends(self, ref: ObjectRef) -> tuple[Frontend, ...]:
         """None before the pod's network stands."""
