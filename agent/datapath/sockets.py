@@ -23,6 +23,7 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _TCP_ESTABLISHED, _TCP_SYN_SENT = 1, 2
 _CONNECTED = 1 << _TCP_ESTABLISHED | 1 << _TCP_SYN_SENT
 _TCP_ENDING = sum(1 << state for state in (4, 5, 8, 11))  # FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, CLOSING
+_LACKING = (errno.EOPNOTSUPP, errno.EINVAL)
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _REQUEST = struct.Struct("=BBxxI48s")  # inet_diag_req_v2: family, protocol, extensions, states, id
 _MESSAGE = struct.Struct("=4x48s")  # inet_diag_msg, as far as its id
@@ -90,7 +91,15 @@ def _connected(diag: socket.socket, family: int, protocol: int) -> Iterator[_Fou
     states = _CONNECTED if protocol == socket.IPPROTO_UDP else _CONNECTED | _TCP_ENDING
     body = _REQUEST.pack(family, protocol, states, bytes(48))
     diag.send(_message(_SOCK_DIAG_BY_FAMILY, _NLM_F_DUMP, body))
-    for payload in _answers(diag, "listing sockets"):
+    try:
+        payloads = list(_answers(diag, "listing sockets"))
+    except FileNotFoundError:
+        raise CannotDestroy(
+            errno.ENOENT,
+            "this kernel cannot list sockets (CONFIG_INET_UDP_DIAG, CONFIG_INET_TCP_DIAG): load udp_diag and tcp_diag "
+            "with modprobe, or clients with connected UDP sockets stay with a backend that is gone",
+        ) from None
+    for payload in payloads:
         (number,) = _MESSAGE.unpack_from(payload)
         _, port, _, address, _, cookie = _SOCKET_ID.unpack(number)
         peer = _MAPPED + address[:4] if family == socket.AF_INET else address
@@ -107,7 +116,7 @@ def _end(diag: socket.socket, protocol: int, found: _Found) -> bool:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESTALE):
             return False
-        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+        if error.errno in _LACKING:
             raise CannotDestroy(
                 error.errno,
                 "this kernel cannot end sockets (CONFIG_INET_DIAG_DESTROY is not set): clients with connected UDP "
