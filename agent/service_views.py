@@ -11,6 +11,7 @@ import msgspec
 from agent.datapath import abi
 from agent.history import History
 from agent.objects import SliceEndpoint
+from agent.services.endpoints import left_out
 from agent.services.model import Backend, Frontend, Target
 from agent.status import BackendView, FrontendView, LastChangeView, ServiceView
 from agent.world.hostports import KIND as HOST_PORT
@@ -84,6 +85,7 @@ class _Frontends:
         self._history = history
         self._ref = ref
         self._service = world.services.get(ref) if ref.kind != HOST_PORT else None
+        self._slices = world.slices(self._service) if self._service else ()
         self._node_ports = world.services.node_ports(ref) if self._service else {}
         self._ports = {(p.name, p.protocol): p.port for p in self._service.ports} if self._service else {}
         self._backends: dict[tuple[object, ...], tuple[tuple[BackendView, ...], tuple[BackendView, ...]]] = {}
@@ -119,20 +121,26 @@ class _Frontends:
         """(those that some clients get, the others)."""
         key = (f.port_name, f.protocol, is_v4(f.address), f.inside, f.outside)
         if key not in self._backends:
-            inside, outside = set(f.inside.backends), set(f.outside.backends)
             endpoints = self._endpoints(f)
+            inside, outside = (self._left_out(f, target) for target in (f.inside, f.outside))
             shown = [
-                self._backend(backend, endpoints.get(backend), f, backend in inside, backend in outside)
-                for backend in sorted({*inside, *outside, *endpoints})
+                self._backend(backend, endpoints.get(backend), inside.get(backend, ""), outside.get(backend, ""))
+                for backend in sorted({*f.inside.backends, *f.outside.backends, *endpoints})
             ]
             used = tuple(view for view in shown if view.inside or view.outside)
             self._backends[key] = used, tuple(view for view in shown if not (view.inside or view.outside))
         return self._backends[key]
 
+    def _left_out(self, f: Frontend, target: Target) -> dict[Backend, str]:
+        if self._service is None:
+            return {}
+        port = next(p for p in self._service.ports if (p.name, p.protocol) == (f.port_name, f.protocol))
+        return left_out(self._slices, port, is_v4(f.address), target, self._world.config)
+
     def _endpoints(self, f: Frontend) -> Endpoints:
         """All there are of its port and family, whether they serve or not; of two of one address the ready one."""
         found: Endpoints = {}
-        for one in self._world.slices(self._service) if self._service else ():
+        for one in self._slices:
             for target in one.ports:
                 if (target.name, target.protocol) != (f.port_name, f.protocol):
                     continue
@@ -142,25 +150,22 @@ class _Frontends:
                             found[address, target.port] = member
         return found
 
-    def _backend(
-        self, backend: Backend, endpoint: SliceEndpoint | None, f: Frontend, inside: bool, outside: bool
-    ) -> BackendView:
+    def _backend(self, backend: Backend, endpoint: SliceEndpoint | None, inside: str, outside: str) -> BackendView:
+        """`inside`, `outside`: why these clients do not get it; "": they do."""
         owner = self._world.addresses.owner(backend[0])
         pod = self._world.pods.get(owner) if owner else None
         node = endpoint.node if endpoint else ""
         if not node and pod is not None:
             node = pod.pod.node or self._world.config.name
-        state = _state(endpoint)
-        why = "" if inside and outside else _why(state, f, node, self._world.config.name, inside, outside)
         return BackendView(
             address=format_address(backend[0]),
             port=backend[1],
-            state=state,
-            inside=inside,
-            outside=outside,
+            state=_state(endpoint),
+            inside=not inside,
+            outside=not outside,
             node=node,
             pod=f"{owner.namespace}/{owner.name}" if owner and pod is not None else "",
-            why=why,
+            why=_why(inside, outside),
         )
 
 
@@ -173,17 +178,11 @@ def _state(endpoint: SliceEndpoint | None) -> str:
     return "not ready"
 
 
-def _why(state: str, f: Frontend, node: str, here: str, inside: bool, outside: bool) -> str:
-    """Why some clients, or none, get a backend."""
-    if state in ("not ready", "terminating"):
-        return "it is not ready" if state == "not ready" else "it terminates and serves no more"
-    target = f.outside if inside else f.inside
-    who = "" if inside is outside else "clients outside: " if inside else "clients inside: "
-    if target.drops or (node != here and "policy Local" in target.why):
-        return f"{who}it is on another node, and the traffic policy is Local"
-    if state == "serving":
-        return f"{who}it terminates, and others are ready"
-    return f"{who}others go first: {target.why}"
+def _why(inside: str, outside: str) -> str:
+    if inside == outside:
+        return inside
+    said = (("clients inside", inside), ("clients outside", outside))
+    return "; ".join(f"{who}: {why}" for who, why in said if why)
 
 
 def _without(target: Target) -> str:

@@ -24,6 +24,7 @@ from agent.objects import (
     SlicePort,
 )
 from agent.service_views import ServiceViews, Wanted
+from agent.services.endpoints import ELSEWHERE, NOT_READY, NOT_SERVING, OTHER_HINTS, TERMINATING
 from agent.status import BackendView, ServiceView
 from agent.world.world import World
 from policies.address import parse_address
@@ -73,10 +74,9 @@ def short(backends: Iterable[BackendView]) -> dict[str, tuple[str, str, str]]:
 
 LOCAL = msgspec.structs.replace(WEB, exposure=msgspec.structs.replace(WEB.exposure, external_local=True))
 INTERNAL = msgspec.structs.replace(WEB, exposure=msgspec.structs.replace(WEB.exposure, internal_local=True))
-NOT_READY = endpoint(3, ready=False, serving=False)
+UNREADY = endpoint(3, ready=False, serving=False)
 SERVING = endpoint(4, ready=False, terminating=True)
 LEAVING = endpoint(5, ready=False, serving=False, terminating=True)
-NO_MORE = "it terminates and serves no more"
 
 
 @pytest.mark.parametrize(
@@ -86,15 +86,15 @@ NO_MORE = "it terminates and serves no more"
         (
             WEB,
             "NodePort",
-            [endpoint(1), NOT_READY, SERVING, LEAVING],
+            [endpoint(1), UNREADY, SERVING, LEAVING],
             {
                 "1": ("ready", "io", ""),
-                "3": ("not ready", "", "it is not ready"),
-                "4": ("serving", "", "it terminates, and others are ready"),
-                "5": ("terminating", "", NO_MORE),
+                "3": ("not ready", "", NOT_READY),
+                "4": ("serving", "", TERMINATING),
+                "5": ("terminating", "", NOT_SERVING),
             },
         ),
-        (WEB, "ClusterIP", [SERVING, LEAVING], {"4": ("serving", "io", ""), "5": ("terminating", "", NO_MORE)}),
+        (WEB, "ClusterIP", [SERVING, LEAVING], {"4": ("serving", "io", ""), "5": ("terminating", "", NOT_SERVING)}),
         (
             LOCAL,
             "LoadBalancer",
@@ -106,13 +106,13 @@ NO_MORE = "it terminates and serves no more"
             INTERNAL,
             "ClusterIP",
             [endpoint(2, THERE)],
-            {"2": ("ready", "", "it is on another node, and the traffic policy is Local")},
+            {"2": ("ready", "", ELSEWHERE)},
         ),
         (
             WEB,
             "ClusterIP",
             [endpoint(1, nodes=(HERE,)), endpoint(2, THERE, nodes=(THERE,))],
-            {"1": ("ready", "io", ""), "2": ("ready", "", "others go first")},
+            {"1": ("ready", "io", ""), "2": ("ready", "", OTHER_HINTS)},
         ),
     ],
 )
@@ -162,6 +162,6 @@ def test_filters() -> None:
 
 
 def test_a_service_nobody_serves_is_a_problem() -> None:
-    (view,) = shown(WEB, slice_of(NOT_READY), wanted=Wanted(problems=True))
+    (view,) = shown(WEB, slice_of(UNREADY), wanted=Wanted(problems=True))
     assert view.problem == ""
     assert {f.backends for f in view.frontends} == {()}
