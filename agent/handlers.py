@@ -3,6 +3,7 @@
 status                                         status.StatusView
 endpoints identities policies nodes            lists of status.…View
 services {namespace, name, problems}           stream of status.ServiceView; see service_views.Wanted
+trace {source, destination, port, …}           status.TraceView; see tracing.Asked
 names                                          stream for the flows process (agent.naming)
 settled {timeout}                              {} once all that is written by now is in force; seconds
 """
@@ -43,7 +44,9 @@ from agent.status import (
     ProgramView,
     Revision,
     StatusView,
+    TraceView,
 )
+from agent.tracing import Asked, Tracer
 from agent.views import Views, problem_views
 
 if TYPE_CHECKING:
@@ -77,6 +80,7 @@ class Handlers:
         self._agent = agent
         self._started = time.time()
         self._views = Views(agent.world, agent.pods, self._revision)
+        self._tracer = Tracer(agent.world, agent.maps)
         self._service_views = ServiceViews(agent.world, agent.realizer.history, lambda: agent.health.ports.problems)
 
     def by_operation(self) -> Mapping[str, Handler]:
@@ -85,6 +89,7 @@ class Handlers:
             "endpoints": self.endpoints,
             "identities": self.identities,
             "services": self.services,
+            "trace": self.trace,
             "policies": self.policies,
             "nodes": self.nodes,
             "names": self._agent.names.stream,
@@ -102,6 +107,9 @@ class Handlers:
         views = self._service_views.views(msgspec.convert(arguments, Wanted))
         while some := Batch(islice(views, SERVICES_A_TURN)):
             yield some
+
+    async def trace(self, arguments: dict[str, Any]) -> TraceView:
+        return self._tracer.answer(msgspec.convert(arguments, Asked))
 
     async def policies(self, _arguments: dict[str, Any]) -> list[PolicyView]:
         return self._views.policies()

@@ -100,6 +100,37 @@ class ServiceView(msgspec.Struct, frozen=True, kw_only=True):
     last_change: LastChangeView | None = None  # the newest of its frontends'
 
 
+class DeliveryView(msgspec.Struct, frozen=True, kw_only=True):
+    address: str
+    port: int
+    pod: str  # NAMESPACE/NAME, "" where it is none that is known
+    node: str  # "" where it is not known
+    seen_from: str  # services.trace.Source: client | node | hairpin
+    local: bool  # on this node
+    direct: bool  # it answers the client itself (DSR)
+
+
+class LeftOutView(msgspec.Struct, frozen=True, kw_only=True):
+    address: str
+    port: int
+    why: str
+
+
+class TraceView(msgspec.Struct, frozen=True, kw_only=True):
+    """What becomes of a packet: see `gatehouse services trace --help`."""
+
+    source: str
+    destination: str  # address:port
+    protocol: str
+    outcome: str  # services.trace.Outcome
+    reason: str  # of a drop, as in `gatehouse observe`
+    service: str  # NAMESPACE/NAME
+    kind: str  # of the frontend
+    deliveries: tuple[DeliveryView, ...]  # the backends the packet may get
+    steps: tuple[str, ...]  # how that was found, a sentence each
+    left_out: tuple[LeftOutView, ...]
+
+
 class PolicyView(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     namespace: str

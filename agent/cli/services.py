@@ -11,8 +11,8 @@ import msgspec
 import typer
 
 from agent.api import client
-from agent.cli.output import STATE_DIR, Format, Output, StateDir, duration, emit_json, table
-from agent.status import BackendView, FrontendView, ServiceView
+from agent.cli.output import STATE_DIR, Failure, Format, Output, StateDir, duration, emit_json, table
+from agent.status import BackendView, FrontendView, ServiceView, TraceView
 
 TITLES = ("NAMESPACE", "NAME", "KIND", "FRONTEND", "BACKENDS", "OPTIONS", "LAST CHANGE", "PROBLEM")
 OPTIONAL = ("OPTIONS", "LAST CHANGE", "PROBLEM")
@@ -80,6 +80,66 @@ def services(
         return
     kept = [i for i, title in enumerate(TITLES) if title not in OPTIONAL or any(row[i] for row in rows)]
     print(table([TITLES[i] for i in kept], [[row[i] for i in kept] for row in rows]))
+
+
+@commands.command("trace")
+def trace(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="NAMESPACE/POD, node, outside, or an address.")],
+    destination: Annotated[
+        str, typer.Argument(metavar="DST:PORT[/PROTO]", help="NAMESPACE/SERVICE or an address; TCP, UDP or SCTP.")
+    ],
+    source_port: Annotated[int, typer.Option("--source-port", min=0, max=65535, help="0: any.")] = 0,
+    state_dir: StateDir = STATE_DIR,
+    output: Output = Format.TABLE,
+) -> None:
+    """Say which backend a packet to a service gets at this node, and why, step by step.
+
+    `outside` is somebody outside the cluster; `node` a process of this node. Of a service the port is that of a
+    frontend, or its name; a packet from outside is taken to go to the load balancer's address, an external IP or a node
+    port, whichever there is first. A client that is to keep its backend, and with --source-port a flow that exists, go
+    on to the backend they have: that is looked up in the kernel. Whether policy allows the flow to the backend is for
+    `gatehouse policy explain` to say.
+
+    JSON, one object: source, destination, protocol, outcome (delivered, refused, dropped, no service), reason (of a
+    drop), service, kind (of the frontend), deliveries [{address, port, pod, node, seen_from (which source address the
+    backend sees: client, node, hairpin), local, direct}], steps, left_out [{address, port, why}].
+
+    \b
+    Examples:
+      gatehouse services trace shop/web shop/db:5432
+      gatehouse services trace shop/web kube-system/dns:dns/UDP
+      gatehouse services trace outside 192.0.2.11:30080
+      gatehouse services trace 198.51.100.7 shop/web:80 --source-port 40000 -o json
+
+    \b
+    Exit status: 0 delivered, 1 refused, dropped or no service, 2 no such thing or no agent.
+    """
+    place, colon, rest = destination.rpartition(":")
+    port, _, protocol = rest.partition("/")
+    bare = place[1:-1] if place.startswith("[") and place.endswith("]") else place
+    if not colon or not bare or not port or (":" in bare and bare == place):
+        raise Failure(f"{destination!r} is not DST:PORT such as shop/web:80, 10.96.0.1:53/UDP or [fd00::1]:80")
+    asked = {"source": source, "destination": bare, "port": port, "protocol": protocol or "TCP"}
+    answer = client.call(state_dir / "agent.sock", "trace", timeout_s=client.CALL_S, **asked, source_port=source_port)
+    found = msgspec.convert(answer, TraceView)
+    if output is Format.JSON:
+        emit_json(found)
+    else:
+        print("\n".join(trace_lines(found)))
+    sys.exit(0 if found.deliveries else 1)
+
+
+def trace_lines(found: TraceView) -> Iterator[str]:
+    reason = f" ({found.reason})" if found.reason else ""
+    yield f"{found.source} → {found.destination}/{found.protocol}: {found.outcome}{reason}"
+    sees = {"client": "the client's address", "node": "this node's address", "hairpin": "a link-local address"}
+    for one in found.deliveries:
+        who = ", ".join(text for text in (one.pod, f"node {one.node}" if one.node else "") if text)
+        yield f"  to {_socket(one.address, one.port)}{f' ({who})' if who else ''}, which sees {sees[one.seen_from]}"
+    for step in found.steps:
+        yield f"  - {step}"
+    for left in found.left_out:
+        yield f"  not {_socket(left.address, left.port)}: {left.why}"
 
 
 def service_rows(service: ServiceView) -> Iterator[list[str]]:
