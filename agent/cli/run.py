@@ -71,8 +71,10 @@ def plan(
     Needs no agent. Settings that matter (pod CIDRs, service CIDRs, node) are taken from GATEHOUSE_ variables.
 
     JSON, one object: endpoints {POD: {identity, subject, addresses}}, addresses {BLOCK: who it is}, policy {WHO:
-    {ingress, egress: {REMOTE: ["allow TCP 80 by RULE", …]}}}, services {FRONTEND: [backends]}. A remote without rows of
-    its own has those of "any"; no rows are a deny.
+    {ingress, egress: {REMOTE: ["allow TCP 80 by RULE", …]}}}, services {FRONTEND: {service, kind, backends ("refused"
+    or "dropped", where there is none), outside_backends (where clients outside the cluster get others), traffic_policy,
+    affinity, source_ranges, node_in_source_ranges, algorithm, forwarding}}. A remote without rows of its own has those
+    of "any"; no rows are a deny.
 
     \b
     Examples:

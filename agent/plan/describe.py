@@ -11,9 +11,10 @@ from agent.plan.parts import DIRECTIONS, SERVICE_KEY
 from agent.plan.plan import Plan
 from agent.plan.pools import KINDS, SERVICE_VALUE, backends, prefixes
 from agent.plan.state import ENDPOINT, INTERFACES, IPCACHE, IPCACHE_KEY, NO_ADDRESS, SERVICES, ipcache_class
+from agent.services.model import Kind
 from agent.world.world import World
 from policies.address import Prefix, format_address, format_socket
-from policies.model import Cell, Protocol, RemoteClass, Verdict
+from policies.model import Cell, ObjectRef, Protocol, RemoteClass, Verdict
 
 REFUSED, DROPPED = "refused", "dropped"
 ANY = "any"
@@ -33,8 +34,9 @@ def describe(plan: Plan, world: World) -> dict[str, Any]:
     addresses: prefix → class
     policy: subject → direction → remote class (or "any") → cells, each "allow TCP 80 by RULE"; a missing class has the
         row of "any", a missing "any" is a deny
-    services: frontend → kind, backends ("refused" or "dropped", where there is none), and what else is set: backends
-        for clients outside, where they are others; traffic policy, affinity, source ranges, algorithm, forwarding
+    services: frontend → service, kind, backends ("refused" or "dropped", where there is none), and what else is so:
+        outside_backends (where clients outside get others), traffic_policy, affinity, source_ranges,
+        node_in_source_ranges, algorithm, forwarding
     """
     reader = _Reader(plan, world)
     return {
@@ -87,25 +89,31 @@ class _Reader:
         out = {}
         for key, value in self._plan.state.tables[SERVICES].items():
             fields = SERVICE_KEY.unpack(key)
-            where = format_socket(fields.address, abi.be16(fields.port_be))
-            out[f"{where}/{Protocol.BY_NUMBER[fields.protocol]}"] = self._frontend(SERVICE_VALUE.unpack(value))
+            port = abi.be16(fields.port_be)
+            where = f"{format_socket(fields.address, port)}/{Protocol.BY_NUMBER[fields.protocol]}"
+            owner = self._world.frontend_owner(fields.address, fields.protocol, port)
+            out[where] = self._frontend(owner, SERVICE_VALUE.unpack(value))
         return dict(sorted(out.items()))
 
-    def _frontend(self, value: Any) -> dict[str, Any]:
+    def _frontend(self, owner: ObjectRef | None, value: Any) -> dict[str, Any]:
         flags = value.flags
+        kind = next(kind for kind, flag in KINDS.items() if flags & flag)
+        service = self._world.services.get(owner) if owner else None
+        local = flags & NUMBERS.SERVICE_LOCAL_OUTSIDE
+        if service is not None and kind is Kind.CLUSTER_IP:
+            local = service.exposure.internal_local
         inside = self._target(value.pool_inside, value.count_inside, flags & NUMBERS.SERVICE_DROP_INSIDE)
         outside = self._target(value.pool_outside, value.count_outside, flags & NUMBERS.SERVICE_DROP_OUTSIDE)
-        out: dict[str, Any] = {"kind": next(str(kind) for kind, flag in KINDS.items() if flags & flag)}
-        out["backends"] = inside
+        out: dict[str, Any] = {"service": str(owner), "kind": str(kind), "backends": inside}
         if outside != inside:
-            out["backends for clients outside"] = outside
-        if flags & NUMBERS.SERVICE_LOCAL_OUTSIDE:
-            out["external traffic policy"] = "Local"
+            out["outside_backends"] = outside
+        if local:
+            out["traffic_policy"] = "Local"
         if value.affinity:
             out["affinity"] = f"ClientIP {value.affinity_timeout_s}s"
         if value.ranges:
-            out["source ranges"] = list(map(str, prefixes(self._plan.state.blocks[RANGES][value.ranges])))
-            out["node in source ranges"] = bool(flags & NUMBERS.SERVICE_NODE_IN_RANGES)
+            out["source_ranges"] = list(map(str, prefixes(self._plan.state.blocks[RANGES][value.ranges])))
+            out["node_in_source_ranges"] = bool(flags & NUMBERS.SERVICE_NODE_IN_RANGES)
         if flags & NUMBERS.SERVICE_MAGLEV:
             out["algorithm"] = "maglev"
         if flags & NUMBERS.SERVICE_DSR:

@@ -94,12 +94,13 @@ class _Maker:
 
     def frontend(self, address: bytes, number: int, kind: Kind) -> Frontend:
         exposure, port = self._exposure, self._port
-        v4 = is_v4(address)
+        v4, local = is_v4(address), False
         if kind is Kind.CLUSTER_IP:
             inside = outside = self._target(v4, exposure.internal_local)
         else:
-            inside = self._target(v4, False)
-            outside = self._target(v4, exposure.external_local)
+            inside = outside = self._target(v4, False)
+            if local := exposure.external_local and kind is not Kind.LOOPBACK:
+                outside = self._target(v4, True)
         ranges = _ranges(exposure.source_ranges, v4) if kind is Kind.LOAD_BALANCER else ()
         return Frontend(
             address,
@@ -109,7 +110,7 @@ class _Maker:
             port.name,
             inside,
             outside,
-            exposure.external_local and kind is not Kind.CLUSTER_IP,
+            local,
             exposure.affinity_timeout_s,
             ranges,
             not ranges or any(block.contains(own) for own in self._node.addresses for block in ranges),

@@ -4,7 +4,8 @@ cases/NAME.yaml holds the manifests, cases/NAME.plan.yaml the plan and its probl
 
     GATEHOUSE_REGENERATE=1 pytest tests/scenarios
 
-and read the difference.
+and read the difference. A line such as `# node: {zone: here, external_ips: true}` gives the node's settings
+(NodeConfig.zone and ServiceConfig).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from agent.plan.state import ENDPOINT, INTERFACES, NO_ADDRESS
 from agent.sources.manifest import parse
 from agent.sources.slices import derive
 from agent.sources.tree import Tree
-from agent.world.config import NodeConfig
+from agent.world.config import NodeConfig, ServiceConfig
 from agent.world.world import METADATA_NAME, World
 from policies.address import Prefix, is_v4, parse_address
 from policies.evaluate import HOST, Flow, Party, PodFacts, evaluate
@@ -34,6 +35,7 @@ from policies.model import ContainerPort, Verdict
 
 CASES = sorted(path for path in Path(__file__).parent.glob("cases/*.yaml") if not path.name.endswith(".plan.yaml"))
 OUTSIDE = ("192.0.2.4", "192.0.2.100", "203.0.113.1", "10.244.0.99", "2001:db8::1", "fd00::77")
+SETTINGS = "# node: "
 NODE = ("192.0.2.1", "2001:db8:1::1")
 PORTS = (0, 4, 6, 53, 80, 443, 3868, 5432, 7999, 8000, 8080, 8200, 8201, 9090, 65535)
 PROTOCOLS = (6, 17, 132)
@@ -41,11 +43,15 @@ PROTOCOLS = (6, 17, 132)
 
 def config_for(case: Path) -> NodeConfig:
     dual = case.name.startswith("dual-")
+    lines = [line for line in case.read_text().splitlines() if line.startswith(SETTINGS)]
+    settings = yaml.safe_load(lines[0].removeprefix(SETTINGS)) if lines else {}
     return NodeConfig(
         name="node-1",
         pod_cidrs=tuple(map(Prefix.parse, ("10.244.0.0/24", "fd00:10:244::/64")[: 2 if dual else 1])),
         service_cidrs=tuple(map(Prefix.parse, ("10.96.0.0/16", "fd00:10:96::/112")[: 2 if dual else 1])),
         addresses=tuple(map(parse_address, NODE)),
+        zone=settings.pop("zone", ""),
+        services=ServiceConfig(**settings),
     )
 
 
