@@ -181,6 +181,8 @@ class Handlers:
             *agent.attachments.problems,
             *([agent.health.problem] if agent.health.problem else []),
         ]
+        if agent.kube_proxy.problem:
+            reasons.append(agent.kube_proxy.problem)
         reasons += [f"{ref}: {problem}" for ref, problem in agent.health.ports.problems.items()]
         wrong = [p for p in (*agent.turns.problems, *agent.world.problems()) if not p.warning]
         if wrong:

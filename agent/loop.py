@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from agent import kubeproxy
 from agent import log as logs
 from agent.api import aio
 from agent.api.protocol import ApiError
@@ -67,6 +68,7 @@ class Agent:
         )
         self.source = DirectorySource(Path(config.manifests), instance.last_good)
         self.attachments = Attachments(config, instance, maps, loaded, node.addresses)
+        self.kube_proxy = kubeproxy.Watch(config)
         self.endpoints = Endpoints(
             instance.short_name, instance.state_dir, config.mtu, cgroup=self.attachments.pods_cgroup
         )
@@ -104,6 +106,7 @@ class Agent:
 
     async def _begin(self, batch: Batch) -> set[ObjectRef]:
         """Take over what an earlier agent left, bring the kernel to what is written. Returns pods that are to go."""
+        self.kube_proxy.look()
         earlier = self._restore()
         written = {change.ref for change in batch.changes if change.ref.kind == "Pod"}
         adopted = await self.endpoints.adopt(written | earlier)
@@ -128,6 +131,7 @@ class Agent:
         works = (
             self.turns.run(self.pods), self._watch(), self.flows.run(), self._retirement.run(), self._flush(),
             self._become_ready(), self.health.run(), self.attachments.follow(),
+            self.kube_proxy.run(),
         )  # fmt: skip
         stop = asyncio.create_task(stopping.wait())
         pending: set[asyncio.Task[Any]] = {stop, *(asyncio.create_task(work) for work in works)}
