@@ -1,11 +1,14 @@
-"""What becomes of live flows when the backends of their service change, on real packets translated by tc.
+"""What becomes of live flows when the backends of their service change, on real packets.
 
-Sockets of these tests are in no cgroup of an agent's: what sockets themselves are translated to is tested elsewhere.
+A test's own sockets are in no cgroup of an agent's: tc translates their packets. Processes of pods have theirs
+translated when they connect.
 """
 
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +17,7 @@ from contextlib import ExitStack
 import probes
 import pytest
 import rig
-from agents import RunningAgent, pod
+from agents import RunningAgent, environment, pod
 from given_slices import both, plain, slices
 from probes import DATAGRAM, STREAM, Connection, Server
 from traffic import ANSWERED_S, FAMILIES, Cluster, Pulse, objects, parse, pods
@@ -313,3 +316,122 @@ def test_without_room_for_affinity_new_connections_fail_and_old_ones_live_lesson
         swept = client.call(flows, "stats")["maps"]["affinity"]
         assert (swept["capacity"], swept["expired"] + swept["entries"] > 0) == (2, True)
         assert next(m for m in agent.status()["datapath"]["maps"] if m["name"] == "affinity")["capacity"] == 2
+
+
+# ---- translated sockets
+
+TALK = """
+import errno, socket, sys, time
+kind, address, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+family = socket.AF_INET6 if ":" in address else socket.AF_INET
+last, ends, s = "", time.monotonic() + 30, None
+
+def say(what):
+    global last
+    if what != last:
+        print(what, time.monotonic(), flush=True)
+        last = what
+
+while time.monotonic() < ends:
+    try:
+        if s is None:
+            s = socket.socket(family, socket.SOCK_DGRAM)
+            s.settimeout(0.02)
+            if kind == "connected":
+                s.connect((address, port))
+        s.send(b"talk") if kind == "connected" else s.sendto(b"talk", (address, port))
+        say(s.recv(200).split()[0].decode())
+        time.sleep(0.002)
+    except TimeoutError:
+        pass
+    except OSError as error:
+        say(errno.errorcode[error.errno])
+        s.close()
+        s = None
+"""
+WAIT = """
+import errno, socket, sys, time
+s = socket.create_connection((sys.argv[2], int(sys.argv[3])), 5)
+s.settimeout(30)
+s.send(b"talk")
+print(s.recv(200).split()[0].decode(), time.monotonic(), flush=True)
+try:
+    s.recv(200)
+except OSError as error:
+    print(errno.errorcode[error.errno], time.monotonic(), flush=True)
+"""
+"""Both print what happens, with the time (CLOCK_MONOTONIC): who answers, or the name of an error."""
+
+
+DISCONNECTED = "ECONNABORTED", "EDESTADDRREQ"
+"""What receiving from and sending to a connected UDP socket says that the kernel was told to end."""
+
+
+class Inside:
+    """A process of a pod, whose sockets are translated."""
+
+    def __init__(self, cast: Cluster, place: str, script: str, *arguments: str) -> None:
+        words = [sys.executable, "-m", "agent.cli.main", "exec", place, "--", sys.executable, "-c", script, *arguments]
+        env = environment() | {"GATEHOUSE_STATE_DIR": str(cast.agent.instance.state_dir)}
+        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, env=env, text=True)
+
+    def says(self) -> tuple[str, float]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "it has ended"
+        what, when = line.split()
+        return what, float(when)
+
+    def __enter__(self) -> Inside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+@pytest.mark.parametrize("kind", ["connected", "sendto"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_translated_udp_socket_leaves_a_backend_that_is_gone_lesson_20(live: Cluster, family: str, kind: str) -> None:
+    """A connected one is told so, and connects anew; one that is not need not know."""
+    write(live, "UDP", dns={"b1": "ready"}, other={"b1": "ready"})
+    targets = [live.ip(f"service:turn/{name}", family) for name in ("dns", "other")]
+    with (
+        Inside(live, "turn/client", TALK, kind, targets[0], "80") as talker,
+        Inside(live, "turn/client", TALK, kind, targets[1], "80") as other,
+    ):
+        assert talker.says()[0] == other.says()[0] == "turn/b1:5353"
+        write(live, "UDP", dns={"b2": "ready"}, other={"b1": "ready"})
+        in_force = time.monotonic()
+        if kind == "connected":
+            assert talker.says()[0] in DISCONNECTED
+        what, when = talker.says()
+        assert what == "turn/b2:5353"
+        assert when - in_force < MOVED_S
+        write(live, "UDP", dns={"b2": "ready"}, other={"b2": "ready"})
+        after = DISCONNECTED if kind == "connected" else ("turn/b2:5353",)
+        assert other.says()[0] in after, "until now it stayed"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_translated_connection_ends_once_its_backend_is_listed_no_more_lesson_21(live: Cluster, family: str) -> None:
+    """A client that only waits for an answer hears of it."""
+    write(live, "TCP", web={"b1": "ready"}, other={"b1": "ready"})
+    targets = [live.ip(f"service:turn/{name}", family) for name in ("web", "other")]
+    with (
+        Inside(live, "turn/client", WAIT, "", targets[0], "80") as ours,
+        Inside(live, "turn/client", WAIT, "", targets[1], "80") as others,
+    ):
+        assert ours.says()[0] == others.says()[0] == "turn/b1:8080"
+        write(live, "TCP", web={"b1": "terminating", "b2": "ready"}, other={"b1": "ready"})
+        before = time.monotonic()
+        write(live, "TCP", web={"b2": "ready"}, other={"b1": "ready"})
+        what, when = ours.says()
+        assert what == "ECONNABORTED"
+        assert before < when < time.monotonic() + MOVED_S
+        before = time.monotonic()
+        write(live, "TCP")
+        what, when = others.says()
+        assert (what, when > before) == ("ECONNABORTED", True), "until now it stayed"
