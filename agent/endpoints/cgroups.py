@@ -62,17 +62,34 @@ def join(folder: Path) -> None:
 
 
 def remove_tree(folder: Path) -> bool:
-    """Remove an agent's cgroup and those below, with whatever runs inside; whether it was there. Never one of the
-    calling process's own: raises OSError (EBUSY)."""
+    """Remove an agent's cgroup and those below; whether it was there. What pods run there is ended, other processes go
+    to the root cgroup. Raises OSError (EBUSY) where the calling process is in a pod's."""
     if not folder.is_dir():
         return False
-    if _is_inside(folder):
-        raise OSError(errno.EBUSY, f"this process runs in {folder}: run it from elsewhere")
-    for below, _, _ in os.walk(folder, topdown=False):
-        remove(Path(below))
+    if any(str(os.getpid()) in path.read_text().split() for path in folder.glob(f"{_PODS}/**/{PROCESSES}")):
+        raise OSError(errno.EBUSY, f"this process runs in a pod's cgroup below {folder}: run it from elsewhere")
+    for walked, _, _ in os.walk(folder, topdown=False):
+        below = Path(walked)
+        if not below.is_relative_to(folder / _PODS):
+            _move_away(below, _root(folder))
+        remove(below)
     with suppress(OSError):  # other agents' are beside it
         folder.parent.rmdir()
     return True
+
+
+def _root(folder: Path) -> Path:
+    """The mount point; a machine may have another hierarchy's above it."""
+    while (folder.parent / PROCESSES).exists():
+        folder = folder.parent
+    return folder
+
+
+def _move_away(folder: Path, target: Path) -> None:
+    while pids := (folder / PROCESSES).read_text().split():
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                (target / PROCESSES).write_text(pid)
 
 
 def remove(folder: Path) -> None:
@@ -91,8 +108,3 @@ def remove(folder: Path) -> None:
             with suppress(FileNotFoundError):
                 (folder / _KILL).write_text("1")
             time.sleep(0.002)  # a killed process leaves when it has ended
-
-
-def _is_inside(folder: Path) -> bool:
-    """Whether the calling process is in that cgroup or one below."""
-    return any(str(os.getpid()) in path.read_text().split() for path in folder.rglob(PROCESSES))

@@ -75,7 +75,7 @@ async def test_pods_of_the_nodes_network_too(site: Site, folder: Path) -> None:
 
 @in_loop
 async def test_adopted_processes_stay_in_theirs_and_those_of_lost_pods_go(site: Site, folder: Path) -> None:
-    stays, goes, forgotten = (make_pod(shell("sleep 60"), name=name) for name in ("stays", "goes", "forgotten"))
+    stays, goes, forgotten = (make_pod(shell("exec sleep 60"), name=name) for name in ("stays", "goes", "forgotten"))
     own = PodCgroups(folder, site.instance)
     async with site.running(stays, cgroup=folder, keep=True) as endpoints:
         await endpoints.ensure(goes, [ADDRESSES[0][:-1] + b"\x09"])
@@ -113,26 +113,34 @@ def test_a_pod_without_a_cgroup_can_be_entered_all_the_same(site: Site, folder: 
     assert told.splitlines() == Path("/proc/self/cgroup").read_text().splitlines()
 
 
-def test_an_agents_cgroup_is_removed_with_all_it_holds(root: None) -> None:
+@pytest.fixture
+def agents_folder(root: None) -> Iterator[Path]:
     folder = ensure_cgroup2() / f"gh-test-{os.getpid()}-{os.urandom(4).hex()}" / "agent"
-    own = PodCgroups(folder, "t1").make(ObjectRef("Pod", "shop", "web"))
-    with subprocess.Popen(["sleep", "60"]) as process:
-        (own / cgroups.PROCESSES).write_text(str(process.pid))
-        assert cgroups.remove_tree(folder)
-        assert process.wait(10) == -9
+    yield folder
     assert not folder.parent.exists()
-    assert not cgroups.remove_tree(folder)
 
 
-def test_but_never_from_inside(root: None) -> None:
-    folder = ensure_cgroup2() / f"gh-test-{os.getpid()}-{os.urandom(4).hex()}"
-    own = PodCgroups(folder, "t1").make(ObjectRef("Pod", "shop", "web"))
+def test_an_agents_cgroup_is_removed_with_what_pods_run_and_nobody_else(agents_folder: Path) -> None:
+    pod, node = PodCgroups(agents_folder, "t1").make(ObjectRef("Pod", "shop", "web")), agents_folder / "node"
+    node.mkdir()
+    with subprocess.Popen(["sleep", "60"]) as of_pod, subprocess.Popen(["sleep", "60"]) as of_node:
+        for process, folder in ((of_pod, pod), (of_node, node)):
+            (folder / cgroups.PROCESSES).write_text(str(process.pid))
+        assert cgroups.remove_tree(agents_folder)
+        assert of_pod.wait(10) == -9
+        assert of_node.poll() is None
+        of_node.kill()
+    assert not cgroups.remove_tree(agents_folder)
+
+
+def test_but_never_from_inside_a_pod(agents_folder: Path) -> None:
+    pod = PodCgroups(agents_folder, "t1").make(ObjectRef("Pod", "shop", "web"))
     code = "import sys; from pathlib import Path; from agent.endpoints import cgroups\n"
     code += "cgroups.join(Path(sys.argv[2])); cgroups.remove_tree(Path(sys.argv[1]))"
-    argv = [sys.executable, "-c", code, str(folder), str(own)]
+    argv = [sys.executable, "-c", code, str(agents_folder), str(pod)]
     told = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
     assert told.returncode == 1 and "this process runs in" in told.stderr
-    assert cgroups.remove_tree(folder)
+    assert cgroups.remove_tree(agents_folder)
 
 
 @in_loop
