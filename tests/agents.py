@@ -22,6 +22,7 @@ import rig
 
 from agent.api import client
 from agent.api.protocol import ApiError, UnreachableError
+from agent.datapath import cgroup
 from agent.datapath.mounts import BPFFS
 from agent.endpoints import namespaces
 from agent.instance import NOTES, Instance
@@ -125,6 +126,13 @@ class RunningAgent:
         if pid := listener_pid(self.instance.flows_socket):
             found.append(f"flows process {pid}")
         return found
+
+    def run_as_node(self, *argv: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """A command in the node's namespace whose sockets the agent translates: it runs in a cgroup of the agent's."""
+        folder = cgroup.folder_of(self.instance.name) / "node"
+        folder.mkdir(exist_ok=True)
+        enter = f'echo $$ > {folder}/cgroup.procs && exec "$@"'
+        return self.node.run("sh", "-c", enter, "sh", *argv, timeout_s=timeout_s)
 
     # ---- questions
 
