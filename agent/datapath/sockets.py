@@ -10,12 +10,13 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
 from agent.endpoints.namespaces import entered
 
+_PROTOCOLS = (socket.IPPROTO_UDP, socket.IPPROTO_TCP)
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 0x1, 0x4, 0x300
@@ -46,32 +47,31 @@ class _Found(NamedTuple):
     peer: Backend
 
 
-def destroy(
-    netns: int | None, protocol: int, backends: Collection[Backend] | None, accept: Callable[[int], bool]
-) -> int:
-    """End the connected sockets of a network namespace (a descriptor; None: the calling thread's) whose peer is one of
-    `backends` (None: any) and whose cookie `accept` accepts. Returns how many there were.
+def destroy(netns: int | None, protocol: int, accept: Callable[[int, Backend], bool]) -> int:
+    """End the connected sockets of a network namespace (a descriptor; None: the calling thread's) that `accept` accepts
+    by their cookie and peer. Returns how many there were.
 
     `protocol`: TCP or UDP. An application sees ECONNABORTED. Raises CannotDestroy, OSError.
     """
     with _diag_socket(netns) as diag:
         found = [one for family in (socket.AF_INET, socket.AF_INET6) for one in _connected(diag, family, protocol)]
-        wanted = [one for one in found if (backends is None or one.peer in backends) and accept(one.cookie)]
-        return sum(_end(diag, protocol, one) for one in wanted)
+        return sum(_end(diag, protocol, one) for one in found if accept(one.cookie, one.peer))
 
 
-def destroy_cookies(namespaces: Collection[str], cookies: Collection[int]) -> int:
-    """End the connected TCP and UDP sockets with these cookies, in the network namespaces at these paths and in the
-    calling thread's own. A namespace that is gone has none. Returns how many there were. Raises CannotDestroy, OSError.
-    """
-    accept = frozenset(cookies).__contains__
-    protocols = (socket.IPPROTO_UDP, socket.IPPROTO_TCP)
-    ended = sum(destroy(None, protocol, None, accept) for protocol in protocols)
+def destroy_in(namespaces: Collection[str], wanted: Container[tuple[int, Backend]]) -> int:
+    """End the TCP and UDP sockets with these cookies that are still connected to the backend given with each, in the
+    network namespaces at these paths and in the calling thread's own. A namespace that is gone has none. Returns how many
+    there were. Raises CannotDestroy, OSError."""
+
+    def accept(cookie: int, peer: Backend) -> bool:
+        return (cookie, peer) in wanted
+
+    ended = sum(destroy(None, protocol, accept) for protocol in _PROTOCOLS)
     for path in namespaces:
         with suppress(FileNotFoundError):
             netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                ended += sum(destroy(netns, protocol, None, accept) for protocol in protocols)
+                ended += sum(destroy(netns, protocol, accept) for protocol in _PROTOCOLS)
             finally:
                 os.close(netns)
     return ended

@@ -11,7 +11,7 @@ from agent.api.server import Server
 from agent.datapath.abi import load
 from agent.datapath.maps import Maps
 from agent.datapath.ring import Ring
-from agent.datapath.sockets import destroy_cookies
+from agent.datapath.sockets import destroy_in
 from agent.flows.affinity import AffinitySweeper
 from agent.flows.clock import WallClock
 from agent.flows.collector import Collector
@@ -48,7 +48,7 @@ class Flows:
                 "nat": Sweeper(self.abi, maps["nat"]),
             },
             AffinitySweeper(self.abi, maps["affinity"], maps["services"]),
-            Sockets(self.abi, maps["socket_frontends"], maps["socket_backends"], destroy_cookies),
+            Sockets(self.abi, maps["socket_frontends"], maps["socket_backends"], destroy_in),
             lru=("conntrack_host",),
         )
 

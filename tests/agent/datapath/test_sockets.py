@@ -18,8 +18,11 @@ from policies.address import parse_address
 
 UDP, TCP = socket.IPPROTO_UDP, socket.IPPROTO_TCP
 KINDS = {UDP: socket.SOCK_DGRAM, TCP: socket.SOCK_STREAM}
-ANY = lambda _: True  # noqa: E731
 PEERS = {"v4": "192.0.2.1", "v6": "2001:db8::1", "mapped": "::ffff:192.0.2.1"}
+
+
+def anyone(cookie: int, peer: sockets.Backend) -> bool:
+    return True
 
 
 class Site:
@@ -63,48 +66,51 @@ def test_only_what_is_connected_to_the_backend_ends(site: Site, protocol: int, s
     mine, elsewhere = site.client(protocol, shape), site.client(protocol, shape, other=True)
     idle = site.client(protocol, shape, connect=False)
     another = site.client(TCP if protocol == UDP else UDP, shape)
-    backends = {site.backend(protocol, shape)}
-    assert sockets.destroy(site.netns.fd, protocol, backends, lambda cookie: cookie == cookie_of(elsewhere)) == 0
+    backend = site.backend(protocol, shape)
+    assert sockets.destroy(site.netns.fd, protocol, lambda *both: both == (cookie_of(elsewhere), backend)) == 0
     assert all(map(is_alive, (mine, elsewhere, another)))
-    assert sockets.destroy(site.netns.fd, protocol, backends, ANY) == 1
+    assert sockets.destroy(site.netns.fd, protocol, lambda *both: both == (cookie_of(mine), backend)) == 1
     with pytest.raises(ConnectionAbortedError):
         mine.recv(100)
     assert not is_alive(mine)
     assert all(map(is_alive, (elsewhere, another)))
     idle.connect(elsewhere.getpeername())
     assert is_alive(idle)
-    assert sockets.destroy(site.netns.fd, protocol, backends, ANY) == 0
+    assert sockets.destroy(site.netns.fd, protocol, lambda _, peer: peer == backend) == 0
 
 
 def test_a_udp_client_that_was_told_connects_anew(site: Site) -> None:
     client = site.client(UDP, "v4")
-    assert sockets.destroy(site.netns.fd, UDP, None, ANY) == 1
+    assert sockets.destroy(site.netns.fd, UDP, anyone) == 1
     with pytest.raises(ConnectionAbortedError):
         client.recv(100)
     client.connect(("192.0.2.1", site.others[UDP].port))
     assert is_alive(client)
 
 
-def test_by_cookie_in_several_namespaces(site: Site) -> None:
-    clients = [site.client(protocol, shape) for protocol in KINDS for shape in PEERS]
-    stays = site.client(UDP, "v4")
+def test_in_several_namespaces(site: Site) -> None:
+    made = [(site.client(protocol, shape), site.backend(protocol, shape)) for protocol in KINDS for shape in PEERS]
+    stays, moved = site.client(UDP, "v4"), site.client(UDP, "v4", other=True)
+    wanted = {(cookie_of(client), backend) for client, backend in made}
+    wanted |= {(cookie_of(moved), site.backend(UDP, "v4"))}  # it was connected there before
     with rig.Netns("empty") as empty:
         paths = [empty.path, "/run/netns/gone", site.netns.path]
-        assert sockets.destroy_cookies(paths, {cookie_of(client) for client in clients}) == len(clients)
-    assert not any(map(is_alive, clients))
-    assert is_alive(stays)
+        assert sockets.destroy_in(paths, wanted) == len(made)
+    assert not any(is_alive(client) for client, _ in made)
+    assert is_alive(stays) and is_alive(moved)
 
 
 def test_the_calling_threads_own_namespace(site: Site) -> None:
     client = site.client(UDP, "v6")
-    assert sockets.destroy(None, UDP, {site.backend(UDP, "v6")}, ANY) == 0
-    assert site.netns.call(sockets.destroy, None, UDP, {site.backend(UDP, "v6")}, ANY) == 1
+    wanted = {(cookie_of(client), site.backend(UDP, "v6"))}
+    assert sockets.destroy_in([], wanted) == 0
+    assert site.netns.call(sockets.destroy_in, [], wanted) == 1
     assert not is_alive(client)
 
 
 def test_more_sockets_than_one_answer_holds(site: Site) -> None:
-    clients = [site.client(UDP, "v4") for _ in range(600)]
-    assert sockets.destroy(site.netns.fd, UDP, {site.backend(UDP, "v4")}, ANY) == len(clients)
+    clients, backend = [site.client(UDP, "v4") for _ in range(600)], site.backend(UDP, "v4")
+    assert sockets.destroy(site.netns.fd, UDP, lambda _, peer: peer == backend) == len(clients)
     assert not any(map(is_alive, clients))
 
 
@@ -113,12 +119,12 @@ def test_a_kernel_that_cannot(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
     client = site.client(UDP, "v4")
     monkeypatch.setattr(sockets, "_SOCK_DESTROY", 22)
     with pytest.raises(sockets.CannotDestroy, match="CONFIG_INET_DIAG_DESTROY"):
-        sockets.destroy(site.netns.fd, UDP, None, ANY)
+        sockets.destroy(site.netns.fd, UDP, anyone)
     monkeypatch.undo()
     assert is_alive(client)
     with pytest.raises(sockets.CannotDestroy, match="udp_diag"):
-        sockets.destroy(site.netns.fd, 254, None, ANY)
+        sockets.destroy(site.netns.fd, 254, anyone)
     open_before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     with pytest.raises(sockets.CannotDestroy):
-        sockets.destroy(site.netns.fd, 254, None, ANY)
+        sockets.destroy(site.netns.fd, 254, anyone)
     assert len(os.listdir("/proc/self/fd")) == open_before  # noqa: PTH208

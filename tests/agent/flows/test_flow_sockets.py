@@ -10,6 +10,7 @@ from flow_events import ABI
 
 from agent.datapath.abi import be16
 from agent.datapath.maps import Maps
+from agent.datapath.sockets import Backend
 from agent.flows.pairs import Pair
 from agent.flows.sockets import Sockets
 from policies.address import parse_address
@@ -46,21 +47,25 @@ class Kernel:
     """Remembers what it was asked to end."""
 
     def __init__(self, error: OSError | None = None) -> None:
-        self.asked: list[tuple[list[str], set[int]]] = []
+        self.asked: list[tuple[list[str], set[tuple[int, Backend]]]] = []
         self._error = error
 
-    def destroy(self, namespaces: Collection[str], cookies: Collection[int]) -> int:
-        self.asked.append((list(namespaces), set(cookies)))
+    def destroy(self, namespaces: Collection[str], wanted: Collection[tuple[int, Backend]]) -> int:
+        self.asked.append((list(namespaces), set(wanted)))
         if self._error is not None:
             raise self._error
-        return len(cookies)
+        return len(wanted)
 
 
 def translated(maps: Maps) -> None:
-    """As the socket hooks leave the maps."""
+    """As the socket hooks leave the maps: slots (see bpf/socket_memory.h) stay."""
     for cookie, frontend, protocol, backend in SOCKETS:
         maps["socket_frontends"].update(key(cookie, backend, protocol), value(frontend))
-        maps["socket_backends"].update(key(cookie, frontend, protocol), value(backend))
+        if protocol == UDP:
+            maps["socket_backends"].update(key(cookie, frontend, protocol), value(backend))
+        maps["socket_backends"].update(
+            key(cookie, ("::", 0), protocol), value(backend if protocol == TCP else frontend)
+        )
 
 
 def retire(maps: Maps, kernel: Kernel, *pairs: Pair) -> int:
@@ -81,9 +86,23 @@ def test_sockets_of_a_pair_end_lesson_20(maps: Maps, retired: Pair, expected: se
     translated(maps)
     kernel = Kernel()
     assert retire(maps, kernel, retired) == len(expected)
-    assert kernel.asked == ([(["/run/netns/a", "/run/netns/b"], expected)] if expected else [])
+    wanted = {(cookie, (parse_address(OLD[0]), OLD[1])) for cookie in expected}
+    assert kernel.asked == ([(["/run/netns/a", "/run/netns/b"], wanted)] if expected else [])
     for name in ("socket_frontends", "socket_backends"):
-        assert {KEY.unpack(k).cookie for k, _ in maps[name].items()} == {s[0] for s in SOCKETS} - expected
+        left = {KEY.unpack(k).cookie for k, _ in maps[name].items() if any(KEY.unpack(k).address)}
+        kept = {s[0] for s in SOCKETS if name == "socket_frontends" or s[2] == UDP} - expected
+        assert left == kept
+
+
+def test_both_frontends_of_one_backend_are_forgotten(maps: Maps) -> None:
+    """A datagram socket spoke to FRONTEND, then to OTHER."""
+    for frontend in (FRONTEND, OTHER):
+        maps["socket_frontends"].update(key(1, OLD, UDP), value(frontend))
+        maps["socket_backends"].update(key(1, frontend, UDP), value(OLD))
+    retire(maps, Kernel(), pair(FRONTEND, UDP, OLD))
+    assert [KEY.unpack(k).port_be for k, _ in maps["socket_backends"].items()] == [be16(OTHER[1])]
+    retire(maps, Kernel(), pair(OTHER, UDP, OLD))
+    assert not list(maps["socket_backends"].items()) and not list(maps["socket_frontends"].items())
 
 
 def test_pairs_in_use(maps: Maps) -> None:
