@@ -1,0 +1,188 @@
+"""An agent on the node's devices and cgroups: attached at its start, kept over restarts, taken off by settings and by
+clean-up, from wherever that is called."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rig
+from agents import RunningAgent, pod
+
+from agent import traces
+from agent.datapath import cgroup, xdp
+from agent.datapath.maps import Maps
+from agent.datapath.mounts import ensure_cgroup2
+
+POD = "shop/web"
+
+
+def filters(agent: RunningAgent, device: str) -> list[str]:
+    """Names of the programs on its ingress and egress."""
+    shown = [agent.node.run("tc", "filter", "show", "dev", device, hook).stdout for hook in ("ingress", "egress")]
+    return re.findall(r"gatehouse/(\w+)/", "".join(shown))
+
+
+def xdp_mode(agent: RunningAgent, device: str) -> str:
+    found = re.search(r"\b(xdp|xdpgeneric)\b", agent.node.run("ip", "link", "show", "dev", device).stdout)
+    return found[1] if found else ""
+
+
+def attached(agent: RunningAgent) -> dict[str, int]:
+    return {program["name"]: program["attached"] for program in agent.status()["datapath"]["programs"]}
+
+
+def sockets(agent: RunningAgent, folder: Path | None = None) -> int:
+    """How many of this agent's socket programs are on a cgroup; by default on that of its pods."""
+    found = cgroup.attached(folder or cgroup.folder_of(agent.instance.name), agent.instance.pins)
+    return sum(one.is_ours for one in found)
+
+
+def reserved(agent: RunningAgent) -> str:
+    return agent.node.run("cat", "/proc/sys/net/ipv4/ip_local_reserved_ports").stdout.strip()
+
+
+@pytest.fixture
+def device(outside: rig.Outside) -> str:
+    return outside.link
+
+
+def test_a_node_with_everything_on_and_all_of_it_off_again(agent: RunningAgent, device: str) -> None:
+    agent.write("web.yaml", pod(POD, command="exec sleep 1000"))
+    agent.start("--devices", device, "--xdp", "auto", "--masquerade")
+    status = agent.status()
+    assert (status["state"], status["reasons"]) == ("ready", [])
+    counts = attached(agent)
+    assert {name: counts[name] for name in ("from_pod", "to_pod", "from_network", "to_network", "xdp_network")} == {
+        "from_pod": 1,
+        "to_pod": 1,
+        "from_network": 1,
+        "to_network": 1,
+        "xdp_network": 1,
+    }
+    assert {counts[name] for name in counts if name.startswith("gh_")} == {1}
+    assert sockets(agent) == sum(name.startswith("gh_") for name in counts) == 9
+    assert filters(agent, device) == ["from_network", "to_network"]
+    assert xdp_mode(agent, device) == "xdp"
+    assert reserved(agent) == "30000-32767"
+    folders = {path.name for path in agent.instance.pins.root.glob("programs-*")}
+    assert len(folders) == 3
+
+    assert agent.stop() == 0
+    assert (len(filters(agent, device)), xdp_mode(agent, device), sockets(agent)) == (2, "xdp", 9), "all of it stays"
+    agent.start("--devices", device, "--xdp", "off", "--socket-lb", "host")
+    assert (len(filters(agent, device)), xdp_mode(agent, device), sockets(agent)) == (2, "", 0)
+    agent.kill()
+    agent.start("--socket-lb", "off")
+    assert (filters(agent, device), sockets(agent)) == ([], 0)
+    assert "clsact" not in agent.node.run("tc", "qdisc", "show", "dev", device).stdout
+    assert set(attached(agent)) == {"from_pod", "to_pod"}
+    assert len(list(agent.instance.pins.root.glob("programs-*"))) == 1
+    with Maps.open_pinned(agent.instance.pins.maps) as maps:
+        assert list(maps["devices"].items()) == []
+
+
+def test_cleanup_from_another_namespace_leaves_nothing(agent: RunningAgent, device: str) -> None:
+    """As the machine's administrator calls it: in the machine's own namespace, by the state directory's name."""
+    agent.node.sysctl(ipv4__ip_local_reserved_ports="8080")
+    agent.write("web.yaml", pod(POD, command="exec sleep 1000"))
+    agent.start("--devices", "auto", "--xdp", "generic")
+    assert reserved(agent) == "8080,30000-32767"
+    assert xdp_mode(agent, device) == "xdpgeneric"
+    folder = cgroup.folder_of(agent.instance.name)
+    assert folder.is_dir()
+    agent.kill()
+    said = agent.cli("cleanup", check=True).stdout
+    for what in ("1 devices", "1 XDP programs", "9 socket programs", "1 cgroups"):
+        assert what in said
+    assert (filters(agent, device), xdp_mode(agent, device), reserved(agent)) == ([], "", "8080")
+    assert "clsact" not in agent.node.run("tc", "qdisc", "show", "dev", device).stdout
+    assert not folder.exists()
+    assert agent.leftovers() == []
+    assert "nothing to remove" in agent.cli("cleanup", check=True).stdout
+
+
+def test_remove_on_exit_takes_all_of_it_off(agent: RunningAgent, device: str) -> None:
+    agent.start("--devices", device, "--xdp", "auto", "--remove-on-exit")
+    folder = cgroup.folder_of(agent.instance.name)
+    assert len(filters(agent, device)) == 2
+    assert agent.stop() == 0
+    assert (filters(agent, device), xdp_mode(agent, device), folder.exists(), reserved(agent)) == ([], "", False, "")
+
+
+def test_killed_while_it_starts(agent: RunningAgent, device: str) -> None:
+    """At whatever moment: the next start ends with everything in its place, once."""
+    agent.write("web.yaml", pod(POD, command="exec sleep 1000"))
+    flags = ("--devices", device, "--xdp", "auto")
+    for milestone in ("traces.json", "agent.sock"):
+        agent.start(*flags, settle=False)
+        rig.wait_until((agent.instance.state_dir / milestone).exists, 60, milestone)
+        agent.kill()
+        (agent.instance.state_dir / milestone).unlink(missing_ok=milestone == "agent.sock")
+    agent.start(*flags)
+    assert agent.status()["reasons"] == []
+    assert (filters(agent, device), xdp_mode(agent, device)) == (["from_network", "to_network"], "xdp")
+    assert sockets(agent) == 9
+    assert len(xdp.attached(agent.instance.pins.links)) == 1
+    known = traces.read(agent.instance.traces)
+    assert known is not None
+    assert known.cgroups == (str(cgroup.folder_of(agent.instance.name)),)
+
+
+def test_what_is_missing_is_said_until_it_is_there(agent: RunningAgent, device: str) -> None:
+    agent.start("--devices", f"{device},late0", "--xdp", "native")
+    agent.node.ip("link add plain0 type bridge")
+    (reason,) = agent.status()["reasons"]
+    assert (agent.status()["state"], reason) == (
+        "degraded",
+        "device late0 is not there: it is used as soon as it appears",
+    )
+    agent.node.ip("link set plain0 name late0")
+    (refused,) = rig.wait_until(
+        lambda: [r for r in agent.status()["reasons"] if "native" in r], 10, "the bridge to refuse native XDP"
+    )
+    assert refused.startswith("device late0 does not take XDP (native: Operation not supported)")
+    assert attached(agent)["from_network"] == 2
+    assert attached(agent)["xdp_network"] == 1
+
+
+@pytest.fixture
+def other_cgroup(agent: RunningAgent) -> Iterator[Path]:
+    """Asked after `agent`, it is removed before the agent is cleaned up after: then it must be free of programs."""
+    folder = ensure_cgroup2() / f"gatehouse-{agent.instance.name}"
+    folder.mkdir()
+    yield folder
+    folder.rmdir()
+
+
+def test_a_cgroup_of_the_users(agent: RunningAgent, other_cgroup: Path) -> None:
+    agent.start("--cgroup", str(other_cgroup), "--socket-lb", "host")
+    assert sockets(agent, other_cgroup) == 9
+    agent.kill()
+    agent.start("--cgroup", str(other_cgroup))
+    assert (sockets(agent, other_cgroup), sockets(agent)) == (9, 9), "that of pods is not below it"
+    agent.kill()
+    agent.start()
+    assert (sockets(agent, other_cgroup), sockets(agent)) == (0, 9)
+    agent.kill()
+    agent.start("--cgroup", str(other_cgroup.parent / "nowhere"), settle=False)
+    assert agent.process is not None
+    assert agent.process.wait(30) != 0
+    assert "is not a folder of a cgroup2 file system" in agent.log().splitlines()[-1]
+    agent.start("--cgroup", str(other_cgroup))
+    agent.kill()
+    agent.cli("cleanup", check=True)
+    assert sockets(agent, other_cgroup) == 0
+
+
+def test_a_start_beside_kube_proxy_says_so(agent: RunningAgent) -> None:
+    with agent.node.call(socket.create_server, ("", 10249)):
+        agent.start()
+        status: dict[str, Any] = agent.status()
+        assert status["state"] == "degraded"
+        assert any("kube-proxy runs here" in reason for reason in status["reasons"])
+        assert "another service proxy" in agent.log()
