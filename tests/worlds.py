@@ -37,7 +37,7 @@ CONFIG = NodeConfig(
     service_cidrs=(Prefix.parse("10.96.0.0/29"), Prefix.parse("fd00:96::/112")),
     addresses=tuple(parse_address(a) for a in drawn.HOST_ADDRESSES),
     zone="z1",
-    services=ServiceConfig(node_ports=(30000, 30004), external_ips=True, maglev_size=251),
+    services=ServiceConfig(node_ports=(30000, 30002), external_ips=True, maglev_size=251),
 )
 CONFIGS = (
     CONFIG,
@@ -45,7 +45,7 @@ CONFIGS = (
         CONFIG,
         labels_exclude=("env",),
         services=ServiceConfig(
-            node_ports=(30000, 30004),
+            node_ports=(30000, 30002),
             node_port_addresses=(Prefix.parse("10.0.0.0/8"),),
             algorithm="maglev",
             maglev_size=251,
@@ -173,7 +173,7 @@ def exposures(draw: st.DrawFn, kind: str) -> Exposure:
         source_ranges=tuple(sorted(draw(ranges))) if balancer else (),
         internal_local=draw(st.sampled_from((False, False, True))),
         external_local=external_local,
-        health_node_port=draw(st.sampled_from((0, 30003, 31000))) if balancer and external_local else 0,
+        health_node_port=draw(st.sampled_from((0, 30002, 31000))) if balancer and external_local else 0,
         affinity_timeout_s=draw(st.sampled_from((0, 0, 10800))),
         distribution=draw(st.sampled_from(("", "", "PreferSameZone", "PreferSameNode"))),
         allocates_node_ports=not balancer or draw(st.booleans()),
@@ -239,15 +239,15 @@ def slices(draw: st.DrawFn) -> EndpointSlice:
     )
 
 
+KINDS = ("pod", "pod", "no pod", "policy", "policy", "no policy", "namespace", "service", "service", "slice")
+ABOUT_SERVICES = ("service", "service", "service", "service", "slice", "pod", "no pod")
+
+
 @st.composite
-def edits(draw: st.DrawFn, scene: Scene) -> Scene:
+def edits(draw: st.DrawFn, scene: Scene, kinds: tuple[str, ...] = KINDS) -> Scene:
     """A scene after one change: a pod, policy, service or slice comes, changes or goes, or a namespace changes."""
     cluster, others = scene.cluster, scene.services
-    kind = draw(
-        st.sampled_from(
-            ("pod", "pod", "no pod", "policy", "policy", "no policy", "namespace", "service", "service", "slice")
-        )
-    )
+    kind = draw(st.sampled_from(kinds))
     if kind == "pod":
         pod = draw(drawn.live_pod_specs(draw(st.integers(0, 5))))
         pods = (*(p for p in cluster.pods if p.name != pod.name), pod)
@@ -273,12 +273,13 @@ def edits(draw: st.DrawFn, scene: Scene) -> Scene:
 
 
 @st.composite
-def histories(draw: st.DrawFn, steps: int = 8, batch: int = 3) -> list[Scene]:
+def histories(draw: st.DrawFn, steps: int = 8, batch: int = 3, kinds: tuple[str, ...] = KINDS) -> list[Scene]:
     """Scenes, each a few edits after the one before."""
-    scenes = [Scene(draw(drawn.clusters()))]
+    small = "policy" not in kinds
+    scenes = [Scene(draw(drawn.clusters(max_pods=3, max_policies=1) if small else drawn.clusters()))]
     for _ in range(steps):
         scene = scenes[-1]
         for _ in range(draw(st.integers(1, batch))):
-            scene = draw(edits(scene))
+            scene = draw(edits(scene, kinds))
         scenes.append(scene)
     return scenes

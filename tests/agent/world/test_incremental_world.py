@@ -7,7 +7,7 @@ import os
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import Cluster
-from worlds import CONFIGS, Scene, change_world, histories
+from worlds import ABOUT_SERVICES, CONFIGS, Scene, change_world, histories
 
 from agent.services.model import Frontend
 from agent.sources.slices import derive
@@ -22,7 +22,7 @@ def facts(world: World, ref: ObjectRef) -> tuple[tuple[Frontend, ...], int]:
     return world.frontends(ref), world.services.health_port(ref)
 
 
-@given(scenes=histories(), config=st.sampled_from(CONFIGS))
+@given(scenes=histories(steps=12, kinds=ABOUT_SERVICES), config=st.sampled_from(CONFIGS))
 @settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 def test_incremental_frontends_are_those_from_scratch(scenes: list[Scene], config: NodeConfig) -> None:
     world = World(config, derive)
@@ -48,7 +48,7 @@ def test_incremental_frontends_are_those_from_scratch(scenes: list[Scene], confi
         assert len(keys) == len(set(keys)), "no two services have one frontend"
 
 
-@given(scenes=histories(steps=1, batch=12), config=st.sampled_from(CONFIGS))
+@given(scenes=histories(steps=1, batch=12, kinds=ABOUT_SERVICES), config=st.sampled_from(CONFIGS))
 @settings(max_examples=EXAMPLES // 2, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 def test_what_goes_leaves_nothing(scenes: list[Scene], config: NodeConfig) -> None:
     world = World(config, derive)
