@@ -6,10 +6,8 @@ translated when they connect.
 
 from __future__ import annotations
 
-import errno
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,14 +18,13 @@ import rig
 from agents import RunningAgent, environment, pod
 from given_slices import both, plain, slices
 from probes import DATAGRAM, STREAM, Connection, Server
+from talker import MOVED_S, Talker, await_reset
 from traffic import ANSWERED_S, FAMILIES, Cluster, Pulse, objects, parse, pods
 
 from agent.api import client
 from agent.flows.flow import FlowType
 
 CAST, LIVE = "changes-cast.yaml", "changes-live.yaml"
-MOVED_S = 1.0
-"""How long a UDP client may stay with a backend that is gone (lesson 20)."""
 PORTS = {"TCP": 8080, "UDP": 5353}
 
 
@@ -67,63 +64,6 @@ def write(cast: Cluster, protocol: str, **services: dict[str, str]) -> None:
 def connect(cast: Cluster, service: str, protocol: str, family: str) -> Connection:
     (row,) = parse(f"turn/client service:turn/{service} {protocol}/80/{family} answered")
     return cast.connect(row)
-
-
-class Talker:
-    """Sends by a connected UDP socket, whatever comes back, and notes who answers and when."""
-
-    def __init__(self, connection: Connection, every_s: float = 0.002) -> None:
-        self.sent = 0
-        self.answers: list[tuple[float, str]] = []
-        self._socket = connection.socket
-        self._every_s = every_s
-        self._over = threading.Event()
-        self._changed = threading.Condition()
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._send, self._receive)]
-        self._socket.settimeout(0.1)
-        for thread in self._threads:
-            thread.start()
-
-    def _send(self) -> None:
-        while not self._over.wait(self._every_s):
-            try:
-                self._socket.send(b"talk")
-                self.sent += 1
-            except ConnectionRefusedError:  # of an earlier one
-                continue
-
-    def _receive(self) -> None:
-        while not self._over.is_set():
-            try:
-                label = self._socket.recv(200).split()[0].decode()
-            except (TimeoutError, ConnectionRefusedError):
-                continue
-            with self._changed:
-                self.answers.append((time.monotonic(), label))
-                self._changed.notify_all()
-
-    def first(self, label: str) -> float:
-        """When (monotonic) somebody first answered; waits for it."""
-        with self._changed:
-            found = self._changed.wait_for(lambda: any(who == label for _, who in self.answers), ANSWERED_S)
-            assert found, f"{label} never answered: {self.answers[-3:]}"
-            return next(when for when, who in self.answers if who == label)
-
-    def heard(self, count: int) -> list[str]:
-        """Who gave so many further answers."""
-        with self._changed:
-            before = len(self.answers)
-            assert self._changed.wait_for(lambda: len(self.answers) >= before + count, ANSWERED_S)
-            return [who for _, who in self.answers[before:]]
-
-    def __enter__(self) -> Talker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-        self._socket.close()
 
 
 ENDS = {
@@ -191,9 +131,7 @@ def test_a_connection_lives_until_its_backend_is_listed_no_more_lesson_21(
         with connect(live, "web", "TCP", family) as fresh:
             assert fresh.exchange(ANSWERED_S).label == "turn/b2:8080", "not used by others"
         write(live, "TCP", web={"b2": "ready"}, other={"b1": "ready"})
-        rig.wait_until(lambda: ours.exchange(ANSWERED_S).result == "refused", ANSWERED_S)  # by then not used for ever
-        answer = idle.exchange(ANSWERED_S)
-        assert (answer.result, answer.error) == ("refused", errno.ECONNRESET)
+        await_reset(ours, idle)
         (drop,) = live.verdicts.flows(port, "TCP", FlowType.DROP)
         assert drop.service is not None
         assert (drop.verdict, drop.drop_reason, drop.service.name) == ("REFUSED", "BACKEND_GONE", "web")
@@ -208,7 +146,7 @@ def test_a_service_that_is_deleted_ends_its_connections(live: Cluster, family: s
         assert ours.exchange(ANSWERED_S)
         assert others.exchange(ANSWERED_S)
         write(live, "TCP", other={"b1": "ready"})
-        rig.wait_until(lambda: ours.exchange(ANSWERED_S).result == "refused", ANSWERED_S)
+        await_reset(ours)
         assert others.exchange(ANSWERED_S)
 
 
@@ -277,7 +215,7 @@ def test_what_goes_while_no_agent_runs_is_not_missed(agent: RunningAgent, gone: 
         assert [c.exchange(ANSWERED_S).label for c in (tcp, udp)] == ["shop/old", "shop/old"]
         put(agent, "none", "back", SERVICE if gone == "backend" else "")
         agent.start()
-        rig.wait_until(lambda: tcp.exchange(ANSWERED_S).result == "refused", ANSWERED_S)
+        await_reset(tcp)
         if gone == "backend":
             rig.wait_until(lambda: udp.exchange(0.3).label == "shop/new", ANSWERED_S)
         else:
