@@ -7,12 +7,25 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_datapath import PROGRAM, SMALL_SIZES, write_source
+from small_datapath import NETWORK_PROGRAM, PROGRAM, SMALL_SIZES, write_source
 
 from agent.datapath import bpf
 from agent.datapath.maps import Maps
 from agent.datapath.pins import Pins, instance_name
-from agent.datapath.programs import CompileFailed, Programs, ensure_loaded, source_hash, statistics
+from agent.datapath.programs import (
+    NETWORK,
+    NETWORK_PROGRAMS,
+    PROGRAMS,
+    SOCKET,
+    CompileFailed,
+    Programs,
+    ProgramType,
+    Unit,
+    ensure_loaded,
+    load_units,
+    source_hash,
+    statistics,
+)
 
 
 def ids(programs: Programs) -> dict[str, int]:
@@ -99,7 +112,7 @@ def test_what_does_not_load_says_why(
 
 
 def test_the_agent_itself_never_imports_bcc() -> None:
-    modules = ["apply", "bpf", "maps", "mounts", "pins", "programs", "ring", "tc", "testrun"]
+    modules = ["apply", "bpf", "cgroup", "maps", "mounts", "network", "pins", "programs", "ring", "tc", "testrun"]
     code = f"import sys\nfor m in {modules}: __import__('agent.datapath.' + m)\nsys.exit('bcc' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -119,3 +132,53 @@ def test_pins_are_removed(pins: Pins) -> None:
     pins.remove()
     assert not pins.root.exists()
     pins.remove()  # again is fine
+
+
+UNITS = (
+    Unit("pods", "small.c", PROGRAMS),
+    Unit("network", "network.c", NETWORK_PROGRAMS),
+)
+
+
+def test_units_are_loaded_side_by_side(maps: Maps, pins: Pins, tmp_path: Path) -> None:
+    write_source(tmp_path)
+    (tmp_path / "network.c").write_text(NETWORK_PROGRAM)
+    with load_units(maps, pins, UNITS, tmp_path) as loaded:
+        assert loaded.failures == {}
+        assert {name: set(programs) for name, programs in loaded.items()} == {
+            "pods": {"from_pod", "to_pod"},
+            "network": {"from_network", "to_network", "xdp_network"},
+        }
+        assert len({programs.source_hash for programs in loaded.values()}) == 2
+        first = {name: ids(programs) for name, programs in loaded.items()}
+    with load_units(maps, pins, UNITS, tmp_path) as loaded:
+        assert {name: ids(programs) for name, programs in loaded.items()} == first
+        kept = [pins.maps, pins.programs(loaded["pods"].source_hash)]
+        assert pins.remove_others(kept) == [pins.programs(loaded["network"].source_hash)]
+        assert loaded.of(NETWORK) == loaded["network"]
+        assert not loaded.of(SOCKET)
+
+
+def test_a_unit_that_does_not_load_leaves_the_others(maps: Maps, pins: Pins, tmp_path: Path) -> None:
+    write_source(tmp_path)
+    (tmp_path / "network.c").write_text(NETWORK_PROGRAM.replace("return XDP_PASS", "return nonsense"))
+    with load_units(maps, pins, UNITS, tmp_path) as loaded:
+        assert set(loaded) == {"pods"}
+        assert "undeclared identifier 'nonsense'" in str(loaded.failures["network"])
+        assert sorted(p.name for p in pins.root.iterdir()) == sorted(
+            [pins.maps.name, pins.programs(loaded["pods"].source_hash).name]
+        )
+    without = UNITS[1].without(ProgramType.XDP)
+    assert [spec.name for spec in without.programs] == ["from_network", "to_network"]
+
+
+def test_a_program_more_is_compiled_when_it_is_wanted(maps: Maps, pins: Pins, tmp_path: Path) -> None:
+    """As where XDP is turned on: the source is the same, its folder of pins has one more."""
+    source = write_source(tmp_path, NETWORK_PROGRAM)
+    with ensure_loaded(maps, pins, source, NETWORK.without(ProgramType.XDP).programs) as programs:
+        assert set(programs) == {"from_network", "to_network"}
+    with ensure_loaded(maps, pins, source, NETWORK_PROGRAMS) as programs:
+        assert set(programs) == {"from_network", "to_network", "xdp_network"}
+        all_three = ids(programs)
+    with ensure_loaded(maps, pins, source, NETWORK.without(ProgramType.XDP).programs) as programs:
+        assert ids(programs).items() < all_three.items(), "nothing is compiled to do without one"
