@@ -55,7 +55,7 @@ NODES = {"n1": LOCAL, "n2": REMOTE}
 ORIGIN = Origin("rows", 0)
 TARGET = 8080
 
-SENTENCES = ("refused", "no service", "dropped NO_LOCAL_BACKEND", "dropped SOURCE_RANGE")
+SENTENCES = ("refused", "no service", "dropped NO_LOCAL_BACKEND", "dropped SOURCE_RANGE", "dropped SCTP_PORT")
 
 Asked = tuple[str, str, str] | tuple[str, str, str, int]
 
@@ -146,6 +146,15 @@ ROWS = (
         "an address that two services name: the first by name has it",
         (Svc(endpoints=("far",), name="t"), Svc(endpoints=("a",), name="s")),
         (("b", "web:80", "a"),),
+    ),
+    Row(
+        "SCTP: the port cannot be changed",
+        (Svc(("80/SCTP>8080@30080",), type="NodePort"),),
+        (
+            ("b", "web:80/SCTP", "dropped SCTP_PORT"),
+            ("world", "node:30080/SCTP", "dropped SCTP_PORT"),
+            ("far", "node:30080/SCTP", "dropped SCTP_PORT"),
+        ),
     ),
     # ---- families
     Row(
@@ -248,8 +257,8 @@ ROWS = (
     ),
     Row(
         "SCTP node port",
-        (Svc(("80/SCTP>80@30080",), type="NodePort"),),
-        (("world", "node:30080/SCTP", "a:80 far:80=node"),),
+        (Svc(("30080/SCTP>30080@30080",), type="NodePort"),),
+        (("world", "node:30080/SCTP", "a:30080 far:30080=node"), ("b", "web:30080/SCTP", "a:30080 far:30080")),
     ),
     Row(
         "two services, one node port: the first by name has it",
@@ -466,6 +475,12 @@ ROWS = (
         "DSR: backends on other nodes see the client",
         (NODE_PORT,),
         (("world", "node:30080", "a far"), ("far-too", "node:30080", "a far"), ("b", "node:30080", "a far")),
+        {"forwarding": "dsr"},
+    ),
+    Row(
+        "DSR: a pod elsewhere that is its own backend cannot answer itself",
+        (NODE_PORT,),
+        (("far", "node:30080", "a far=node"),),
         {"forwarding": "dsr"},
     ),
     Row(

@@ -30,6 +30,7 @@ class Place(StrEnum):
     OUTSIDE = "outside the cluster"  # other nodes, too
 
 
+SCTP = IpProtocol.BY_NAME["SCTP"]
 INSIDE = (Place.LOCAL_POD, Place.REMOTE_POD, Place.NODE)
 HERE = (Place.LOCAL_POD, Place.NODE)
 
@@ -49,7 +50,7 @@ class Source(StrEnum):
     HAIRPIN = "hairpin"  # the pod is its own backend: a link-local one
 
 
-NO_LOCAL_BACKEND, SOURCE_RANGE = "NO_LOCAL_BACKEND", "SOURCE_RANGE"
+NO_LOCAL_BACKEND, SOURCE_RANGE, SCTP_PORT = "NO_LOCAL_BACKEND", "SOURCE_RANGE", "SCTP_PORT"
 """Drop reasons: names of bpf/abi.h's without DROP_."""
 
 
@@ -132,6 +133,9 @@ def trace(view: View, packet: Packet) -> Trace:
     if not target.backends:
         outcome, reason = (Outcome.DROPPED, NO_LOCAL_BACKEND) if target.drops else (Outcome.REFUSED, "")
         return Trace(outcome, reason, (), ref, frontend, tuple(steps), left_out)
+    if packet.protocol == SCTP and any(port != packet.port for _, port in target.backends):
+        steps.append("SCTP's checksum does not let the port be changed: the target port must be the port.")
+        return Trace(Outcome.DROPPED, SCTP_PORT, (), ref, frontend, tuple(steps), left_out)
     steps += _choice(view, packet, place, frontend, target)
     backends = _candidates(view, packet, place, frontend, target)
     deliveries = tuple(_delivery(view, packet, place, frontend, backend) for backend in backends)
@@ -154,12 +158,16 @@ def _may(frontend: Frontend, source: bytes, place: Place) -> bool:
 def _choice(view: View, packet: Packet, place: Place, f: Frontend, target: Target) -> Iterator[str]:
     if f.affinity_timeout_s:
         yield f"sessionAffinity ClientIP: a client keeps its backend until it was idle for {f.affinity_timeout_s} s."
-    if not f.maglev:
-        yield f"Any of {len(target.backends)}, at random." if len(target.backends) > 1 else "There is no other."
-    elif _hash(view, packet, place, f) is None:
-        yield "By Maglev, which depends on a source port that is not known here."
+    if len(target.backends) == 1:
+        yield "There is no other."
+    elif not f.maglev:
+        yield f"Any of {len(target.backends)}, at random."
+    elif _hash(view, packet, place, f) is not None:
+        yield "By Maglev: every node chooses this one for a new flow."
+    elif place in HERE:
+        yield "Maglev is for what comes from elsewhere; sockets here choose at random."
     else:
-        yield "By Maglev: every node chooses this one for the flow."
+        yield "By Maglev, which depends on the source port: say which."
 
 
 def _candidates(view: View, packet: Packet, place: Place, f: Frontend, target: Target) -> tuple[Backend, ...]:
@@ -172,11 +180,11 @@ def _candidates(view: View, packet: Packet, place: Place, f: Frontend, target: T
 
 
 def _hash(view: View, packet: Packet, place: Place, f: Frontend) -> int | None:
-    """What the Maglev table is asked with, if that is known: sockets of the node have no source port yet."""
+    """What the Maglev table is asked with, if that is certain: a socket here has no port yet when it asks."""
     seed = view.node.services.seed
-    if f.affinity_timeout_s:
+    if f.affinity_timeout_s and place is not Place.NODE:
         return maglev.client_hash(packet.source, seed)
-    if not packet.source_port or place is Place.NODE:
+    if not packet.source_port or place in HERE:
         return None
     return maglev.flow_hash(packet.source, packet.source_port, packet.destination, packet.port, packet.protocol, seed)
 
@@ -189,7 +197,8 @@ def _delivery(view: View, packet: Packet, place: Place, frontend: Frontend, back
         return Delivery(backend, Source.NODE if packet.source in LOOPBACKS else Source.CLIENT, local)
     if local or place is Place.LOCAL_POD:
         return Delivery(backend, Source.CLIENT, local)
-    return Delivery(backend, Source.CLIENT, False, True) if frontend.dsr else Delivery(backend, Source.NODE, False)
+    direct = frontend.dsr and backend[0] != packet.source  # it could not answer itself
+    return Delivery(backend, Source.CLIENT if direct else Source.NODE, False, direct)
 
 
 def _on_the_way(delivery: Delivery) -> str:

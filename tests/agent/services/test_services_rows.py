@@ -8,7 +8,7 @@ from services_rows import ROWS, Row, packets_of, said, world_of
 
 from agent.plan.plan import Plan
 from agent.plan.tracing import WorldView, trace_in
-from agent.services.trace import INSIDE, Outcome, Place
+from agent.services.trace import INSIDE, SCTP_PORT, Outcome, Place
 
 IDS = [row.name for row in ROWS]
 
@@ -32,6 +32,8 @@ def test_plan_has_the_entries_that_say_so(row: Row) -> None:
             assert found is None
         elif trace.outcome is Outcome.NO_SERVICE:
             assert found is not None, "there is an entry, but such packets are not looked up among its kind"
+        elif trace.reason == SCTP_PORT:
+            assert isinstance(found, frozenset), "that is seen when the packet is"
         elif trace.outcome is Outcome.DELIVERED:
             assert found == frozenset(one.backend for one in trace.deliveries)
         else:
