@@ -51,7 +51,7 @@ def destroy(netns: int | None, protocol: int, accept: Callable[[int, Backend], b
     """End the connected sockets of a network namespace (a descriptor; None: the calling thread's) that `accept` accepts
     by their cookie and peer. Returns how many there were.
 
-    `protocol`: TCP or UDP. An application sees ECONNABORTED. Raises CannotDestroy, OSError.
+    `protocol`: TCP or UDP. An application sees ECONNABORTED; where it sends UDP, EDESTADDRREQ. Raises CannotDestroy, OSError.
     """
     with _diag_socket(netns) as diag:
         found = [one for family in (socket.AF_INET, socket.AF_INET6) for one in _connected(diag, family, protocol)]
@@ -60,8 +60,8 @@ def destroy(netns: int | None, protocol: int, accept: Callable[[int, Backend], b
 
 def destroy_in(namespaces: Collection[str], wanted: Container[tuple[int, Backend]]) -> int:
     """End the TCP and UDP sockets with these cookies that are still connected to the backend given with each, in the
-    network namespaces at these paths and in the calling thread's own. A namespace that is gone has none. Returns how many
-    there were. Raises CannotDestroy, OSError."""
+    network namespaces at these paths and in the calling thread's own. A namespace that is gone has none. Returns how
+    many there were. Raises CannotDestroy, OSError."""
 
     def accept(cookie: int, peer: Backend) -> bool:
         return (cookie, peer) in wanted

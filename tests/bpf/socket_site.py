@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -71,13 +72,15 @@ class Maker:
         folder.mkdir(exist_ok=True)
         self._asks, theirs = socket.socketpair()
         self._asks.settimeout(20)
+        self._one_at_a_time = threading.Lock()
         with theirs:
             argv = [sys.executable, "-I", "-S", "-c", _MAKER, str(folder / cgroups.PROCESSES), netns.path]
             self._process = subprocess.Popen(argv, stdin=theirs.fileno())
 
     def socket(self, family: int, kind: int) -> socket.socket:
-        self._asks.send(f"{int(family)} {int(kind)}".encode())
-        _, fds, _, _ = socket.recv_fds(self._asks, 1, 1)
+        with self._one_at_a_time:
+            self._asks.send(f"{int(family)} {int(kind)}".encode())
+            _, fds, _, _ = socket.recv_fds(self._asks, 1, 1)
         return socket.socket(fileno=fds[0])
 
     def close(self) -> None:
