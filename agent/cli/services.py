@@ -41,9 +41,9 @@ def services(
 ) -> None:
     """Services, their frontends and the backends new flows get.
 
-    The table has a row for each kind of frontend of each port: ClusterIP, NodePort, ExternalIP, LoadBalancer, HostPort
-    (of a pod), Loopback (a node port at 127.0.0.1 or ::1). "+2" are further addresses of the same kind. Where pods and
-    this node (inside) get other backends than everybody else (outside), both are shown.
+    The table has a row for each kind of frontend of each port: ClusterIP, LoadBalancer, ExternalIP, NodePort (those at
+    127.0.0.1 and ::1, of kind Loopback, are counted with it), HostPort (of a pod). "+2" are further addresses. Where
+    pods and this node (inside) get other backends than everybody else (outside), both are shown.
 
     JSON, an array of: namespace, name, type, ips, internal_traffic_policy, external_traffic_policy,
     health_check_node_port, frontends, last_change {time, text} (since the agent started, or null), origin, problem.
@@ -154,16 +154,18 @@ def service_rows(service: ServiceView) -> Iterator[list[str]]:
         frontend = f"{_socket(first.address, first.port)}/{first.protocol}{more}"
         changes = [f.last_change for f in (first, *others) if f.last_change]
         newest = max(changes, key=lambda change: change.time, default=None)
+        problem, service = service.problem, msgspec.structs.replace(service, problem="")  # once a service
         changed = f"{newest.time[:19]}Z {newest.text}" if newest else ""
-        yield [*head, first.kind, frontend, _backends(first), _options(service, first), changed, service.problem]
+        yield [*head, first.kind, frontend, _backends(first), _options(service, first), changed, problem]
 
 
-KINDS = ("ClusterIP", "LoadBalancer", "ExternalIP", "NodePort", "Loopback", "HostPort")
+KINDS = {"ClusterIP": 0, "LoadBalancer": 1, "ExternalIP": 2, "NodePort": 3, "Loopback": 3, "HostPort": 4}
+"""Their order. Loopback is a node port at one more address."""
 
 
 def _likeness(f: FrontendView) -> tuple[int, str, str, int, bool]:
     """Frontends for which this is equal differ in their address. Those without a backend are told apart."""
-    return KINDS.index(f.kind), f.name, f.protocol, f.port, not f.backends
+    return KINDS[f.kind], f.name, f.protocol, f.port, not f.backends
 
 
 def _backends(f: FrontendView) -> str:

@@ -84,9 +84,13 @@ def test_a_row_for_each_port_and_kind() -> None:
     assert cells("FRONTEND", None, frontends=frontends) == [
         "10.96.0.1:80/TCP +1",
         "10.96.0.1:443/TCP",
-        "192.0.2.1:30080/TCP +1",
-        "127.0.0.1:30080/TCP",
+        "192.0.2.1:30080/TCP +2",
     ]
+
+
+def test_a_problem_is_said_once() -> None:
+    frontends = (FRONTEND, msgspec.structs.replace(FRONTEND, port=81, name="alt"))
+    assert cells("PROBLEM", None, frontends=frontends, problem="bad") == ["bad", ""]
 
 
 def test_the_newest_change_of_a_row_is_shown() -> None:

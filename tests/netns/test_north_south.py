@@ -1,0 +1,177 @@
+"""Services to clients outside: who serves, and which client address the server sees, by forwarding, traffic policy,
+node of entry and where the backends are. Every row is tried as node port, load balancer address and external IP, in TCP
+and UDP, IPv4 and IPv6."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import probes
+import pytest
+from agents import Document
+from north_south import CLIENT_IPS, FAMILIES, NODE_IPS, PROTOCOLS, TARGET, NorthSouth, pod, routed_ip
+from probes import Answer
+
+# `pods`: the nodes on which the service has backends. `frontend`: `all` kinds, or those at addresses that are `routed`
+# to the node of entry. `seen`: by the server: the client's address, or a node's. hybrid is dsr for TCP, snat for UDP.
+TABLE = """
+# forwarding  policy   pods    entry  frontend  served by  seen
+snat          Cluster  n1      n1     all       n1         client
+snat          Cluster  n1      n2     all       n1         n2
+snat          Cluster  n2      n1     all       n2         n1
+snat          Cluster  n2      n2     all       n2         client
+dsr           Cluster  n1      n1     all       n1         client
+dsr           Cluster  n1      n2     routed    n1         client
+dsr           Cluster  n2      n1     routed    n2         client
+dsr           Cluster  n2      n2     all       n2         client
+hybrid/TCP    Cluster  n2      n1     routed    n2         client
+hybrid/UDP    Cluster  n2      n1     all       n2         n1
+any           Cluster  none    n1     all       refused
+any           Local    n1      n1     all       n1         client
+any           Local    n1      n2     all       dropped
+any           Local    n2      n1     all       dropped
+any           Local    n2      n2     all       n2         client
+any           Local    both    n1     all       n1         client
+any           Local    both    n2     all       n2         client
+any           Local    none    n1     all       refused
+"""
+FORWARDINGS = ("snat", "dsr", "hybrid")
+POLICIES = ("Cluster", "Local")
+PLACES = {"n1": ("n1",), "n2": ("n2",), "both": ("n1", "n2"), "none": ()}
+KINDS = {
+    "all": ("NodePort", "LoadBalancer", "ExternalIP"),
+    "routed": ("LoadBalancer", "ExternalIP"),
+}
+SERVICES = [f"{f}-{p}-{w}".lower() for f, p, w in itertools.product(FORWARDINGS, POLICIES, PLACES)]
+FIRST_NODE_PORT, FIRST_CHECK = 30_000, 30_500
+EXTERNAL = 100
+"""External IPs are numbered from here on, load balancer addresses from 1."""
+DROPPED_S, ANSWERED_S = 0.4, 5.0
+RESULTS = {"refused": "refused", "timeout": "dropped"}
+AT_ONCE = 12
+
+
+@dataclass(frozen=True)
+class Row:
+    forwarding: str
+    protocols: tuple[str, ...]
+    policy: str
+    pods: str
+    entry: str
+    frontend: str
+    outcome: str
+    seen: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.forwarding}-{'+'.join(self.protocols)}-{self.policy}-{self.pods}-by-{self.entry}-{self.frontend}"
+
+    @property
+    def service(self) -> int:
+        return SERVICES.index(f"{self.forwarding}-{self.policy}-{self.pods}".lower())
+
+
+def rows() -> Iterator[Row]:
+    for line in TABLE.splitlines():
+        if not line or line.startswith("#"):
+            continue
+        forwarding, *others = line.split()
+        name, _, protocol = forwarding.partition("/")
+        for each in FORWARDINGS if name == "any" else (name,):
+            yield Row(each, (protocol,) if protocol else PROTOCOLS, *others)
+
+
+def target(row: Row, kind: str, protocol: str, family: str) -> tuple[str, int]:
+    """Address and port a client outside would use."""
+    if kind == "NodePort":
+        return NODE_IPS[row.entry][family], FIRST_NODE_PORT + row.service * len(PROTOCOLS) + PROTOCOLS.index(protocol)
+    first = EXTERNAL if kind == "ExternalIP" else 1
+    return routed_ip(row.entry, first + row.service, family), 80
+
+
+def service(number: int, name: str) -> Document:
+    forwarding, policy, where = name.split("-")
+    ports = [
+        {
+            "name": protocol.lower(),
+            "protocol": protocol,
+            "port": 80,
+            "targetPort": TARGET,
+            "nodePort": FIRST_NODE_PORT + number * len(PROTOCOLS) + index,
+        }
+        for index, protocol in enumerate(PROTOCOLS)
+    ]
+    routed = [(node, family) for node in NODE_IPS for family in FAMILIES]
+    ingress = [{"ip": routed_ip(node, 1 + number, family), "ipMode": "VIP"} for node, family in routed]
+    check = {"healthCheckNodePort": FIRST_CHECK + number} if policy == "local" else {}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "shop", "annotations": {"gatehouse.io/forwarding": forwarding}},
+        "spec": {
+            "type": "LoadBalancer",
+            **check,
+            "externalTrafficPolicy": policy.capitalize(),
+            "selector": {where: "yes"},
+            "ports": ports,
+            "externalIPs": [routed_ip(node, EXTERNAL + number, family) for node, family in routed],
+        },
+        "status": {"loadBalancer": {"ingress": ingress}},
+    }
+
+
+@pytest.fixture(scope="module")
+def cluster(datapath_host: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NorthSouth]:
+    with NorthSouth(tmp_path_factory.mktemp("north-south")) as cluster:
+        labels = {node: {where: "yes" for where, nodes in PLACES.items() if node in nodes} for node in NODE_IPS}
+        pods = [pod(f"shop/{node}", node, 10, **labels[node]) for node in NODE_IPS]
+        cluster.write("cluster.yaml", *pods, *itertools.starmap(service, enumerate(SERVICES)))
+        cluster.start()
+        with cluster.served("n1/shop/n1", "n2/shop/n2"):
+            yield cluster
+
+
+@pytest.mark.parametrize("row", list(rows()), ids=str)
+def test_from_outside(cluster: NorthSouth, row: Row) -> None:
+    cases = list(itertools.product(KINDS[row.frontend], row.protocols, FAMILIES))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        wrong = [said for said in pool.map(lambda case: judged(cluster, row, *case), cases) if said]
+    assert not wrong, "\n".join(wrong)
+
+
+def judged(cluster: NorthSouth, row: Row, kind: str, protocol: str, family: str) -> str:
+    """What went otherwise than the row says."""
+    answer = asked(cluster, row, kind, protocol, family)
+    got = f"{answer.label} {answer.seen_from}" if answer else RESULTS[answer.result]
+    wanted = row.outcome
+    if row.seen:
+        wanted += " " + (CLIENT_IPS if row.seen == "client" else NODE_IPS[row.seen])[family]
+    return "" if got == wanted else f"{kind} {protocol} {family}: {got}, not {wanted}"
+
+
+def asked(cluster: NorthSouth, row: Row, kind: str, protocol: str, family: str) -> Answer:
+    address, port = target(row, kind, protocol, family)
+    timeout_s = DROPPED_S if row.outcome == "dropped" else ANSWERED_S
+    probe = {"TCP": probes.tcp, "UDP": probes.udp}[protocol]
+    return probe(cluster.outside, address, port, timeout_s)
+
+
+@pytest.mark.parametrize("forwarding", FORWARDINGS)
+@pytest.mark.parametrize("entry", NODE_IPS)
+def test_both_nodes_serve(cluster: NorthSouth, forwarding: str, entry: str) -> None:
+    """By either node, and on live connections the same backend goes on answering."""
+    row = Row(forwarding, PROTOCOLS, "Cluster", "both", entry, "routed", "")
+    for protocol, family in itertools.product(PROTOCOLS, FAMILIES):
+        kind = probes.STREAM if protocol == "TCP" else probes.DATAGRAM
+        served = set()
+        for _ in range(30):
+            with probes.Connection(cluster.outside, kind, *target(row, "LoadBalancer", protocol, family)) as connection:
+                first, *later = (connection.exchange(ANSWERED_S) for _ in range(3))
+                assert first
+                assert {(a.label, a.seen_from) for a in later} == {(first.label, first.seen_from)}
+                direct = forwarding == "dsr" or (forwarding == "hybrid" and protocol == "TCP") or first.label == entry
+                assert first.seen_from == (CLIENT_IPS if direct else NODE_IPS[entry])[family]
+                served.add(first.label)
+        assert served == {"n1", "n2"}, (protocol, family)

@@ -1,0 +1,151 @@
+"""Two nodes and a client outside on one network, each node with a real agent; services of every sort between them.
+
+with NorthSouth(folder) as cluster:
+    cluster.write("services.yaml", *documents)
+    cluster.probe(Entry("NodePort", "n1"), ...)
+
+The network is a bridge in a namespace of its own. The client sends addresses of 203.0.113.0/24 and 2001:db8:113::/64 to
+n1, and those of 198.51.100.0/24 and 2001:db8:100::/64 to n2, as a router before a cluster does. Pods run on either node
+and answer with who they are and whom they see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import rig
+from agents import Document, RunningAgent
+from probes import Server
+
+NODES = ("n1", "n2")
+FAMILIES = ("v4", "v6")
+NODE_IPS = {"n1": {"v4": "192.0.2.11", "v6": "2001:db8:0:1::11"}, "n2": {"v4": "192.0.2.12", "v6": "2001:db8:0:1::12"}}
+CLIENT_IPS = {"v4": "192.0.2.2", "v6": "2001:db8:0:1::2"}
+ROUTED = {
+    "n1": {"v4": "203.0.113.0/24", "v6": "2001:db8:113::/64"},
+    "n2": {"v4": "198.51.100.0/24", "v6": "2001:db8:100::/64"},
+}
+"""Blocks the client sends to each node."""
+POD_CIDRS = {
+    "n1": {"v4": "10.244.1.0/24", "v6": "fd00:10:244:1::/64"},
+    "n2": {"v4": "10.244.2.0/24", "v6": "fd00:10:244:2::/64"},
+}
+CLUSTER_CIDRS = "10.244.0.0/16,fd00:10:244::/48"
+TARGET = 8080
+PROTOCOLS = ("TCP", "UDP")
+PREFIX_BITS = {"v4": 24, "v6": 64}
+
+
+def routed_ip(node: str, number: int, family: str) -> str:
+    """An address that the client sends to a node. `number`: 1 to 254."""
+    network = ROUTED[node][family].partition("/")[0]
+    return network.removesuffix("0") + str(number) if family == "v4" else f"{network}{number:x}"
+
+
+def pod_ip(node: str, number: int, family: str) -> str:
+    network = POD_CIDRS[node][family].partition("/")[0]
+    return network.removesuffix("0") + str(number) if family == "v4" else f"{network}{number:x}"
+
+
+def pod(name: str, node: str, number: int, **labels: str) -> Document:
+    """`name`: NAMESPACE/NAME. Both agents are told its addresses, and one of them runs it."""
+    namespace, _, short = name.partition("/")
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": short, "namespace": namespace, "labels": labels},
+        "spec": {"nodeName": node, "containers": [{"name": "main"}]},
+        "status": {"podIPs": [{"ip": pod_ip(node, number, family)} for family in FAMILIES]},
+    }
+
+
+class NorthSouth:
+    """`outside`: the client's namespace; `nodes`, `agents`: by node name."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self.manifests = folder / "manifests"
+        self.manifests.mkdir()
+        self.nodes: dict[str, rig.Netns] = {}
+        self.agents: dict[str, RunningAgent] = {}
+        with ExitStack() as stack:
+            self._network = stack.enter_context(rig.Netns("network"))
+            self._network.ip("link add br0 type bridge", "link set br0 up")
+            self.outside = stack.enter_context(rig.Netns("client"))
+            self._plug(self.outside, CLIENT_IPS)
+            for name in NODES:
+                self.nodes[name] = stack.enter_context(rig.Netns(name))
+                self._plug(self.nodes[name], NODE_IPS[name])
+            self._route()
+            for name in NODES:
+                self.agents[name] = stack.enter_context(self._agent(name, folder, *flags))
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> NorthSouth:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    # ---- the network
+
+    def _plug(self, netns: rig.Netns, addresses: Mapping[str, str]) -> None:
+        """An interface eth0 on the bridge."""
+        port = f"p{len(self.nodes)}" if netns is not self.outside else "client"
+        self._network.ip(
+            f"link add {port} type veth peer name eth0 netns {netns.name}",
+            f"link set {port} master br0",
+            f"link set {port} up",
+        )
+        netns.sysctl(ipv6__conf__eth0__accept_ra="0")
+        netns.ip(
+            "link set eth0 up",
+            *(f"address add {addresses[f]}/{PREFIX_BITS[f]} dev eth0 {'nodad' if f == 'v6' else ''}" for f in FAMILIES),
+        )
+
+    def _route(self) -> None:
+        for name, other in (NODES, NODES[::-1]):
+            self.outside.ip(*(f"route add {ROUTED[name][f]} via {NODE_IPS[name][f]}" for f in FAMILIES))
+            self.nodes[name].ip(*(f"route add {POD_CIDRS[other][f]} via {NODE_IPS[other][f]}" for f in FAMILIES))
+
+    # ---- agents and pods
+
+    def _agent(self, name: str, folder: Path, *flags: str) -> RunningAgent:
+        own = folder / name
+        own.mkdir()
+        settings = {
+            "--node": name,
+            "--pod-cidrs": ",".join(POD_CIDRS[name].values()),
+            "--cluster-cidrs": CLUSTER_CIDRS,
+            "--devices": "eth0",
+        }
+        words = [word for setting in settings.items() for word in setting]
+        agent = RunningAgent(self.nodes[name], own, *words, "--external-ips", *flags)
+        agent.manifests = self.manifests
+        return agent
+
+    def start(self) -> None:
+        for agent in self.agents.values():
+            agent.start(settle=False)
+        for agent in self.agents.values():
+            agent.settle(60)
+
+    def write(self, file: str, *documents: Document | str) -> None:
+        """Put manifests in force on both nodes."""
+        self.agents["n1"].write(file, *documents)
+        for agent in self.agents.values():
+            if agent.process is not None:
+                agent.settle()
+
+    @contextmanager
+    def served(self, *pods: str) -> Iterator[None]:
+        """Servers in pods NODE/NAMESPACE/NAME that answer NAME, by TCP and UDP."""
+        with ExitStack() as stack:
+            for text in pods:
+                node, _, name = text.partition("/")
+                netns = self.agents[node].netns(name)
+                for protocol in PROTOCOLS:
+                    label = name.partition("/")[2]
+                    stack.enter_context(Server(netns, protocol.lower(), TARGET, label))
+            yield
