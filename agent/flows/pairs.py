@@ -26,13 +26,14 @@ class Table(msgspec.Struct, frozen=True):
     over: int  # set: the flow has ended, whatever its expiry
     through: int  # set: the flow goes through a frontend; 0: all do
     aside: int = 0  # set: it does not, all the same
+    foreign: int = 0  # set on a reply: the frontend is another node's, who knows what becomes of the flow
 
 
 def table_of(abi: Abi, entry: str) -> Table:
     """By the name of the struct that the map's values are."""
     c, record = abi.constants, abi.records[entry]
     if entry == "nat":
-        return Table(record, c.NAT_REPLY, c.NAT_GONE, c.NAT_CLOSED, through=0, aside=c.NAT_MASQUERADE)
+        return Table(record, c.NAT_REPLY, c.NAT_GONE, c.NAT_CLOSED, 0, c.NAT_MASQUERADE, c.NAT_DSR)
     return Table(record, c.CT_REPLY, c.CT_GONE, c.CT_CLOSED, through=c.CT_SERVICE)
 
 
@@ -65,6 +66,8 @@ class Pairs:
         if entry.flags & table.aside or (table.through and not entry.flags & table.through):
             return None
         if entry.flags & table.reply:
+            if entry.flags & table.foreign:
+                return None
             return entry.after_source, entry.after_source_port_be, key.protocol, key.source, key.source_port_be
         return (
             key.destination,

@@ -174,7 +174,7 @@ def test_translations_of_a_backend_that_is_gone(maps: Maps) -> None:
 
 
 def test_what_answers_directly_has_one_entry(maps: Maps) -> None:
-    """NAT_DSR at the backend's node: the reply alone."""
+    """NAT_DSR at the backend's node: the reply alone, through a frontend of another node, who ends it."""
     table = maps["nat"]
     for flow, expires_ns in ((FORWARDED, DEAD), (FORWARDED_TCP, LIVE)):
         entries = flow.nat_entries(expires_ns=expires_ns, flags=C.NAT_DSR)
@@ -182,7 +182,18 @@ def test_what_answers_directly_has_one_entry(maps: Maps) -> None:
     assert sweep(table)[0].expired == 1
     assert keys(table) == {FORWARDED_TCP.reply_key}
     frontend, backend = ("192.0.2.1", 30053), ("10.2.0.2", 5353)
-    assert sweep(table, retired={pair(frontend, 6, backend): NOW})[0].refused == 1
+    assert sweep(table, retired={pair(frontend, 6, backend): NOW})[0].refused == 0
+    assert asyncio.run(Sweeper(ABI, table).used()) == set()
+
+
+def test_what_is_sent_on_for_direct_answers_ends_where_the_frontend_is(maps: Maps) -> None:
+    table = maps["nat"]
+    for flow in (FORWARDED, FORWARDED_TCP):
+        table.update_many(flow.nat_entries(expires_ns=LIVE, flags=C.NAT_DSR))
+    frontend, backend = ("192.0.2.1", 30053), ("10.2.0.2", 5353)
+    result, _ = sweep(table, retired={pair(frontend, protocol, backend): NOW for protocol in (6, 17)})
+    assert (result.forgotten, result.refused) == (2, 2)
+    assert keys(table) == FORWARDED_TCP.keys
 
 
 @pytest.mark.parametrize(("fields", "removed"), [c[1:3] for c in CASES[:5]], ids=[c[0] for c in CASES[:5]])
