@@ -121,8 +121,8 @@ INLINE bool remember(__u64 cookie, const struct peer *frontend, const struct bac
 	return !put(MAP(socket_frontends), &key, &frontend->address, frontend->port_be);
 }
 
-/* The backend that this socket's datagrams to a frontend go to. User space removes both
- * entries of backends that are gone. */
+/* The backend that this socket's datagrams to a frontend go to. Of one that is gone user space removes the entry here, then
+ * the one in socket_frontends: what has one of both chooses anew. */
 INLINE bool recall(__u64 cookie, const struct peer *frontend, struct backend_value *backend)
 {
 	struct socket_key key;
@@ -137,8 +137,10 @@ INLINE bool recall(__u64 cookie, const struct peer *frontend, struct backend_val
 	copy_address(&key.address, &backend->address);
 	key.port_be = backend->port_be;
 	known = LOOKUP(socket_frontends, &key);
-	/* Another frontend of the same backend was spoken to last, or the LRU has forgotten it. */
-	return (known && is_at(known, &frontend->address, frontend->port_be)) ||
+	if (!known)
+		return false;
+	/* Another frontend of the same backend may have been spoken to last. */
+	return is_at(known, &frontend->address, frontend->port_be) ||
 	       !put(MAP(socket_frontends), &key, &frontend->address, frontend->port_be);
 }
 

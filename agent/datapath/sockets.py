@@ -51,7 +51,8 @@ def destroy(netns: int | None, protocol: int, accept: Callable[[int, Backend], b
     """End the connected sockets of a network namespace (a descriptor; None: the calling thread's) that `accept` accepts
     by their cookie and peer. Returns how many there were.
 
-    `protocol`: TCP or UDP. An application sees ECONNABORTED; where it sends UDP, EDESTADDRREQ. Raises CannotDestroy, OSError.
+    `protocol`: TCP or UDP. An application sees ECONNABORTED; where it sends UDP, EDESTADDRREQ. Raises CannotDestroy,
+    OSError.
     """
     with _diag_socket(netns) as diag:
         found = [one for family in (socket.AF_INET, socket.AF_INET6) for one in _connected(diag, family, protocol)]
