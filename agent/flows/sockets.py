@@ -51,8 +51,8 @@ class Sockets:
         return {pair for _, _, pair in await self._entries()}
 
     async def _entries(self) -> list[tuple[Map, Any, Pair]]:
-        """A datagram socket may have entries in either map: with two frontends of one backend, each in one alone. In the
-        order in which bpf/socket_memory.h wants them removed."""
+        """A datagram socket may have entries in either map: with two frontends of one backend, each in one alone. In
+        the order in which bpf/socket_memory.h wants them removed."""
         found: list[tuple[Map, Any, Pair]] = []
         for keys, values in self._backends.chunks(CHUNK):
             for key, value in zip(self._key.records(keys), self._value.records(values), strict=True):
