@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Container, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from agent.endpoints.namespaces import entered
+from agent.datapath.netns import entered
 
 _PROTOCOLS = (socket.IPPROTO_UDP, socket.IPPROTO_TCP)
 _NETLINK_SOCK_DIAG = 4

@@ -13,14 +13,14 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from agent.datapath.netns import CURRENT, enter, entered, open_current
 from policies.model import ObjectRef
 
+__all__ = ["CURRENT", "enter", "entered", "open_current"]  # what of this module's is defined elsewhere
+
 RUN_DIR = Path("/run/netns")  # iproute2's
-CURRENT = "/proc/thread-self/ns/net"
 
 _CLONE_FS, _CLONE_NEWNS, _CLONE_NEWNET = 0x200, 0x20000, 0x40000000
 _MS_BIND, _MS_REC, _MS_SHARED = 4096, 16384, 1 << 20
@@ -36,16 +36,6 @@ def _check(result: int, what: str) -> None:
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
-def open_current() -> int:
-    """A descriptor of the calling thread's network namespace."""
-    return os.open(CURRENT, os.O_RDONLY | os.O_CLOEXEC)
-
-
-def enter(netns: int) -> None:
-    """Move the calling thread, and the processes it starts from now on, into a network namespace."""
-    _check(_libc.setns(netns, _CLONE_NEWNET), "enter network namespace")
-
-
 def cookie(netns: int) -> int:
     """The kernel's number of a network namespace, which no other ever has: what bpf_get_netns_cookie() says."""
     with entered(netns), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inside:
@@ -55,20 +45,6 @@ def cookie(netns: int) -> int:
 def cookie_of(inside: socket.socket) -> int:
     """The same, of the namespace that a socket is in."""
     return int.from_bytes(inside.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
-
-
-@contextmanager
-def entered(netns: int) -> Iterator[None]:
-    """The calling thread is in `netns` inside the block, and back where it was after it."""
-    home = open_current()
-    try:
-        enter(netns)
-        try:
-            yield
-        finally:
-            enter(home)
-    finally:
-        os.close(home)
 
 
 def create() -> int:
