@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.objects import DeclaredPort, EndpointSlice, Pod, Service, ServicePort, SliceEndpoint, SlicePort
+from agent.objects import DeclaredPort, EndpointSlice, Exposure, Pod, Service, ServicePort, SliceEndpoint, SlicePort
 from agent.sources.slices import derive
 from policies.address import parse_address
 from policies.model import ObjectRef, Origin
@@ -91,10 +91,28 @@ def test_a_slice_in_full() -> None:
     assert found.endpoints == (SliceEndpoint((V4,), ready=True, serving=True, terminating=False, node="n"),)
 
 
-@pytest.mark.parametrize(("ready", "publish", "expected"), [
-    (True, False, (True, True)), (False, False, (False, False)), (False, True, (True, False)),
-])  # fmt: skip
-def test_readiness(ready: bool, publish: bool, expected: tuple[bool, bool]) -> None:
-    (found,) = derive(service(NUMBER, publish_not_ready=publish), [pod(ready=ready)])
+# ready, terminating, publishNotReadyAddresses → ready, serving (KEP-1672)
+CONDITIONS = [
+    ((True, False, False), (True, True)),
+    ((False, False, False), (False, False)),
+    ((False, False, True), (True, False)),
+    ((True, True, False), (False, True)),
+    ((False, True, False), (False, False)),
+    ((True, True, True), (True, True)),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), CONDITIONS)
+def test_conditions(given: tuple[bool, bool, bool], expected: tuple[bool, bool]) -> None:
+    ready, terminating, publish = given
+    (found,) = derive(service(NUMBER, publish_not_ready=publish), [pod(ready=ready, terminating=terminating)])
     (endpoint,) = found.endpoints
-    assert (endpoint.ready, endpoint.serving) == expected
+    assert (endpoint.ready, endpoint.serving, endpoint.terminating) == (*expected, terminating)
+
+
+@pytest.mark.parametrize(("distribution", "nodes"), [("PreferSameNode", ("n",)), ("PreferSameZone", ()), ("", ())])
+def test_hints(distribution: str, nodes: tuple[str, ...]) -> None:
+    """Which zone a pod is in is nowhere written in manifests of pods."""
+    (found,) = derive(service(NUMBER, exposure=Exposure(distribution=distribution)), [pod(node="n")])
+    assert found.endpoints[0].nodes == nodes
+    assert found.endpoints[0].zones == ()
