@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 
 import pytest
-from frames import SCTP, UDP, error, flow, fragments, host_mac, icmp, pod_mac, tcp, udp
+from frames import (
+    SCTP,
+    TCP,
+    UDP,
+    Packet,
+    checksum,
+    error,
+    flow,
+    fragments,
+    host_mac,
+    icmp,
+    pod_mac,
+    raw_address,
+    tcp,
+    udp,
+)
 from kernel import Kernel
-from map_content import Frontend
+from map_content import INTERFACES, Frontend
 from network_node import PORT
 from network_rows import by_xdp, comes_in, expire, goes_on, left_to_tc, mark_gone, nat, stopped
 from table import Case, Change, do, run
 from test_network_dsr import naming
+
+from agent.datapath import testrun
+from agent.datapath.testrun import XdpAction
 
 HERE = do("frontend", "node", 30080, Frontend([("b", 8080)], kinds=("NODE_PORT",)))
 AWAY = do("frontend", "vip", 80, Frontend([("far", 8080)], kinds=("LOAD_BALANCER",)))
@@ -171,3 +190,27 @@ def test_a_frame_cut_short_is_left_to_tc(node: Kernel) -> None:
     for size in range(14, len(frame)):
         left_to_tc(replace(OUT, size=size))(node)
     by_xdp(OUT, OUT_FAR)(node)
+
+
+@pytest.mark.parametrize("packet", [OUT, udp("world", "vip", 1000, 53)], ids=["TCP", "UDP"])
+def test_a_checksum_left_to_the_device_is_left_to_tc(node: Kernel, packet: Packet) -> None:
+    """What a sender on the same machine writes in its place, the sum of the pseudo header, cannot be updated here."""
+    AWAY(node)
+    AWAY_UDP(node)
+    source, destination = (raw_address(name, node.family) for name in (packet.source, packet.destination))
+    length = len(packet.l4.encode(node.family, b""))
+    pseudo = source + destination + struct.pack("!HH", packet.l4.protocol, length)
+    frame = bytearray(packet.encode(node.family, host_mac("eth"), pod_mac("eth")))
+    at = len(frame) - length + (16 if packet.l4.protocol == TCP else 6)
+    struct.pack_into("!H", frame, at, ~checksum(pseudo) & 0xFFFF)
+    result = node.network.run(testrun.run_xdp, node.programs["xdp_network"], bytes(frame), ifindex=INTERFACES["eth"])
+    assert (result.action, result.packet) == (XdpAction.PASS, bytes(frame))
+    by_xdp(
+        packet,
+        replace(
+            packet,
+            source="node",
+            destination="far",
+            l4=replace(packet.l4, source_port=PORT, destination_port=8080 if packet is OUT else 5353),
+        ),
+    )(node)
