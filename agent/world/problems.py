@@ -104,7 +104,7 @@ def _stray_slices(world: World) -> Iterator[Problem]:
         why = (
             f"there is no Service {stray.ref.namespace}/{stray.service}"
             if stray.service
-            else f"no label {SERVICE_NAME}"
+            else f"it has no label {SERVICE_NAME}"
         )
         message = f"no service uses this slice: {why}"
         yield Problem(stray.origin.file, stray.origin.line, message, subject=str(stray.ref), warning=True)
