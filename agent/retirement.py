@@ -14,7 +14,7 @@ import msgspec
 
 from agent import log as logs
 from agent.api import aio
-from agent.api.protocol import ApiError
+from agent.api.protocol import ApiError, UnreachableError
 from agent.plan.serving import Pair, Serving
 from agent.world.world import World
 from policies.address import format_address, parse_address
@@ -63,7 +63,9 @@ class Retirement:
             try:
                 await self._end_all()
             except (ApiError, TimeoutError) as error:
-                log.debug("flows to backends that are gone go on for now", reason=str(error))
+                known_to_pass = isinstance(error, UnreachableError)  # it is being started
+                say = log.debug if known_to_pass else log.warning
+                say("flows to backends that are gone go on for now", reason=str(error) or "no answer")
                 self._wake.set()
                 await asyncio.sleep(RETRY_S)
 

@@ -17,8 +17,8 @@ Without --follow, the newest flows that are held. Values of one filter are alter
 hold.
 
 JSON, one object a line: time, verdict, drop_reason, type, direction, source {identity, namespace, pod, ip, port,
-labels}, destination {…}, protocol, tcp_flags, icmp, l7, policy {kind, namespace, name, rule}, service, packets, bytes;
-or, where events were lost, {type: "lost", time, where, count, summary}.
+labels}, destination {…}, protocol, tcp_flags, icmp, l7, policy {kind, namespace, name, rule}, service {namespace, name,
+ip, port, port_name}, hook, packets, bytes; or, where events were lost, {type: "lost", time, where, count, summary}.
 
 \b
 Examples:

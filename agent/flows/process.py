@@ -1,7 +1,8 @@
 """The flows process: `python -m agent.flows.process --state-dir DIR --pin-dir DIR`.
 
-Takes events out of the kernel's ring, keeps the most recent, names and shows them, and clears the conntrack maps. It
-goes on while the agent restarts, and ends when it is told to or its state directory is gone.
+Takes events out of the kernel's ring, keeps the most recent, names and shows them, clears the maps that flows fill, and
+ends flows whose backend is gone. It goes on while the agent restarts, and ends when it is told to or its state
+directory is gone.
 """
 
 from __future__ import annotations
