@@ -16,7 +16,6 @@ from agent.api.protocol import ApiError
 from agent.attachments import units
 from agent.config import Config, port_range
 from agent.datapath.bpf import BpfError
-from agent.datapath.cgroup import CgroupError
 from agent.datapath.maps import MapMismatch, Maps
 from agent.datapath.mounts import BPFFS, Unmet, is_mounted, require_cgroup2
 from agent.datapath.programs import PODS, CompileFailed, load_units
@@ -53,7 +52,7 @@ def main() -> None:
         os.close(held)
     except (Taken, Unmet, MapMismatch, CompileFailed, NodeRefused, ApiError, NotADirectoryError) as error:
         sys.exit(f"gatehouse: {error}")
-    except (BpfError, CgroupError) as error:
+    except BpfError as error:
         sys.exit(f"gatehouse: {error.strerror or error}")
 
 

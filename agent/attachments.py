@@ -6,7 +6,7 @@ All of it stays when the agent ends, is taken over by the next, and goes when a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from agent import log as logs
@@ -15,8 +15,8 @@ from agent.config import Config
 from agent.datapath import cgroup
 from agent.datapath.cgroup import CgroupError
 from agent.datapath.maps import Maps
+from agent.datapath.mounts import Unmet
 from agent.datapath.network import Network
-from agent.datapath.pins import Pins
 from agent.datapath.programs import NETWORK, PODS, SOCKET, Loaded, ProgramType, Unit
 from agent.instance import Instance
 
@@ -39,13 +39,13 @@ class Attachments:
     def __init__(
         self, config: Config, instance: Instance, maps: Maps, loaded: Loaded, node_addresses: Sequence[bytes]
     ) -> None:
-        self.pods_cgroup = cgroup.own_folder(instance.name) if config.socket_lb == "all" else None
+        self._problems: list[str] = []
+        self.pods_cgroup = self._own_cgroup(instance) if config.socket_lb == "all" else None
         """Below it pods' processes are to run."""
         self._instance = instance
         self._loaded = loaded
-        self._folders = _folders(config, self.pods_cgroup) if loaded.of(SOCKET) else ()
+        self._folders = socket_cgroups(config, self.pods_cgroup) if loaded.of(SOCKET) else ()
         self._network = Network(config, maps, instance.pins, loaded.of(NETWORK), node_addresses)
-        self._problems: list[str] = []
         self._sockets: Counter[str] = Counter()
 
     @property
@@ -65,13 +65,11 @@ class Attachments:
     def attach(self) -> None:
         """Once the maps hold the plan. Pins of an earlier version must still be there."""
         earlier = traces.read(self._instance.traces)
-        stale = set(earlier.cgroups if earlier else ()) - {str(folder) for folder in self._folders}
-        traces.write(self._instance.traces, traces.here((*sorted(stale), *map(str, self._folders))))
+        stale = sorted({Path(folder) for folder in earlier.cgroups} - {*self._folders}) if earlier else []
+        self._note([*stale, *self._folders])
         self._network.sync()
         self._attach_sockets()
-        for folder in sorted(stale):
-            self._try(cgroup.detach, Path(folder))
-        traces.write(self._instance.traces, traces.here(tuple(map(str, self._folders))))
+        self._note([*(folder for folder in stale if not self._detach_sockets(folder)), *self._folders])
 
     async def follow(self) -> None:
         await self._network.follow()
@@ -80,24 +78,43 @@ class Attachments:
         """Everything stays attached."""
         self._network.close()
 
+    def _own_cgroup(self, instance: Instance) -> Path | None:
+        try:
+            return cgroup.own_folder(instance.name)
+        except (CgroupError, Unmet) as error:
+            self._say(f"services are not translated at pods' sockets, but on the way: {_reason(error)}")
+            return None
+
     def _attach_sockets(self) -> None:
         programs = self._loaded.of(SOCKET)
         for folder in self._folders:
-            if self._try(lambda folder, pins: cgroup.attach(folder, programs, pins), folder):
+            try:
+                cgroup.attach(folder, programs, self._instance.pins)
                 self._sockets.update(programs.keys())
+            except CgroupError as error:
+                self._say(f"services are not translated at the sockets of {folder}, but on the way: {_reason(error)}")
 
-    def _try(self, act: Callable[[Path, Pins], int], folder: Path) -> bool:
+    def _detach_sockets(self, folder: Path) -> bool:
         try:
-            act(folder, self._instance.pins)
+            cgroup.detach(folder, self._instance.pins)
         except CgroupError as error:
-            sentence = f"services are not translated at the sockets of {folder}, but on the way: {error.strerror}"
-            self._problems.append(sentence)
-            log.warning("not as the settings say", problem=sentence)
+            self._say(f"services are still translated at the sockets of {folder}: {_reason(error)}")
             return False
         return True
 
+    def _note(self, cgroups: Sequence[Path]) -> None:
+        traces.write(self._instance.traces, traces.here(tuple(map(str, cgroups))))
 
-def _folders(config: Config, own: Path | None) -> tuple[Path, ...]:
+    def _say(self, sentence: str) -> None:
+        self._problems.append(sentence)
+        log.warning("not as the settings say", problem=sentence)
+
+
+def _reason(error: CgroupError | Unmet) -> str:
+    return error.strerror or "" if isinstance(error, CgroupError) else str(error)
+
+
+def socket_cgroups(config: Config, own: Path | None) -> tuple[Path, ...]:
     """cgroups whose sockets are translated; none lies in another, so that none is translated twice."""
     given = Path(config.cgroup) if config.cgroup else None
     if given is None:

@@ -89,7 +89,7 @@ def cleanup(
     state_dir: StateDir = STATE_DIR,
     all_: Annotated[bool, typer.Option("--all", help="Of every agent that ever ran on this machine.")] = False,
 ) -> None:
-    """Remove all that agents left: pods, interfaces, programs, maps, processes, state.
+    """Remove all that agents left: pods, interfaces, programs on devices and cgroups, maps, processes, state.
 
     An agent that is running keeps what it has: stop it first.
 
@@ -99,7 +99,8 @@ def cleanup(
       gatehouse cleanup --all
 
     \b
-    Exit status: 0, or 2 where an agent is running; with --all, what others left is removed all the same.
+    Exit status: 0, or 2 where an agent is running or something could not be removed; with --all, what others left is
+    removed all the same.
     """
     from agent import cleanup as cleaning
     from agent.datapath import mounts
@@ -116,6 +117,8 @@ def cleanup(
             refused.append(str(taken))
         except mounts.Unmet as unmet:
             raise Failure(str(unmet)) from None
+        except OSError as error:
+            refused.append(f"{instance.state_dir}: not all of it is gone: {error.strerror or error}")
         else:
             listed = ", ".join(f"{count} {what}" for what, count in removed.items()) or "nothing to remove"
             print(f"{instance.state_dir}: {listed}")
