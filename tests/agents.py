@@ -123,6 +123,8 @@ class RunningAgent:
         found += namespaces.list_names(self.instance.short_name)
         found += [str(path) for path in (NOTES / self.instance.name,) if path.exists()]
         found += re.findall(r"\bgh[0-9a-f]{12}\b", self.node.run("ip", "-o", "link").stdout)
+        if (folder := cgroup.folder_of(self.instance.name)).exists():
+            found.append(str(folder))
         if pid := listener_pid(self.instance.flows_socket):
             found.append(f"flows process {pid}")
         return found
