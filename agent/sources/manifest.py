@@ -6,6 +6,7 @@ version of the file read before is not read again.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from hashlib import blake2b
 
@@ -18,45 +19,77 @@ from agent.sources.items import Item, Written, broken, item
 from agent.sources.yaml_reader import BadYaml
 from policies.model import Origin
 
-Documents = dict[bytes, tuple[int, tuple[Item, ...]]]
+DIGEST = 16
+
+
+class Documents(msgspec.Struct, frozen=True, gc=False):
+    """What the documents of a file were, packed, as there may be very many. In their order: of each the hash of its
+    text, and as native u32 the lines before it and the number of its items."""
+
+    digests: bytes = b""
+    lines: bytes = b""
+    counts: bytes = b""
+
+
+class Known(msgspec.Struct, frozen=True, gc=False):
+    """What a document was: lines before it, and its items."""
+
+    before: int
+    items: tuple[Item, ...]
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """`documents`: by a hash of its text, how many lines stand before a document, and its items."""
+    """`documents` is empty where there is but one: then it is known by the file's own digest."""
 
     file: str
     digest: bytes  # of the whole text
     items: tuple[Item, ...]
-    documents: Documents
+    documents: Documents = Documents()
+
+    def known(self) -> dict[bytes, Known]:
+        """Its documents by the hash of their text."""
+        found: dict[bytes, Known] = {}
+        at = 0
+        numbers = zip(array("I", self.documents.lines), array("I", self.documents.counts), strict=True)
+        for index, (before, count) in enumerate(numbers):
+            digest = self.documents.digests[index * DIGEST : (index + 1) * DIGEST]
+            found[digest] = Known(before, self.items[at : at + count])
+            at += count
+        return found
 
 
 def parse(text: bytes, file: str, before: Manifest | None = None) -> Manifest:
     """Read a file; its name tells the language (.json, or else YAML). Never raises: what is wrong is in the items."""
-    digest = blake2b(text, digest_size=16).digest()
+    digest = blake2b(text, digest_size=DIGEST).digest()
     if before is not None and before.file == file and before.digest == digest:
         return before
-    known = before.documents if before is not None and before.file == file else {}
+    known = before.known() if before is not None and before.file == file else {}
     items: list[Item] = []
-    documents: Documents = {}
+    digests, lines, counts = bytearray(), array("I"), array("I")
     read = _read_json if file.endswith(".json") else _read_yaml
     try:
         for chunk in split(text, file):
-            key = blake2b(chunk.text, digest_size=16).digest()
-            found = known.get(key) or documents.get(key)
+            key = blake2b(chunk.text, digest_size=DIGEST).digest()
+            found = known.get(key)
             if found is None:
-                found = (chunk.before, tuple(read(chunk.text, file, chunk.before)))
-            elif found[0] != chunk.before:
-                found = (chunk.before, tuple(one.moved(chunk.before - found[0]) for one in found[1]))
-            documents[key] = found
-            items += found[1]
+                members = list(read(chunk.text, file, chunk.before))
+            elif found.before != chunk.before:
+                members = [one.moved(chunk.before - found.before) for one in found.items]
+            else:
+                members = list(found.items)
+            digests += key
+            lines.append(chunk.before)
+            counts.append(len(members))
+            items += members
     except BadYaml as bad:
         items.append(broken(bad, file, 0))
-    return Manifest(file, digest, tuple(items), documents if len(documents) > 1 else {})
+    documents = Documents(bytes(digests), lines.tobytes(), counts.tobytes()) if len(lines) > 1 else Documents()
+    return Manifest(file, digest, tuple(items), documents)
 
 
 def unreadable(file: str, message: str) -> Manifest:
     """A file whose content could not be had."""
-    return Manifest(file, b"", (Item(Origin(file, 0), problems=(Problem(file, 0, message),), unidentified=True),), {})
+    return Manifest(file, b"", (Item(Origin(file, 0), problems=(Problem(file, 0, message),), unidentified=True),))
 
 
 def _read_yaml(text: bytes, file: str, before: int) -> Iterator[Item]:
