@@ -23,6 +23,7 @@ import rig
 from agent.api import client
 from agent.api.protocol import ApiError, UnreachableError
 from agent.datapath import cgroup
+from agent.datapath.cgroup import folder_of
 from agent.datapath.mounts import BPFFS
 from agent.endpoints import namespaces
 from agent.instance import NOTES, Instance
@@ -122,7 +123,13 @@ class RunningAgent:
         ]
         found += namespaces.list_names(self.instance.short_name)
         found += [str(path) for path in (NOTES / self.instance.name,) if path.exists()]
-        found += re.findall(r"\bgh[0-9a-f]{12}\b", self.node.run("ip", "-o", "link").stdout)
+        found += [str(folder) for folder in (folder_of(self.instance.name),) if folder.exists()]
+        shown = self.node.run("ip", "-o", "link").stdout
+        found += re.findall(r"\bgh[0-9a-f]{12}\b|prog/xdp id \d+", shown)
+        for device in re.findall(r"^\d+: ([^:@]+)", shown, re.MULTILINE):
+            for hook in ("ingress", "egress"):
+                filters = self.node.run("tc", "filter", "show", "dev", device, hook, check=False).stdout
+                found += [f"{name} on {device}" for name in re.findall(r"gatehouse/\w+", filters)]
         if (folder := cgroup.folder_of(self.instance.name)).exists():
             found.append(str(folder))
         if pid := listener_pid(self.instance.flows_socket):
