@@ -113,7 +113,7 @@ def pod_object(pod: drawn.PodSpec) -> Pod:
 def interface_of(pod: drawn.PodSpec) -> Interface:
     number = number_of(pod)
     mac = bytes((2, 0, 0, 0, 0, number))
-    return Interface(100 + number, f"gh{number}", mac, mac[::-1], f"/run/netns/{pod.name}")
+    return Interface(100 + number, f"gh{number}", mac, mac[::-1], f"/run/netns/{pod.name}", 4000 + number)
 
 
 def interfaces_of(*clusters: drawn.Cluster) -> dict[bytes, int]:

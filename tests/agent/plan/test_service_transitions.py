@@ -62,11 +62,11 @@ def test_on_the_way_it_is_as_before_or_as_after(scenes: list[Scene], config: Nod
         assert answers(maps, questions) == wanted
 
 
-@given(scenes=histories(steps=1, batch=12, kinds=ABOUT_SERVICES), data=st.data())
+@given(scenes=histories(steps=2, batch=12, kinds=("service", "service", "slice")), data=st.data())
 @settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 def test_after_a_kill_within_a_transition_the_rest_is_made_up_for(scenes: list[Scene], data: st.DataObject) -> None:
     config = CONFIGS[1]  # with Maglev
-    old, wanted = built(scenes[0], config), built(scenes[-1], config)
+    old, wanted = built(scenes[1], config), built(scenes[-1], config)
     maps = MapModel(old.state.maps())
     way = reconcile(State.read(maps.maps), wanted.state, wanted.names)
     writes = maps.writes((*way.steps, *way.cleanup))
