@@ -47,12 +47,10 @@ INLINE bool is_nat_live(struct packet *p, const struct nat *e)
 	return partner && partner->expires_ns > p->now_ns;
 }
 
-/* As is_flow_live: a SYN begins another flow where one has ended, and a query answers nothing. */
+/* A SYN begins another flow where one has ended. */
 INLINE bool is_begun_anew(const struct packet *p, const struct nat *e)
 {
-	if (e->flags & (NAT_CLOSED | NAT_GONE) && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
-		return true;
-	return e->flags & NAT_REPLY && p->is_query;
+	return e->flags & (NAT_CLOSED | NAT_GONE) && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
 /* Both entries of a flow that is over. */

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from frames import L4, Family, Icmp, Packet, error, host_mac, pod_mac
 from kernel import TOWARDS_NODE, Kernel
-from map_content import INTERFACES
+from map_content import INTERFACES, SECONDS
 from network_node import OTHERS_MAC
 from table import Change, Events, check_events, drop_event
 
 from agent.datapath import testrun
 from agent.datapath.testrun import Action, XdpAction
+
+TOLERANCE_S = 4
+"""Less than half of what any two time-outs differ by."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,8 @@ def left_to_tc(packet: Packet, device: str = "eth", macs: tuple[bytes, bytes] | 
 
 
 def nat(packet: Packet, **members: Any) -> Change:
-    """The entry `packet` meets has these values; with none given, there is no entry. `flags` are names."""
+    """The entry `packet` meets has these values; with none given, there is no entry. `flags` are names, `lasts` is how
+    many seconds it will if no more packets come, give or take a few."""
 
     def check(kernel: Kernel) -> None:
         found = kernel.nat(packet)
@@ -136,6 +141,9 @@ def nat(packet: Packet, **members: Any) -> Change:
             return
         assert found is not None, f"no entry for {packet}"
         for name, value in members.items():
+            if name == "lasts":
+                assert abs((found.expires_ns - time.monotonic_ns()) / SECONDS - value) < TOLERANCE_S, found
+                continue
             wanted = sum(kernel.abi.constants[f"NAT_{flag}"] for flag in value.split()) if name == "flags" else value
             assert getattr(found, name) == wanted, (name, found)
 

@@ -11,6 +11,7 @@ from map_content import INTERFACES, Frontend
 from network_node import PORT, SMALL_MTU
 from network_rows import (
     comes_in,
+    edit_nat,
     expire,
     goes_on,
     goes_out,
@@ -205,6 +206,64 @@ HERE_CASES: list[Case] = [
     ),
 ]
 
+LIFE_CASES: list[Case] = [
+    (
+        "how long TCP is remembered: unanswered, answered, closed",
+        [
+            HERE,
+            comes_in(SYN, SYN_B),
+            nat(SYN, lasts=60),
+            goes_out(BACK, BACK_NODE),
+            nat(BACK, lasts=600),
+            nat(SYN, lasts=60),
+            comes_in(tcp("world", "node", 1000, 30080), tcp("world", "b", 1000, 8080)),
+            nat(SYN, lasts=600),
+            comes_in(tcp("world", "node", 1000, 30080, "FA"), tcp("world", "b", 1000, 8080, "FA")),
+            nat(SYN, lasts=600),
+            goes_out(tcp("b", "world", 8080, 1000, "FA"), tcp("node", "world", 30080, 1000, "FA")),
+            nat(SYN, lasts=10),
+            nat(BACK, lasts=10),
+            comes_in(tcp("world", "node", 1000, 30080), tcp("world", "b", 1000, 8080)),
+            nat(SYN, lasts=10),
+        ],
+    ),
+    (
+        "how long UDP is",
+        [
+            do("frontend", "vip", 53, Frontend([("b", 5353)], kinds=BALANCER), UDP),
+            comes_in(udp("world", "vip", 1000, 53), udp("world", "b", 1000, 5353)),
+            nat(udp("world", "vip", 1000, 53), lasts=30),
+            goes_out(udp("b", "world", 5353, 1000), udp("vip", "world", 53, 1000)),
+            nat(udp("b", "world", 5353, 1000), lasts=120),
+            comes_in(udp("world", "vip", 1000, 53), udp("world", "b", 1000, 5353)),
+            nat(udp("world", "vip", 1000, 53), lasts=120),
+        ],
+    ),
+    (
+        "the entry of another flow keeps none alive",
+        [
+            HERE,
+            comes_in(SYN, SYN_B),
+            expire(SYN),
+            edit_nat(BACK, created_ns=1),
+            do("frontend", "node", 30080, Frontend([("c", 8080)], kinds=NODE_PORT)),
+            comes_in(SYN, tcp("world", "c", 1000, 8080, "S")),
+            nat(BACK, created_ns=1),
+        ],
+    ),
+    (
+        "a connection that is over keeps nobody from asking the backend by another frontend",
+        [
+            HERE,
+            do("frontend", "vip", 80, Frontend([("b", 8080)], kinds=BALANCER)),
+            comes_in(SYN, SYN_B),
+            goes_out(tcp("b", "world", 8080, 1000, "R"), tcp("node", "world", 30080, 1000, "R")),
+            comes_in(OUT, SYN_B),
+            nat(SYN),
+        ],
+    ),
+]
+
 CHOICE_CASES: list[Case] = [
     (
         "no backend at all: refused",
@@ -384,7 +443,7 @@ TOO_BIG_CASES: list[Case] = [
     )
 ]
 
-CASES = HERE_CASES + CHOICE_CASES + AWAY_CASES + TOO_BIG_CASES
+CASES = HERE_CASES + LIFE_CASES + CHOICE_CASES + AWAY_CASES + TOO_BIG_CASES
 
 
 @pytest.mark.parametrize("steps", [steps for _, steps in CASES], ids=[name for name, _ in CASES])
