@@ -36,7 +36,9 @@ INLINE void tell_of(const struct client *client, const struct peer *frontend, en
 	e->packets = 1;
 	copy_address(&e->source, &client->address);
 	copy_address(&e->destination, &frontend->address);
+	copy_address(&e->service, &frontend->address);
 	e->destination_port_be = frontend->port_be;
+	e->service_port_be = frontend->port_be;
 	e->source_identity = identity;
 	e->ifindex = client->ifindex;
 	e->type = EVENT_DROP;

@@ -140,6 +140,7 @@ def test_what_fails_is_counted_and_told_of(site: Site, who: str, frontend: Front
     (event,) = site.abi.records["event"].records(b"".join(site.ring.drain(1 << 30)))
     assert (event.hook, event.reason, event.protocol) == (site.abi.constants.HOOK_SOCKET, number, TCP)
     assert (event.source, event.destination) == (site.address("node" if who == "node" else "a"), site.address("web"))
+    assert (event.service, event.service_port_be) == (event.destination, event.destination_port_be)
     assert event.source_identity == (site.abi.constants.IDENTITY_HOST if who == "node" else 1001)
 
 
