@@ -45,7 +45,7 @@ class HealthChecks:
         try:
             await asyncio.Event().wait()
         finally:
-            listening.close()
+            await listening.close()
 
 
 def port_addresses(node: NodeConfig) -> list[bytes]:

@@ -56,11 +56,11 @@ class HealthPorts:
                     continue
         finally:
             for _, listening in self._open.values():
-                listening.close()
+                await listening.close()
 
     async def _open_and_close(self) -> None:
         for ref in [ref for ref, (port, _) in self._open.items() if self._port(ref) != port]:
-            self._open.pop(ref)[1].close()
+            await self._open.pop(ref)[1].close()
         self.problems = {ref: said for ref, said in self.problems.items() if self._port(ref)}
         for ref, check in sorted(self._wanted.items()):
             if ref not in self._open:

@@ -1,7 +1,7 @@
 """A small HTTP server for small answers, made so that nobody who connects can hurt the agent.
 
 Nobody is waited for longer than `request_s`. When there are too many connections, the oldest is cut off: whoever comes
-anew gets an answer, however many hold on to theirs. Few connections are accepted at a time, between which the agent
+anew gets an answer, however many hold on to theirs. Connections are accepted one by one, and between them the agent
 does its work.
 """
 
@@ -18,6 +18,7 @@ from http import HTTPStatus
 
 import h11
 
+from agent import log as logs
 from agent.services.health import Answer
 from policies.address import format_address, is_v4
 
@@ -28,19 +29,22 @@ EVERYWHERE = b""
 """All addresses of both families."""
 
 READ_BYTES = 4096
+BACKLOG = 128
+ACCEPT_AGAIN_S = 0.1
 REFUSED = Answer(HTTPStatus.BAD_REQUEST, b'{"error":"not a request of HTTP/1.1"}')
 NO_METHOD = Answer(HTTPStatus.METHOD_NOT_ALLOWED, b'{"error":"use GET or HEAD"}', (("Allow", "GET, HEAD"),))
+
+log = logs.get("health")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """`requests`: of one connection. `backlog`: connections accepted at a time."""
+    """`requests`: of one connection."""
 
     request_s: float = 10.0
     request_bytes: int = 8192
     requests: int = 100
     connections: int = 128
-    backlog: int = 16
 
 
 class HttpServer:
@@ -48,43 +52,46 @@ class HttpServer:
 
     def __init__(self, limits: Limits = Limits()) -> None:
         self._limits = limits
-        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}  # the oldest first
+        self._connections: dict[asyncio.Task[None], None] = {}  # the oldest first
 
     async def listen(self, addresses: Sequence[bytes], port: int, answers: Answers) -> Listening:
         """At these addresses: 16 bytes each, or EVERYWHERE. Raises OSError where the port is in use."""
         bound: list[socket.socket] = []
-        listening = Listening()
         try:
             for address in addresses:
                 bound.append(_bound(address, port))  # noqa: PERF401  # those before one that fails are to be closed
-            for one in bound:
-                server = await asyncio.start_server(
-                    lambda reader, writer: self._accept(reader, writer, answers, listening),
-                    sock=one,
-                    backlog=self._limits.backlog,
-                    limit=self._limits.request_bytes,
-                )
-                listening.servers.append(server)
         except OSError:
             for one in bound:
                 one.close()
             raise
+        listening = Listening()
+        for one in bound:
+            listening.add(one, asyncio.ensure_future(self._accept(one, answers, listening)))
         return listening
 
-    def _accept(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers: Answers, listening: Listening
-    ) -> None:
-        if len(self._connections) >= self._limits.connections:
-            oldest = next(iter(self._connections))
-            self._connections.pop(oldest).transport.abort()
-        task = asyncio.ensure_future(self._converse(reader, writer, answers))
-        self._connections[task] = listening.writers[task] = writer
-        task.add_done_callback(lambda done: self._connections.pop(done, None))
-        task.add_done_callback(lambda done: listening.writers.pop(done, None))
+    async def _accept(self, listener: socket.socket, answers: Answers, listening: Listening) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                made, _ = await loop.sock_accept(listener)
+            except OSError as error:  # the client is gone again, or there are no file descriptors left
+                log.warning("health check not accepted", reason=error.strerror)
+                await asyncio.sleep(ACCEPT_AGAIN_S)
+                continue
+            if len(self._connections) >= self._limits.connections:
+                oldest = next(iter(self._connections))
+                del self._connections[oldest]
+                oldest.cancel()
+            task = asyncio.ensure_future(self._converse(made, answers))
+            self._connections[task] = None
+            task.add_done_callback(lambda done: self._connections.pop(done, None))
+            listening.add(made, task)
+            await asyncio.sleep(0)  # there may be more to accept at once, and other work to do
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers: Answers) -> None:
+    async def _converse(self, made: socket.socket, answers: Answers) -> None:
         """Until the client is done or out of order, or has had enough. What has been asked before is answered."""
         conversation = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.request_bytes)
+        reader, writer = await asyncio.open_connection(sock=made, limit=self._limits.request_bytes)
         writer.transport.set_write_buffer_limits(high=0)
         try:
             with suppress(ConnectionError, TimeoutError):
@@ -100,17 +107,22 @@ class HttpServer:
 
 
 class Listening:
-    """One or more listening sockets, and who is connected to them."""
+    """Sockets that listen at a port, and of those that are connected to it, each with the task that serves it."""
 
     def __init__(self) -> None:
-        self.servers: list[asyncio.Server] = []
-        self.writers: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self.tasks: dict[asyncio.Task[None], socket.socket] = {}
 
-    def close(self) -> None:
-        for server in self.servers:
-            server.close()
-        for writer in list(self.writers.values()):
-            writer.transport.abort()
+    def add(self, made: socket.socket, task: asyncio.Task[None]) -> None:
+        """The socket is closed when the task has ended, also where it never began."""
+        self.tasks[task] = made
+        task.add_done_callback(lambda done: self.tasks.pop(done).close())
+
+    async def close(self) -> None:
+        """The port is free afterwards."""
+        tasks = list(self.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _exchange(
@@ -174,7 +186,9 @@ def _bound(address: bytes, port: int) -> socket.socket:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family is socket.AF_INET6:
                 made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, any(address))  # ::, too, is all of both
+            made.setblocking(False)
             made.bind((format_address(address) if address else "", port))
+            made.listen(BACKLOG)
         except OSError:
             made.close()
             raise

@@ -46,9 +46,7 @@ async def serving(
     try:
         yield listening
     finally:
-        listening.close()
-        while listening.writers:
-            await asyncio.sleep(0)
+        await listening.close()
 
 
 @asynccontextmanager
@@ -136,9 +134,9 @@ def test_who_does_not_read_is_cut_off(node: rig.Node) -> None:
         async with serving(Limits(request_s=0.2), answers=lambda _path: big) as listening, connected() as (_, writer):
             writer.transport.pause_reading()  # type: ignore[attr-defined]  # of all transports but the base class
             writer.write(GET)
-            while not listening.writers:
+            while len(listening.tasks) < 2:
                 await asyncio.sleep(0)
-            while listening.writers:
+            while len(listening.tasks) > 1:
                 await asyncio.sleep(0.01)
 
     inside(node, scenario)
@@ -146,11 +144,11 @@ def test_who_does_not_read_is_cut_off(node: rig.Node) -> None:
 
 def test_when_there_are_too_many_the_oldest_goes(node: rig.Node) -> None:
     async def scenario() -> None:
-        async with serving(Limits(connections=4, backlog=2)) as listening, AsyncExitStack() as stack:
+        async with serving(Limits(connections=4)) as listening, AsyncExitStack() as stack:
             idle = [await stack.enter_async_context(connected()) for _ in range(12)]
             asked = [await said(GET.replace(b"Host", b"Connection: close\r\nHost")) for _ in range(20)]
             assert all(answer.startswith(b"HTTP/1.1 200") for answer in asked)
-            assert len(listening.writers) <= 4
+            assert len(listening.tasks) <= 1 + 4
             assert await idle[0][0].read() == b""
 
     inside(node, scenario)
@@ -192,8 +190,26 @@ def test_connections_end_with_their_port(node: rig.Node) -> None:
     async def scenario() -> None:
         async with serving() as listening, connected() as (reader, writer):
             assert await exchange(reader, writer)
-            listening.close()
+            await listening.close()
             with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
                 await exchange(reader, writer)
+
+    inside(node, scenario)
+
+
+def test_a_port_that_closes_lets_nobody_hang(node: rig.Node) -> None:
+    """Connections come all the time: some are being accepted when it closes."""
+
+    async def scenario() -> None:
+        server = HttpServer()
+        for _ in range(200):
+            listening = await server.listen([EVERYWHERE], PORT, echo)  # it is free again at once
+            async with AsyncExitStack() as stack:
+                clients = [await stack.enter_async_context(connected()) for _ in range(3)]
+                await listening.close()
+                for reader, writer in clients:
+                    writer.write(GET)
+                    with suppress(ConnectionError):
+                        await reader.read()
 
     inside(node, scenario)
