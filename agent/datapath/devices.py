@@ -19,8 +19,9 @@ MTU_MAX = 0xFFFF
 MAC_BYTES = 6
 _POD_SIDE = re.compile(r"gh[0-9a-f]{12}")  # agent.endpoints.sandbox names pods' links so
 
-# linux/if.h, linux/if_link.h, linux/if_addr.h, linux/rtnetlink.h
+# linux/if.h, linux/if_arp.h, linux/if_link.h, linux/if_addr.h, linux/rtnetlink.h
 _IFF_LOOPBACK = 0x8
+_WITH_ETHERNET = (1, 772)  # ARPHRD_ETHER, ARPHRD_LOOPBACK
 _IFLA_XDP, _IFLA_XDP_ATTACHED, _IFLA_XDP_PROG_ID = 43, 2, 4
 _IFA_F_DADFAILED, _IFA_F_DEPRECATED, _IFA_F_SECONDARY = 0x08, 0x20, 0x01  # of IPv6 the last one is: temporary
 _RTM_DELLINK, _RTM_DELADDR, _RTM_DELROUTE = 17, 21, 25
@@ -40,6 +41,7 @@ class Device(msgspec.Struct, frozen=True):
     mac: bytes = b""
     mtu: int = 1500
     loopback: bool = False
+    ethernet: bool = True  # packets have an Ethernet header, as the programs expect
     addresses: tuple[bytes, ...] = ()  # global ones that can be used, 16 bytes each, the preferred first
     default_route: bool = False
     xdp: int = 0
@@ -58,19 +60,26 @@ def choose(
 ) -> tuple[list[Device], list[str]]:
     """The devices a setting means, and one sentence for each thing that is missing.
 
-    `auto`: those with a default route or an address of the node, but for the loopback and pods' links.
+    `auto`: Ethernet devices with a default route or an address of the node, but for pods' links.
     """
     candidates = [device for device in found if not device.of_pod]
     if AUTO not in setting:
         by_name = {device.name: device for device in candidates}
-        chosen = [by_name[name] for name in setting if name in by_name]
+        chosen = [by_name[name] for name in setting if name in by_name and by_name[name].ethernet]
         missing = [name for name in setting if name not in by_name]
-        return chosen, [f"device {name} is not there: it is used as soon as it appears" for name in missing]
+        other = [name for name in setting if name in by_name and not by_name[name].ethernet]
+        return chosen, [
+            *(f"device {name} is not there: it is used as soon as it appears" for name in missing),
+            *(f"device {name} carries packets without an Ethernet header, which is not supported" for name in other),
+        ]
     own = frozenset(node_addresses)
-    chosen = [d for d in candidates if not d.loopback and (d.default_route or not own.isdisjoint(d.addresses))]
+    usable = [device for device in candidates if device.ethernet and not device.loopback]
+    chosen = [device for device in usable if device.default_route or not own.isdisjoint(device.addresses)]
     if chosen:
         return chosen, []
-    return [], ["no device has a default route or an address of this node: give it one, or name devices (--devices)"]
+    return [], [
+        "no Ethernet device has a default route or an address of this node: give it one, or name devices (--devices)"
+    ]
 
 
 def value(device: Device, node_addresses: Iterable[bytes]) -> bytes:
@@ -103,7 +112,7 @@ def read(route: RouteSocket) -> list[Device]:
 
 
 def _device(reply: Reply, bound: dict[int, list[bytes]], defaults: set[int]) -> Device:
-    _, _, ifindex, flags, _ = _LINK.unpack_from(reply.body)
+    _, kind, ifindex, flags, _ = _LINK.unpack_from(reply.body)
     found = dict(attributes(reply.body[_LINK.size :]))
     xdp = dict(attributes(found.get(_IFLA_XDP, b"")))
     return Device(
@@ -112,6 +121,7 @@ def _device(reply: Reply, bound: dict[int, list[bytes]], defaults: set[int]) -> 
         found.get(links.IFLA_ADDRESS, b""),
         _NUMBER.unpack(found[links.IFLA_MTU])[0],
         bool(flags & _IFF_LOOPBACK),
+        kind in _WITH_ETHERNET,
         tuple(bound.get(ifindex, ())),
         ifindex in defaults,
         xdp.get(_IFLA_XDP_ATTACHED, b"\0")[0],

@@ -14,9 +14,10 @@ A4, A6, B4 = map(parse_address, ("192.0.2.1", "2001:db8::1", "198.51.100.1"))
 LO = Device(1, "lo", loopback=True, addresses=(A4, A6))
 ETH0 = Device(2, "eth0", mac=bytes(range(6)), addresses=(B4, A4, A6), default_route=True)
 ETH1 = Device(3, "eth1", addresses=(B4,))
-TUN = Device(4, "tun0", default_route=True)
+ETH2 = Device(4, "eth2", default_route=True)
+TUN = Device(6, "tun0", default_route=True, addresses=(A4, B4), ethernet=False)
 POD = Device(5, "gh0123456789ab", default_route=True, addresses=(A4,))
-ALL = (LO, ETH0, ETH1, TUN, POD)
+ALL = (LO, ETH0, ETH1, ETH2, TUN, POD)
 
 CHOICES = [
     (("eth1",), (A4,), ["eth1"], 0),
@@ -24,9 +25,10 @@ CHOICES = [
     (("eth1", "eth9"), (A4,), ["eth1"], 1),
     (("lo",), (A4,), ["lo"], 0),  # whoever names it means it
     (("gh0123456789ab",), (A4,), [], 1),  # never a pod's
-    (("auto",), (A4,), ["eth0", "tun0"], 0),
-    (("auto",), (B4,), ["eth0", "eth1", "tun0"], 0),
-    (("auto",), (), ["eth0", "tun0"], 0),
+    (("tun0", "eth1"), (A4,), ["eth1"], 1),
+    (("auto",), (A4,), ["eth0", "eth2"], 0),
+    (("auto",), (B4,), ["eth0", "eth1", "eth2"], 0),
+    (("auto",), (), ["eth0", "eth2"], 0),
 ]
 
 
@@ -40,7 +42,7 @@ def test_which_devices_a_setting_means(
 
 
 def test_auto_that_finds_nothing_says_so() -> None:
-    chosen, (sentence,) = devices.choose(("auto",), (LO, POD, ETH1), (A4,))
+    chosen, (sentence,) = devices.choose(("auto",), (LO, POD, ETH1, TUN), (A4,))
     assert chosen == []
     assert "--devices" in sentence
 
@@ -49,7 +51,7 @@ VALUES = [
     (ETH0, (), B4, A6),
     (ETH0, (A4,), A4, A6),
     (ETH1, (A4,), B4, bytes(16)),
-    (TUN, (A4,), bytes(16), bytes(16)),
+    (ETH2, (A4,), bytes(16), bytes(16)),
 ]
 
 
@@ -81,6 +83,13 @@ def test_what_is_read(outside: rig.Outside) -> None:
     found = node.call(read)
     device = found[outside.link]
     assert found["lo"].loopback
+    node.ip("tuntap add dev tun7 mode tun", "tuntap add dev tap7 mode tap")
+    assert [node.call(read)[name].ethernet for name in ("lo", outside.link, "tap7", "tun7")] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     assert (device.loopback, device.default_route, device.mtu, device.xdp, len(device.mac)) == (
         False,
         False,
