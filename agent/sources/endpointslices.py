@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from sys import intern
 
 from agent.objects import EndpointSlice, SliceEndpoint, SlicePort
@@ -18,6 +17,7 @@ from agent.sources.findings import (
     port_number,
     protocol,
     reference,
+    shared,
 )
 from agent.sources.services import FAMILIES, is_proxied
 from policies.address import is_v4, parse_address
@@ -97,14 +97,8 @@ def _names(path: str, given: Sequence[schema.Named], check: Check, findings: Fin
             findings.error(where, f"{name!r} is given twice")
         else:
             findings.check(where, name, check)
-        names.append(name)
-    return _shared(tuple(names))
-
-
-@lru_cache(maxsize=4096)
-def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Many endpoints are for the same few zones."""
-    return tuple(intern(name) for name in names)
+        names.append(intern(name))
+    return shared(tuple(names))
 
 
 def _usable(text: str, v4: bool) -> bytes | None:
@@ -143,4 +137,4 @@ def _slice_ports(given: Sequence[schema.SlicePort], findings: Findings) -> tuple
             findings.warn(f"{path}.port", "a port without a number is not handled: it is left out")
             continue
         ports.append(SlicePort(intern(name), proto, port_number(f"{path}.port", port.port, findings)))
-    return tuple(ports)
+    return shared(tuple(ports))

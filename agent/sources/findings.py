@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from sys import intern
+from typing import Any, TypeVar
 
 from agent.sources.schema import Metadata
 from policies.model import ObjectRef, Protocol
@@ -16,6 +17,8 @@ from policies.syntax import (
     label_value_problem,
     port_name_problem,
 )
+
+T = TypeVar("T", bound=Hashable)
 
 Check = Callable[[str], str | None]
 NO_LABELS: dict[str, str] = {}
@@ -78,7 +81,19 @@ def reference(kind: str, meta: Metadata, findings: Findings) -> ObjectRef:
     namespace = meta.namespace or "default"
     if problem := dns_label(namespace):
         findings.error("metadata.namespace", problem)
-    return ObjectRef(kind, intern(namespace), intern(name))
+    # Slices are told by their service, not by name: to intern those would cost more than it shares.
+    return ObjectRef(kind, intern(namespace), name if kind == "EndpointSlice" else intern(name))
+
+
+def shared(values: T) -> T:
+    """One of equals: what many objects have in common, such as their ports, is held once."""
+    one: T = _first_of_equals(values)
+    return one
+
+
+@lru_cache(maxsize=4096)
+def _first_of_equals(values: Hashable) -> Any:
+    return values
 
 
 def check_labels(path: str, given: dict[str, str] | None, findings: Findings) -> None:

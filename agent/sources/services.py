@@ -18,6 +18,7 @@ from agent.sources.findings import (
     port_number,
     protocol,
     reference,
+    shared,
 )
 from policies.address import is_v4
 from policies.model import Origin, Protocol
@@ -98,8 +99,8 @@ def _families(spec: schema.ServiceSpec, addresses: tuple[bytes, ...], findings: 
         elif index < len(addresses) and is_v4(addresses[index]) != (family == "IPv4"):
             findings.error(path, "must be the family of the cluster address in the same place")
     if families or not addresses:
-        return families
-    return tuple("IPv4" if is_v4(address) else "IPv6" for address in addresses)
+        return shared(families)
+    return shared(tuple("IPv4" if is_v4(address) else "IPv6" for address in addresses))
 
 
 def _service_ports(given: Sequence[schema.ServicePort], kind: str, findings: Findings) -> tuple[ServicePort, ...]:
@@ -128,7 +129,7 @@ def _service_ports(given: Sequence[schema.ServicePort], kind: str, findings: Fin
             findings.error(f"{path}.nodePort", f"{Protocol.BY_NUMBER.get(proto, '')} port {node_port} is given twice")
         on_nodes.add((proto, node_port))
         ports.append(ServicePort(intern(name), proto, number, target, node_port))
-    return tuple(ports)
+    return shared(tuple(ports))
 
 
 def _node_port(path: str, given: int | None, kind: str, findings: Findings) -> int:

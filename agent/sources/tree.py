@@ -29,7 +29,7 @@ class Tree:
     def __init__(self) -> None:
         self.in_force: dict[ObjectRef, Object] = {}
         self.manifests: dict[str, Manifest] = {}
-        self._claims: dict[ObjectRef, tuple[Item, ...]] = {}
+        self._claims: dict[ObjectRef, Item | tuple[Item, ...]] = {}  # nearly all have but one
         self._ghosts: dict[str, tuple[Item, ...]] = {}
         self._troubled: dict[str, tuple[Item, ...]] = {}  # items with problems, by file
         self._verdicts: dict[ObjectRef, tuple[str, tuple[Problem, ...]]] = {}  # effect, duplicates
@@ -133,9 +133,9 @@ class Tree:
     def _drop(self, item: Item) -> None:
         if item.ref is None:
             return
-        claims = tuple(claim for claim in self._claims.get(item.ref, ()) if claim is not item)
+        claims = tuple(claim for claim in self._claims_of(item.ref) if claim is not item)
         if claims:
-            self._claims[item.ref] = claims
+            self._claims[item.ref] = claims if len(claims) > 1 else claims[0]
         else:
             self._claims.pop(item.ref, None)
         self._dirty[item.ref] = None
@@ -143,16 +143,21 @@ class Tree:
     def _claim(self, item: Item) -> None:
         if item.ref is None:
             return
-        claims = (*self._claims.get(item.ref, ()), item)
+        claims = (*self._claims_of(item.ref), item)
         if len(claims) > 1:
             claims = tuple(sorted(claims, key=lambda claim: (claim.origin.file, claim.origin.line)))
-        self._claims[item.ref] = claims
+        self._claims[item.ref] = claims if len(claims) > 1 else item
         self._dirty[item.ref] = None
+
+    def _claims_of(self, ref: ObjectRef) -> tuple[Item, ...]:
+        """The items that name an object, in the order of their files and lines."""
+        claims = self._claims.get(ref, ())
+        return claims if isinstance(claims, tuple) else (claims,)
 
     # ---- what is in force
 
     def _resolve(self, ref: ObjectRef) -> Object | None:
-        claims = self._claims.get(ref, ())
+        claims = self._claims_of(ref)
         found, effect = self._choose(ref, claims)
         duplicates: tuple[Problem, ...] = ()
         if len(claims) > 1 and found is not None:
@@ -184,7 +189,7 @@ class Tree:
         return isolating, ISOLATED if isolating is not None else ""
 
     def _provided(self, ref: ObjectRef, value: Object) -> bool:
-        return any(claim.object is value for claim in self._claims.get(ref, ()))
+        return any(claim.object is value for claim in self._claims_of(ref))
 
     def _effect(self, item: Item) -> str:
         if item.unidentified:

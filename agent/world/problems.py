@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from agent.objects import Pod, Problem, Service
+from agent.services.frontends import wants_maglev
+from agent.services.maglev import most_backends
 from agent.world.frontends import (
     BALANCER,
     CLUSTER_IP_ALLOCATED,
@@ -50,6 +52,7 @@ def describe_problems(world: World, failures: Mapping[ObjectRef, str]) -> list[P
             found += _problem(world, service.ref, message)
         if service.exposure.external_ips and not world.config.services.external_ips:
             found += _problem(world, service.ref, NO_EXTERNAL_IPS, warning=True)
+    found += _beyond_maglev(world)
     found += _host_addresses(world)
     found += _stray_slices(world)
     return sorted(found)
@@ -87,6 +90,26 @@ def _unmet(world: World, service: Service) -> Iterator[str]:
     first, last = world.config.services.node_ports
     for number in world.services.out_of_range(service):
         yield f"node port {number} is not in {first}-{last} (--node-ports): choose another one, or none"
+
+
+def _beyond_maglev(world: World) -> Iterator[Problem]:
+    """Services whose backends are too many for a Maglev table."""
+    size = world.config.services.maglev_size
+    most = most_backends(size)
+    pods = sum(1 for _ in world.pods)
+    for service in world.services:
+        if not wants_maglev(service, world.config):
+            continue
+        given = world.services.slices(service.ref)
+        if (sum(len(one.endpoints) for one in given) if given else pods) <= most:
+            continue
+        backends = max((len(f.inside.backends) for f in world.frontends(service.ref)), default=0)
+        if backends > most:
+            message = (
+                f"{backends} backends are more than a Maglev table of {size} slots serves ({most}): they are chosen at "
+                "random; set --maglev-size"
+            )
+            yield from _problem(world, service.ref, message, warning=True)
 
 
 def _host_addresses(world: World) -> Iterator[Problem]:

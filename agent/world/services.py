@@ -92,6 +92,8 @@ class ServiceBook:
         if not given.proxied:
             return touched
         owner = _owner(given)
+        if (service := self._services.get(owner)) is not None:
+            owner = service.ref  # an equal one that is there already
         self._slices[given.ref] = given
         self._slices_of[owner] = tuple(sorted((*self._slices_of.get(owner, ()), given), key=_by_ref))
         return touched | {owner}
