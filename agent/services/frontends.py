@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from agent.objects import EndpointSlice, Pod, Service, ServicePort
 from agent.services.endpoints import HOST_PORT, REFUSED, Candidates, candidates
-from agent.services.maglev import fits
+from agent.services.maglev import most_backends
 from agent.services.model import Frontend, Kind, Target
 from agent.services.node import Node
 from agent.services.places import FrontendKey, NodePorts, host_port_places, is_served, places
@@ -80,6 +80,11 @@ def host_ports(pod: Pod, node: Node) -> tuple[Frontend, ...]:
     return tuple(found.values())
 
 
+def wants_maglev(service: Service, node: Node) -> bool:
+    """Whether any of its frontends may go by Maglev."""
+    return is_served(service) and (service.exposure.algorithm or node.services.algorithm) == "maglev"
+
+
 class _Maker:
     """Frontends of one service port; who serves is found out once a family."""
 
@@ -135,8 +140,8 @@ class _Maker:
         algorithm = self._annotated or (self._node.services.algorithm if kind in EXTERNAL else "random")
         if algorithm != "maglev":
             return False
-        size = self._node.services.maglev_size
-        return fits(len(inside.backends), size) and fits(len(outside.backends), size)
+        most = most_backends(self._node.services.maglev_size)
+        return len(inside.backends) <= most and len(outside.backends) <= most
 
     def _dsr(self) -> bool:
         forwarding = self._exposure.forwarding or self._node.services.forwarding

@@ -36,9 +36,9 @@ def is_prime(number: int) -> bool:
     return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))
 
 
-def fits(backends: int, size: int) -> bool:
-    """Whether a table of this size shares flows evenly among so many backends."""
-    return backends * SLOTS_PER_BACKEND <= size and backends <= BACKENDS_MAX
+def most_backends(size: int) -> int:
+    """Among how many backends a table of this size shares flows evenly."""
+    return min(size // SLOTS_PER_BACKEND, BACKENDS_MAX)
 
 
 def table(backends: Sequence[Backend], size: int, seed: int) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from agent.objects import Pod, Problem, Service
-from agent.services.frontends import wants_maglev
+from agent.services.frontends import EXTERNAL, wants_maglev
 from agent.services.maglev import most_backends
 from agent.world.frontends import (
     BALANCER,
@@ -103,7 +103,8 @@ def _beyond_maglev(world: World) -> Iterator[Problem]:
         given = world.services.slices(service.ref)
         if (sum(len(one.endpoints) for one in given) if given else pods) <= most:
             continue
-        backends = max((len(f.inside.backends) for f in world.frontends(service.ref)), default=0)
+        reached = [f for f in world.frontends(service.ref) if service.exposure.algorithm or f.kind in EXTERNAL]
+        backends = max((len(f.inside.backends) for f in reached), default=0)
         if backends > most:
             message = (
                 f"{backends} backends are more than a Maglev table of {size} slots serves ({most}): they are chosen at "

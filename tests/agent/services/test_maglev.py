@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from agent.services.maglev import assign, client_hash, fits, flow_hash, is_prime, lookup, mix, shares, table
+from agent.services.maglev import assign, client_hash, flow_hash, is_prime, lookup, mix, most_backends, shares, table
 from agent.services.model import Backend
 from policies.address import parse_address
 
@@ -77,8 +77,7 @@ def test_sizes_that_are_not_prime_are_refused() -> None:
 
 
 def test_tables_need_some_slots_for_each_backend() -> None:
-    assert fits(1638, SIZE) and not fits(1639, SIZE)
-    assert fits(13107, 131071) and not fits(13108, 131071) and fits(0, 251)
+    assert [most_backends(size) for size in (251, SIZE, 131071)] == [25, 1638, 13107]
 
 
 def test_layout_is_that_of_abi_h() -> None:
