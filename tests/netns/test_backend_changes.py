@@ -115,18 +115,20 @@ def test_a_udp_client_whose_backend_falls_silent_moves_as_fast_lesson_20(live: C
 def test_a_connection_lives_until_its_backend_is_listed_no_more_lesson_21(
     live: Cluster, family: str, state: str
 ) -> None:
-    write(live, "TCP", web={"b1": "ready"}, other={"b1": "ready"})
+    write(live, "TCP", web={"b1": "ready"}, other={"b1": "ready"}, leaves={"b1": "ready"})
     with ExitStack() as stack:
-        ours, idle, others = (
-            stack.enter_context(connect(live, name, "TCP", family)) for name in ("web", "web", "other")
+        ours, idle, others, left = (
+            stack.enter_context(connect(live, name, "TCP", family)) for name in ("web", "web", "other", "leaves")
         )
         direct = stack.enter_context(
             Connection(live.netns("turn/client"), STREAM, live.ip("turn/b1", family), PORTS["TCP"])
         )
-        for connection in (ours, idle, others, direct):
+        for connection in (ours, idle, others, left, direct):
             assert connection.exchange(ANSWERED_S).label == "turn/b1:8080"
         port = ours.socket.getsockname()[1]
-        write(live, "TCP", web={"b1": state, "b2": "ready"}, other={"b1": "ready"})
+        write(live, "TCP", web={"b1": state, "b2": "ready"}, other={"b1": "ready"}, leaves={})
+        await_reset(left)
+        client.call(live.agent.instance.flows_socket, "forget", ips=[])  # answered after the next whole sweep
         assert ours.exchange(ANSWERED_S).label == "turn/b1:8080", "not dropped at once"
         with connect(live, "web", "TCP", family) as fresh:
             assert fresh.exchange(ANSWERED_S).label == "turn/b2:8080", "not used by others"
