@@ -17,7 +17,7 @@ from agent.datapath import bpf
 
 _CLONE_NEWNET = 0x40000000
 _SKB_SIZE = 192  # struct __sk_buff, include/uapi/linux/bpf.h
-_MARK_OFFSET, _INTERFACES_OFFSET, _CB_OFFSET = 8, 36, 48
+_MARK_OFFSET, _INTERFACES_OFFSET, _CB_OFFSET, _GSO_SIZE_OFFSET = 8, 36, 48, 176
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -51,14 +51,23 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def run(
-    program: int, packet: bytes, *, ifindex: int = 0, ingress_ifindex: int = 0, mark: int = 0, repeat: int = 1
+    program: int,
+    packet: bytes,
+    *,
+    ifindex: int = 0,
+    ingress_ifindex: int = 0,
+    mark: int = 0,
+    gso_size: int = 0,
+    repeat: int = 1,
 ) -> Result:
     """Run a tc program on an Ethernet frame of at least 14 bytes. `ifindex` (skb->ifindex; 0 is the loopback device)
-    must exist in the current network namespace: see `network`. A redirect is returned, not done. Raises bpf.BpfError.
+    must exist in the current network namespace: see `network`. With `gso_size` the frame stands for packets of so many
+    bytes of data each. A redirect is returned, not done. Raises bpf.BpfError.
     """
     context = bytearray(_SKB_SIZE)
     struct.pack_into("=I", context, _MARK_OFFSET, mark)
     struct.pack_into("=II", context, _INTERFACES_OFFSET, ingress_ifindex, ifindex)
+    struct.pack_into("=I", context, _GSO_SIZE_OFFSET, gso_size)
     result = bpf.test_run(program, packet, bytes(context), repeat)
     return Result(
         action=struct.unpack("=i", struct.pack("=I", result.retval))[0],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from frames import L4, SCTP, UDP, Packet, flow, fragments, icmp, tcp, udp
+from frames import L4, SCTP, UDP, Packet, address, error, flow, fragments, host_mac, icmp, pod_mac, tcp, udp
 from kernel import Kernel
 from map_content import INTERFACES, Frontend
 from network_node import PORT, SMALL_MTU
@@ -24,9 +24,14 @@ from network_rows import (
 from refusals import refused
 from table import Case, Change, do, run
 
+from agent.datapath import testrun
+from agent.datapath.abi import be16
+from agent.datapath.testrun import Action
+
 NODE_PORT, BALANCER = ("NODE_PORT",), ("LOAD_BALANCER",)
 HERE = do("frontend", "node", 30080, Frontend([("b", 8080)], kinds=NODE_PORT))
 AWAY = do("frontend", "vip", 80, Frontend([("far", 8080)], kinds=BALANCER))
+AWAY_UDP = do("frontend", "vip", 53, Frontend([("far", 5353)], kinds=BALANCER), UDP)
 
 SYN, SYN_B = tcp("world", "node", 1000, 30080, "S"), tcp("world", "b", 1000, 8080, "S")
 BACK, BACK_NODE = tcp("b", "world", 8080, 1000, "SA"), tcp("node", "world", 30080, 1000, "SA")
@@ -322,7 +327,7 @@ AWAY_CASES: list[Case] = [
     (
         "UDP, with and without checksum",
         [
-            do("frontend", "vip", 53, Frontend([("far", 5353)], kinds=BALANCER), UDP),
+            AWAY_UDP,
             goes_on(udp("world", "vip", 1000, 53), udp("node", "far", PORT, 5353)),
             goes_on(udp("far", "node", 5353, PORT), udp("vip", "world", 53, 1000)),
             goes_on(udp("world", "vip", 1000, 53, True), udp("node", "far", PORT, 5353, True)),
@@ -391,6 +396,9 @@ AWAY_CASES: list[Case] = [
             AWAY,
             goes_on(OUT, OUT_FAR),
             mark_gone(OUT),
+            mark_gone(ANSWER),
+            goes_on(ANSWER, ANSWER_VIP),
+            goes_on(error("world", "vip", ANSWER_VIP), error("node", "far", ANSWER)),
             refused("eth", tcp("world", "vip", 1000, 80), "BACKEND_GONE", "from_network"),
             do("frontend", "vip", 80, Frontend([("far-too", 8080)], kinds=BALANCER)),
             goes_on(OUT, tcp("node", "far-too", PORT, 8080, "S")),
@@ -403,6 +411,12 @@ AWAY_CASES: list[Case] = [
             AWAY,
             told(replace(OUT, ttl=1), "TTL_EXCEEDED", (11, 3), (0, 0)),
             nat(OUT),
+            AWAY_UDP,
+            goes_on(
+                fragments(udp("world", "vip", 1000, 53), [16, 8])[0],
+                fragments(udp("node", "far", PORT, 5353), [16, 8])[0],
+            ),
+            stopped(replace(fragments(udp("world", "vip", 1000, 53), [16, 8])[1], ttl=1), "TTL_EXCEEDED"),
         ],
     ),
     (
@@ -418,7 +432,7 @@ AWAY_CASES: list[Case] = [
     (
         "fragments",
         [
-            do("frontend", "vip", 53, Frontend([("far", 5353)], kinds=BALANCER), UDP),
+            AWAY_UDP,
             *(
                 goes_on(before, after)
                 for before, after in zip(
@@ -457,3 +471,26 @@ def test_a_frame_for_another_host_is_left_alone(node: Kernel) -> None:
     frame = SYN.encode(node.family, b"\2\0\0\0\7\7", b"\2\0\0\0\7\6")
     outcome = node.send("eth", frame, "from_network")
     assert (outcome.action, outcome.frame, outcome.drops) == (0, frame, {})
+
+
+def test_a_backend_of_the_other_family_is_none(node: Kernel) -> None:
+    HERE(node)
+    other = node.pack("backend_value", address=address("b", 6 if node.family == 4 else 4), port_be=be16(8080))
+    for key in [key for key, _ in node.maps["backends"].items()]:
+        node.maps["backends"].update(key, other)
+    refused("eth", SYN, "NO_BACKEND", "from_network")(node)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_of_many_packets_in_one_each_must_fit(node: Kernel, fits: bool) -> None:
+    """What the node's device has merged will leave as the packets that came."""
+    node.frontend("vip", 80, Frontend([("beyond", 8080)], kinds=BALANCER))
+    headers = len(OUT.encode_ip(node.family)) - len(OUT.l4.data)
+    frame = big(OUT, 3000).encode(node.family, host_mac("eth"), pod_mac("eth"))
+    segment = SMALL_MTU - headers + (not fits)
+    result = node.network.run(
+        testrun.run, node.programs["from_network"], frame, ifindex=INTERFACES["eth"], gso_size=segment
+    )
+    assert result.action == Action.REDIRECT
+    assert (len(result.packet) == len(frame)) is fits
+    nat(OUT, **({"packets": 1} if fits else {}))(node)
