@@ -37,6 +37,8 @@ def exposure(doc: schema.ServiceDoc, kind: str, findings: Findings) -> Exposure:
     """Of a service of this type (spec.type, defaulted)."""
     spec = doc.spec or schema.ServiceSpec()
     annotations = doc.metadata.annotations or NO_ANNOTATIONS
+    if kind == "ClusterIP" and not annotations and not _says_anything(spec):
+        return PLAIN
     external_ips = _external_ips(spec, findings)
     reachable = kind in ("NodePort", "LoadBalancer") or (kind == "ClusterIP" and bool(spec.external_ips))
     external_local = _external_local(spec, kind, reachable, findings)
@@ -58,6 +60,21 @@ def exposure(doc: schema.ServiceDoc, kind: str, findings: Findings) -> Exposure:
         forwarding=_choice(FORWARDING, annotations, findings),
     )
     return PLAIN if found == PLAIN else found
+
+
+def _says_anything(spec: schema.ServiceSpec) -> bool:
+    """Whether any field that is looked at here is given. Of most services none is."""
+    return (
+        spec.external_ips is not None
+        or spec.load_balancer_source_ranges is not None
+        or spec.internal_traffic_policy is not None
+        or spec.external_traffic_policy is not None
+        or spec.health_check_node_port is not None
+        or spec.session_affinity is not None
+        or spec.session_affinity_config is not None
+        or spec.traffic_distribution is not None
+        or spec.allocate_load_balancer_node_ports is not None
+    )
 
 
 def _address(path: str, text: str, findings: Findings) -> bytes | None:
