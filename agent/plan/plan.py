@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from agent.plan import parts
 from agent.plan.blocks import ROWS, Block, rules_of
 from agent.plan.ids import CollisionError, Names
-from agent.plan.parts import Part, PolicyPart
-from agent.plan.state import IPCACHE, Changes, Side, State
+from agent.plan.parts import SERVICE_KEY, Part, PolicyPart
+from agent.plan.state import IPCACHE, SERVICES, Changes, Side, State
 from agent.plan.step import Transition
 from agent.plan.transition import transition
 from agent.world.world import Dirty, World
@@ -25,7 +25,8 @@ class Plan:
         self.state = State()
         self.names = Names()
         self._names_allowed = NAMES_KEPT
-        self._keys: dict[ObjectRef, tuple[tuple[str, bytes], ...]] = {}  # entries of endpoints and services
+        self._keys: dict[ObjectRef, tuple[tuple[str, bytes], ...]] = {}  # entries of endpoints
+        self._frontends: dict[ObjectRef, bytes] = {}  # of services, their keys joined: there may be 50,000
 
     def rule(self, number: int) -> RuleRef:
         """The rule a flow names as deciding."""
@@ -61,9 +62,11 @@ class Plan:
     def _stage(self, compiled: dict[ObjectRef, Part], changes: Changes) -> None:
         # What one part gives up another may take over in the same step: first all removals, then all entries.
         for ref, part in compiled.items():
-            for name, key in self._keys.pop(ref, ()):
+            for name, key in self._taken(ref):
                 changes.tables[name][key] = None
-            if part.entries:
+            if part.entries and part.entries[0][0] == SERVICES:
+                self._frontends[ref] = b"".join([key for _, key, _ in part.entries])
+            elif part.entries:
                 self._keys[ref] = tuple((name, key) for name, key, _ in part.entries)
         for part in compiled.values():
             for name, key, value in part.entries:
@@ -72,6 +75,13 @@ class Plan:
                 else:
                     changes.tables[name][key] = value
             self._note(part.blocks, changes)
+
+    def _taken(self, ref: ObjectRef) -> Iterator[tuple[str, bytes]]:
+        """The entries a part had, forgotten."""
+        yield from self._keys.pop(ref, ())
+        joined = self._frontends.pop(ref, b"")
+        for at in range(0, len(joined), SERVICE_KEY.size):
+            yield SERVICES, joined[at : at + SERVICE_KEY.size]
 
     def _stage_policy(self, part: PolicyPart, changes: Changes) -> None:
         self._note(part.blocks, changes)
