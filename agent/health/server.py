@@ -64,29 +64,17 @@ class HttpServer:
             for one in bound:
                 one.close()
             raise
-        listening = Listening()
-        for one in bound:
-            listening.add(one, asyncio.ensure_future(self._accept(one, answers, listening)))
-        return listening
+        return Listening(bound, lambda made: self._accepted(made, answers))
 
-    async def _accept(self, listener: socket.socket, answers: Answers, listening: Listening) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                made, _ = await loop.sock_accept(listener)
-            except OSError as error:  # the client is gone again, or there are no file descriptors left
-                log.warning("health check not accepted", reason=error.strerror)
-                await asyncio.sleep(ACCEPT_AGAIN_S)
-                continue
-            if len(self._connections) >= self._limits.connections:
-                oldest = next(iter(self._connections))
-                del self._connections[oldest]
-                oldest.cancel()
-            task = asyncio.ensure_future(self._converse(made, answers))
-            self._connections[task] = None
-            task.add_done_callback(lambda done: self._connections.pop(done, None))
-            listening.add(made, task)
-            await asyncio.sleep(0)  # there may be more to accept at once, and other work to do
+    def _accepted(self, made: socket.socket, answers: Answers) -> asyncio.Task[None]:
+        if len(self._connections) >= self._limits.connections:
+            oldest = next(iter(self._connections))
+            del self._connections[oldest]
+            oldest.cancel()
+        task = asyncio.ensure_future(self._converse(made, answers))
+        self._connections[task] = None
+        task.add_done_callback(lambda done: self._connections.pop(done, None))
+        return task
 
     async def _converse(self, made: socket.socket, answers: Answers) -> None:
         """Until the client is done or out of order, or has had enough. What has been asked before is answered."""
@@ -107,19 +95,49 @@ class HttpServer:
 
 
 class Listening:
-    """Sockets that listen at a port, and of those that are connected to it, each with the task that serves it."""
+    """Sockets that listen, and those connected to them, each with the task that serves it.
 
-    def __init__(self) -> None:
-        self.tasks: dict[asyncio.Task[None], socket.socket] = {}
+    Accepts by itself: what asyncio accepts while its server is closed (or its call cancelled) stays open for ever.
+    """
 
-    def add(self, made: socket.socket, task: asyncio.Task[None]) -> None:
-        """The socket is closed when the task has ended, also where it never began."""
-        self.tasks[task] = made
-        task.add_done_callback(lambda done: self.tasks.pop(done).close())
+    def __init__(self, bound: Sequence[socket.socket], serve: Callable[[socket.socket], asyncio.Task[None]]) -> None:
+        self.connections: dict[asyncio.Task[None], socket.socket] = {}
+        self._bound = bound
+        self._serve = serve
+        self._loop = asyncio.get_running_loop()
+        self._paused: dict[socket.socket, asyncio.TimerHandle] = {}
+        for listener in bound:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """One connection: as long as there are more, the loop comes back after it has done other work."""
+        try:
+            made, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:  # the client is gone again, or there is no file descriptor left
+            log.warning("health check not accepted", reason=error.strerror)
+            self._loop.remove_reader(listener)
+            self._paused[listener] = self._loop.call_later(ACCEPT_AGAIN_S, self._resume, listener)
+            return
+        made.setblocking(False)
+        task = self._serve(made)
+        self.connections[task] = made
+        task.add_done_callback(lambda done: self.connections.pop(done).close())  # also where it never began
+
+    def _resume(self, listener: socket.socket) -> None:
+        del self._paused[listener]
+        self._loop.add_reader(listener, self._accept, listener)
 
     async def close(self) -> None:
-        """The port is free afterwards."""
-        tasks = list(self.tasks)
+        """The port is free afterwards, and nobody connected any more."""
+        for timer in self._paused.values():
+            timer.cancel()
+        bound, self._bound = self._bound, ()
+        for listener in bound:
+            self._loop.remove_reader(listener)
+            listener.close()
+        tasks = list(self.connections)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
