@@ -18,6 +18,8 @@ SERVICE_VALUE = ABI.records["service_value"]
 POOL_KEY = ABI.records["backend_key"]
 MEMBER_KEY = ABI.records["member_key"]
 RANGE_KEY = ABI.records["range_key"]
+IN_ORDER = 256
+"""So many slots are in the order of their keys, as bytes."""
 PRESENT = ABI.maps[RANGES].value
 NUMBER = ABI.maps[MEMBERS].value
 
@@ -84,7 +86,10 @@ def pool(backends: Sequence[Backend], table: Table | None = None) -> Block:
     values = [POOL_VALUE.pack_values(address, abi.be16(port)) for address, port in backends]
     content = b"".join(values)
     number = content_id("pool", content) if table is None else content_id("maglev", _head(table) + content)
-    return block_of(number, POOLS, {POOL_KEY.pack_values(number, slot): value for slot, value in enumerate(values)})
+    pack = POOL_KEY.pack_values
+    if len(values) <= IN_ORDER:
+        return Block(number, POOLS, b"".join([pack(number, slot) + value for slot, value in enumerate(values)]))
+    return block_of(number, POOLS, {pack(number, slot): value for slot, value in enumerate(values)})
 
 
 def members(pool: Block) -> Block:

@@ -61,24 +61,23 @@ class Candidates(msgspec.Struct, gc=False):
 def candidates(slices: Iterable[EndpointSlice], port: ServicePort) -> dict[bool, Candidates]:
     """By whether IPv4: those of the slices' ports that have the port's name and protocol. A family may be missing."""
     found: dict[bool, Candidates] = {}
+    name, protocol = port.name, port.protocol
     for one in slices:
         for target in one.ports:
-            if target.name == port.name and target.protocol == port.protocol:
-                for endpoint in one.endpoints:
-                    _add(found, endpoint, target.port)
+            if target.name == name and target.protocol == protocol:
+                _collect(one.endpoints, target.port, found)
     return found
 
 
-def _add(found: dict[bool, Candidates], endpoint: SliceEndpoint, port: int) -> None:
-    if not endpoint.ready and not (endpoint.serving and endpoint.terminating):
-        return
-    for address in endpoint.addresses:
-        family = is_v4(address)
-        here = found.get(family)
-        if here is None:
-            here = found[family] = Candidates({}, {})
-        members = here.ready if endpoint.ready else here.leaving
-        members.setdefault((address, port), endpoint)
+def _collect(endpoints: Iterable[SliceEndpoint], port: int, found: dict[bool, Candidates]) -> None:
+    for endpoint in endpoints:
+        ready = endpoint.ready
+        if not ready and not (endpoint.serving and endpoint.terminating):
+            continue
+        for address in endpoint.addresses:
+            if (here := found.get(family := is_v4(address))) is None:
+                here = found[family] = Candidates({}, {})
+            (here.ready if ready else here.leaving).setdefault((address, port), endpoint)
 
 
 def _on(members: Members, node: Node) -> Members:

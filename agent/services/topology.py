@@ -20,13 +20,13 @@ FOR_ZONE = "those hinted for this zone"
 
 
 def nearby(ready: Members, node: Node) -> tuple[Members, str]:
-    """The endpoints that clients of this node are to use, and which these are: ALL, FOR_NODE or FOR_ZONE."""
-    endpoints = ready.values()
-    if all(one.nodes for one in endpoints):
+    """Those that clients of this node are to use, and which these are: ALL, FOR_NODE or FOR_ZONE. `ready`: at least one."""
+    first = next(iter(ready.values()))
+    if first.nodes and all(one.nodes for one in ready.values()):
         near = {backend: one for backend, one in ready.items() if node.name in one.nodes}
         if near:
             return near, FOR_NODE
-    if node.zone and all(one.zones for one in endpoints):
+    if node.zone and first.zones and all(one.zones for one in ready.values()):
         near = {backend: one for backend, one in ready.items() if node.zone in one.zones}
         if near:
             return near, FOR_ZONE
