@@ -20,7 +20,7 @@ FOR_ZONE = "those hinted for this zone"
 
 
 def nearby(ready: Members, node: Node) -> tuple[Members, str]:
-    """Those that clients of this node are to use, and which these are: ALL, FOR_NODE or FOR_ZONE. `ready`: at least one."""
+    """Those that clients here are to use, and which these are: ALL, FOR_NODE or FOR_ZONE. `ready`: at least one."""
     first = next(iter(ready.values()))
     if first.nodes and all(one.nodes for one in ready.values()):
         near = {backend: one for backend, one in ready.items() if node.name in one.nodes}
