@@ -42,6 +42,21 @@ INLINE void event_addresses_of_error(struct event *e, const struct packet *p)
 	e->service_port_be = 0;
 }
 
+/* What was translated at its sender's socket has its backend's address from the start; the socket is known here still. */
+INLINE void name_service(struct __sk_buff *skb, struct event *e)
+{
+	struct socket_key key = { .cookie = bpf_get_socket_cookie(skb), .protocol = e->protocol };
+	const struct socket_value *frontend;
+
+	copy_address(&key.address, &e->destination);
+	key.port_be = e->destination_port_be;
+	frontend = LOOKUP(socket_frontends, &key);
+	if (!frontend)
+		return;
+	copy_address(&e->service, &frontend->address);
+	e->service_port_be = frontend->port_be;
+}
+
 /* NEW and END go in the originator's direction, DROP in the packet's. `packets` and `bytes`: see struct event. */
 INLINE void emit(struct __sk_buff *skb, const struct packet *p, __u8 type, __u8 reason, __u64 time_ns, __u64 packets,
 		 __u64 bytes)
@@ -75,6 +90,8 @@ INLINE void emit(struct __sk_buff *skb, const struct packet *p, __u8 type, __u8 
 	e->egress_judged = p->egress_judged;
 	e->ingress_judged = p->ingress_judged;
 	*(half *)e->pad = 0;
+	if (type != EVENT_END && !p->is_reply && !(p->flags & CT_SERVICE) && (p->hook == HOOK_FROM_POD || p->hook == HOOK_TO_POD))
+		name_service(skb, e);
 	bpf_ringbuf_submit(e, 0);
 }
 

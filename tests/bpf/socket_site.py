@@ -52,6 +52,7 @@ if ctypes.CDLL(None).setns(os.open(sys.argv[2], os.O_RDONLY), 0x40000000): sys.e
 asks = socket.socket(fileno=0)
 while data := asks.recv(64):
     with socket.socket(*map(int, data.split())) as made: socket.send_fds(asks, [b"."], [made.fileno()])
+    asks.send(b".")
 """
 
 
@@ -81,6 +82,7 @@ class Maker:
         with self._one_at_a_time:
             self._asks.send(f"{int(family)} {int(kind)}".encode())
             _, fds, _, _ = socket.recv_fds(self._asks, 1, 1)
+            assert self._asks.recv(1) == b".", "from now on it is closed with ours"
         return socket.socket(fileno=fds[0])
 
     def close(self) -> None:

@@ -57,6 +57,7 @@ def test_the_node_and_pods_are_translated_at_the_socket_whoever_lives(agent: Run
         expected = ["web", address, agent.ip(WEB), 8080]
         assert from_pod(agent) == expected
         assert from_node(agent) == expected
+        assert {s["name"] for s in services_of_flows(agent)} == {"web"}, "flows name their service as ever"
         ask = f"exec {sys.executable} -c '{ASK}' {address}"
         agent.write("late.yaml", pod("shop/late", command=ask, app="late"))
         log = agent.instance.pods / "shop/late/main.log"
@@ -66,6 +67,16 @@ def test_the_node_and_pods_are_translated_at_the_socket_whoever_lives(agent: Run
         assert json.loads(agent.run_as_node(sys.executable, "-c", ASK, address).stdout) == expected
         agent.start()
         assert (from_pod(agent), from_node(agent)) == (expected, expected)
+
+
+def services_of_flows(agent: RunningAgent) -> list[dict[str, Any]]:
+    """Of the new flows to the backend: from the pod, and from the node."""
+
+    def found() -> list[dict[str, Any]]:
+        lines = agent.cli("observe", "-o", "json", "--to-pod", WEB, "--type", "NEW", check=True).stdout.splitlines()
+        return [service for line in lines if (service := json.loads(line)["service"])]
+
+    return rig.wait_until(lambda: flows if len(flows := found()) >= 2 else [], 10)
 
 
 @pytest.mark.parametrize("setting", ["host", "off"])
