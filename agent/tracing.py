@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
+from msgspec.structs import replace
 
 from agent.api.protocol import ApiError
 from agent.datapath import abi
@@ -15,7 +16,7 @@ from agent.objects import ServicePort
 from agent.services.endpoints import left_out
 from agent.services.model import Backend, Frontend, Kind, Target
 from agent.services.places import LOOPBACKS
-from agent.services.trace import Delivery, Outcome, Packet, Place, Trace, trace
+from agent.services.trace import HERE, Delivery, Outcome, Packet, Place, Source, Trace, trace
 from agent.status import DeliveryView, LeftOutView, TraceView
 from agent.world.config import NodeConfig
 from agent.world.world import World
@@ -60,8 +61,7 @@ class Tracer:
             raise ApiError(
                 "what becomes of the packet depends on who the client is: give its address in place of `outside`"
             )
-        kept, steps = self._kept(packet, found)
-        deliveries = tuple(d for d in found.deliveries if d.backend == kept) or found.deliveries
+        found = self._remembered(packet, found)
         return TraceView(
             source=format_address(packet.source),
             destination=format_socket(packet.destination, packet.port),
@@ -70,8 +70,8 @@ class Tracer:
             reason=found.reason.lower(),
             service=f"{found.service.namespace}/{found.service.name}" if found.service else "",
             kind=str(found.frontend.kind) if found.frontend else "",
-            deliveries=tuple(map(self._delivery, deliveries)),
-            steps=(*found.steps, *steps),
+            deliveries=tuple(map(self._delivery, found.deliveries)),
+            steps=found.steps,
             left_out=tuple(
                 LeftOutView(address=format_address(address), port=port, why=why)
                 for (address, port), why in found.left_out.items()
@@ -144,20 +144,21 @@ class Tracer:
 
     # ---- what the kernel remembers
 
-    def _kept(self, packet: Packet, found: Trace) -> tuple[Backend | None, list[str]]:
-        """The backend that this client or this very flow has already."""
-        if found.outcome is not Outcome.DELIVERED or found.frontend is None:
-            return None, []
-        steps = []
+    def _remembered(self, packet: Packet, found: Trace) -> Trace:
+        """With the backend that this client, or this very flow, has already."""
+        if found.frontend is None:
+            return found
+        if packet.source_port and (flow := self._flow(packet)) is not None:
+            step = f"The flow is known and goes on to {format_socket(*flow.backend)}, whatever new ones get."
+            return replace(found, outcome=Outcome.DELIVERED, reason="", deliveries=(flow,), steps=(*found.steps, step))
+        if found.outcome is not Outcome.DELIVERED or not found.frontend.affinity_timeout_s:
+            return found
         kept = self._affinity(packet, found)
-        if kept is not None:
-            steps.append(f"This client is kept at {format_socket(*kept)}.")
-        elif found.frontend.affinity_timeout_s:
-            steps.append("This client has no backend yet.")
-        flow = self._flow(packet) if packet.source_port else None
-        if flow is not None:
-            steps.append(f"The flow is known and goes on to {format_socket(*flow)}, whatever new flows get.")
-        return flow or kept, steps
+        if kept is None:
+            return replace(found, steps=(*found.steps, "This client has no backend yet."))
+        step = f"This client is kept at {format_socket(*kept)}."
+        deliveries = tuple(d for d in found.deliveries if d.backend == kept)
+        return replace(found, deliveries=deliveries, steps=(*found.steps, step))
 
     def _affinity(self, packet: Packet, found: Trace) -> Backend | None:
         key = SERVICE_KEY.pack_values(packet.destination, abi.be16(packet.port), packet.protocol)
@@ -173,16 +174,20 @@ class Tracer:
         expired = known.used_ns + frontend.affinity_timeout_s * 1_000_000_000 <= time.monotonic_ns()
         return None if expired or all(d.backend != backend for d in found.deliveries) else backend
 
-    def _flow(self, packet: Packet) -> Backend | None:
+    def _flow(self, packet: Packet) -> Delivery | None:
         ports = abi.be16(packet.source_port), abi.be16(packet.port)
         key = TUPLE.pack_values(packet.source, packet.destination, *ports, packet.protocol)
         for name, record in FLOWS.items():
             value = self._maps[name].lookup(key)
-            if value is None:
+            entry = ABI.records[record].unpack(value) if value is not None else None
+            if entry is None or entry.expires_ns <= time.monotonic_ns():
                 continue
-            entry = ABI.records[record].unpack(value)
-            if entry.expires_ns > time.monotonic_ns():
-                return entry.after_destination, abi.be16(entry.after_destination_port_be)
+            backend = (entry.after_destination, abi.be16(entry.after_destination_port_be))
+            source = Source.CLIENT if entry.after_source == packet.source else Source.NODE
+            if backend[0] == packet.source:
+                source = Source.HAIRPIN
+            direct = name == "nat" and bool(entry.flags & ABI.constants.NAT_DSR)
+            return Delivery(backend, source, _View(self._world).place(backend[0]) in HERE, direct)
         return None
 
     def _delivery(self, delivery: Delivery) -> DeliveryView:
