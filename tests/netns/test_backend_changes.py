@@ -134,7 +134,7 @@ def test_a_connection_lives_until_its_backend_is_listed_no_more_lesson_21(
             assert fresh.exchange(ANSWERED_S).label == "turn/b2:8080", "not used by others"
         write(live, "TCP", web={"b2": "ready"}, other={"b1": "ready"})
         await_reset(ours, idle)
-        (drop,) = live.verdicts.flows(port, "TCP", FlowType.DROP)
+        drop, *_ = rig.wait_until(lambda: live.verdicts.flows(port, "TCP", FlowType.DROP), ANSWERED_S)
         assert drop.service is not None
         assert (drop.verdict, drop.drop_reason, drop.service.name) == ("REFUSED", "BACKEND_GONE", "web")
         assert others.exchange(ANSWERED_S).label == "turn/b1:8080"
