@@ -300,7 +300,7 @@ struct device {
 };
 
 /* Sockets whose connections were translated. `address` and `port_be` of the key: the peer the socket has in truth, or
- * believes it has; of the value: the other. */
+ * believes it has; of the value: the other. Keys without an address: see socket_memory.h. */
 struct socket_key { __u64 cookie; struct address address; __u16 port_be; __u8 protocol; __u8 pad[5]; };
 struct socket_value { struct address address; __u16 port_be; __u16 pad[3]; };
 

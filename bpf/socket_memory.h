@@ -94,22 +94,29 @@ INLINE void note(struct socket_key *key, const struct address *address, __u16 po
 	put(MAP(socket_backends), key, address, port_be);
 }
 
+/* The frontend that is the key gets another backend than it had: answers of that one are no longer its own. */
+INLINE void leave_backend(const struct socket_key *key, const struct backend_value *backend)
+{
+	const struct socket_value *had = LOOKUP(socket_backends, (void *)key), *frontend;
+	struct socket_key other = *key;
+
+	if (!had || is_at(had, &backend->address, backend->port_be))
+		return;
+	copy_address(&other.address, &had->address);
+	other.port_be = had->port_be;
+	frontend = LOOKUP(socket_frontends, &other);
+	if (frontend && is_at(frontend, &key->address, key->port_be))
+		DELETE(socket_frontends, &other);
+}
+
 /* False: there is no room. */
 INLINE bool remember(__u64 cookie, const struct peer *frontend, const struct backend_value *backend)
 {
 	struct socket_key key;
-	struct socket_value *known;
 
 	socket_key_of(&key, cookie, &frontend->address, frontend->port_be, frontend->protocol);
 	if (frontend->protocol == PROTO_UDP) {
-		known = LOOKUP(socket_backends, &key);
-		if (known && !is_at(known, &backend->address, backend->port_be)) {
-			copy_address(&key.address, &known->address);
-			key.port_be = known->port_be;
-			DELETE(socket_frontends, &key);
-			copy_address(&key.address, &frontend->address);
-			key.port_be = frontend->port_be;
-		}
+		leave_backend(&key, backend);
 		if (put(MAP(socket_backends), &key, &backend->address, backend->port_be))
 			return false;
 		note(&key, &frontend->address, frontend->port_be);
@@ -122,7 +129,7 @@ INLINE bool remember(__u64 cookie, const struct peer *frontend, const struct bac
 }
 
 /* The backend that this socket's datagrams to a frontend go to. Of one that is gone user space removes the entry here, then
- * the one in socket_frontends: what has one of both chooses anew. */
+ * the one in socket_frontends: who finds only one of them chooses anew. */
 INLINE bool recall(__u64 cookie, const struct peer *frontend, struct backend_value *backend)
 {
 	struct socket_key key;

@@ -205,6 +205,22 @@ def test_two_frontends_of_one_backend_answer_as_they_were_asked(site: Site, shap
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_a_frontend_that_moves_takes_no_other_along(site: Site, shape: str) -> None:
+    site.reset(SHAPES[shape][1])
+    for name in ("web", "dns"):
+        site.frontend(name, 80, Frontend(B), UDP)
+    with site.party("pod").socket(shape, "udp") as client:
+        client.connect(sockaddr("web", 80, shape))
+        client.sendto(b"?", sockaddr("dns", 80, shape))
+        site.frontend("web", 80, Frontend([("c", BACKEND_PORT)]), UDP, pool=7)
+        client.connect(sockaddr("web", 80, shape))
+        assert site.entries() == {"socket_frontends": 2, "socket_backends": 4}
+        client.connect(sockaddr("dns", 80, shape))
+        client.send(b"?")
+        assert client.recvfrom(100)[1][:2] == sockaddr("dns", 80, shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_a_socket_that_connects_again_has_its_new_peer(site: Site, shape: str) -> None:
     site.reset(SHAPES[shape][1])
     site.frontend("web", 80, Frontend(B), UDP)
