@@ -23,7 +23,6 @@ import rig
 from agent.api import client
 from agent.api.protocol import ApiError, UnreachableError
 from agent.datapath import cgroup
-from agent.datapath.cgroup import folder_of
 from agent.datapath.mounts import BPFFS
 from agent.endpoints import namespaces
 from agent.instance import NOTES, Instance
@@ -123,7 +122,6 @@ class RunningAgent:
         ]
         found += namespaces.list_names(self.instance.short_name)
         found += [str(path) for path in (NOTES / self.instance.name,) if path.exists()]
-        found += [str(folder) for folder in (folder_of(self.instance.name),) if folder.exists()]
         shown = self.node.run("ip", "-o", "link").stdout
         found += re.findall(r"\bgh[0-9a-f]{12}\b|prog/xdp id \d+", shown)
         for device in re.findall(r"^\d+: ([^:@]+)", shown, re.MULTILINE):

@@ -166,7 +166,7 @@ def _describe(s: StatusView) -> str:
         ("Pins", s.datapath.pins),
         ("Programs", f"source {s.datapath.source_hash}, ABI {s.datapath.abi_hash}"),
         *[
-            ("", f"{p.name}: id {p.id}, {p.instructions} instructions, on {p.attached} interfaces")
+            ("", f"{p.name}: id {p.id}, {p.instructions} instructions, attached {p.attached} times")
             for p in s.datapath.programs
         ],
         ("Maps", ""),
