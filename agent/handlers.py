@@ -52,7 +52,7 @@ from agent.views import Views, problem_views
 if TYPE_CHECKING:
     from agent.loop import Agent
 
-SERVICES_A_TURN = 20
+SERVICES_A_TURN = 10
 FLOW_MAPS = ("conntrack", "conntrack_host", "nat", "affinity")
 SOCKET_MAPS = ("socket_frontends", "socket_backends")
 FULL = {

@@ -122,7 +122,8 @@ class _Frontends:
         key = (f.port_name, f.protocol, is_v4(f.address), f.inside, f.outside)
         if key not in self._backends:
             endpoints = self._endpoints(f)
-            inside, outside = (self._left_out(f, target) for target in (f.inside, f.outside))
+            inside = self._left_out(f, f.inside, endpoints)
+            outside = inside if f.outside == f.inside else self._left_out(f, f.outside, endpoints)
             shown = [
                 self._backend(backend, endpoints.get(backend), inside.get(backend, ""), outside.get(backend, ""))
                 for backend in sorted({*f.inside.backends, *f.outside.backends, *endpoints})
@@ -131,8 +132,8 @@ class _Frontends:
             self._backends[key] = used, tuple(view for view in shown if not (view.inside or view.outside))
         return self._backends[key]
 
-    def _left_out(self, f: Frontend, target: Target) -> dict[Backend, str]:
-        if self._service is None:
+    def _left_out(self, f: Frontend, target: Target, endpoints: Endpoints) -> dict[Backend, str]:
+        if self._service is None or endpoints.keys() <= set(target.backends):
             return {}
         port = next(p for p in self._service.ports if (p.name, p.protocol) == (f.port_name, f.protocol))
         return left_out(self._slices, port, is_v4(f.address), target, self._world.config)
@@ -140,13 +141,14 @@ class _Frontends:
     def _endpoints(self, f: Frontend) -> Endpoints:
         """All there are of its port and family, whether they serve or not; of two of one address the ready one."""
         found: Endpoints = {}
+        v4 = is_v4(f.address)
         for one in self._slices:
             for target in one.ports:
                 if (target.name, target.protocol) != (f.port_name, f.protocol):
                     continue
                 for member in one.endpoints:
                     for address in member.addresses:
-                        if is_v4(address) is is_v4(f.address) and (member.ready or (address, target.port) not in found):
+                        if is_v4(address) is v4 and (member.ready or (address, target.port) not in found):
                             found[address, target.port] = member
         return found
 

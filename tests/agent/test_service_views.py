@@ -130,7 +130,8 @@ def test_all_frontends_and_settings() -> None:
     kinds = [(f.kind, f.address, f.port, f.node_port, f.without_outside) for f in view.frontends]
     assert ("ClusterIP", "10.96.9.1", 80, 30002, "refused") in kinds
     assert ("LoadBalancer", "203.0.113.9", 80, 30002, "dropped") in kinds
-    assert ("Loopback", "127.0.0.1", 30002, 30002, "dropped") in kinds
+    assert ("NodePort", "10.0.0.1", 30002, 30002, "dropped") in kinds
+    assert ("Loopback", "127.0.0.1", 30002, 30002, "refused") in kinds  # only sockets of the node know it
     assert view.external_traffic_policy == "Local"
     assert view.health_check_node_port
     assert view.internal_traffic_policy == "Cluster"
