@@ -1,7 +1,7 @@
 """What a node makes of packets to services: rows of plain data, each a small cluster and packets into it.
 
 Asked of the compiler (tests/agent/services/test_services_rows.py, by agent.services.trace and by the plan's map
-entries) and of the datapath itself.
+entries) and of the datapath itself (tests/bpf/test_datapath_service_rows.py).
 
 Names stand for addresses of either family (tests/bpf/frames.py, ADDRESSES): every row holds for IPv4 and IPv6, except
 packets that name a family. The node is "node", in zone "here"; "a", "b", "c" are its pods, "far" and "far-too" pods of
