@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import msgspec
 
@@ -24,11 +24,12 @@ _IFF_LOOPBACK = 0x8
 _WITH_ETHERNET = (1, 772)  # ARPHRD_ETHER, ARPHRD_LOOPBACK
 _IFLA_XDP, _IFLA_XDP_ATTACHED, _IFLA_XDP_PROG_ID = 43, 2, 4
 _IFA_F_DADFAILED, _IFA_F_DEPRECATED, _IFA_F_SECONDARY = 0x08, 0x20, 0x01  # of IPv6 the last one is: temporary
-_RTM_DELLINK, _RTM_DELADDR, _RTM_DELROUTE = 17, 21, 25
+_RTM_DELLINK, _RTM_DELADDR, _RTM_DELROUTE, _RTM_DELQDISC, _RTM_DELTFILTER = 17, 21, 25, 37, 45
 _RTA_MULTIPATH = 9
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
+_TCMSG = struct.Struct("=4xi")  # as far as the interface
 _NEXT_HOP = struct.Struct("=HBBi")
 _NUMBER = struct.Struct("=I")
 
@@ -178,8 +179,11 @@ def _is_default(body: bytes) -> bool:
 # ---- what changes --------------------------------------------------------------------------------------------
 
 
-def may_matter(kind: int, body: bytes) -> bool:
-    """Whether a notification may change what `choose` or `value` say: pods' links come and go without."""
+def may_matter(kind: int, body: bytes, used: Container[int]) -> bool:
+    """Whether a notification may change what `choose` or `value` say, or that something was taken off a device that is
+    `used` (ifindexes). Pods' links come and go without."""
+    if kind in (_RTM_DELQDISC, _RTM_DELTFILTER):
+        return _TCMSG.unpack_from(body)[0] in used
     if kind in (links.RTM_NEWLINK, _RTM_DELLINK):
         name = dict(attributes(body[_LINK.size :])).get(links.IFLA_IFNAME, b"")
         return not _POD_SIDE.fullmatch(_text(name))

@@ -31,8 +31,8 @@ SYNC_S = 0.1
 XDP_PROGRAM = "xdp_network"
 _TC_PROGRAMS = sum(spec.hook is not None for spec in NETWORK_PROGRAMS)
 
-# linux/rtnetlink.h RTMGRP_*: links, IPv4 and IPv6 addresses, IPv4 and IPv6 routes
-_GROUPS = 0x1 | 0x10 | 0x100 | 0x40 | 0x400
+# linux/rtnetlink.h RTMGRP_*: links, tc, IPv4 and IPv6 addresses, IPv4 and IPv6 routes
+_GROUPS = 0x1 | 0x8 | 0x10 | 0x100 | 0x40 | 0x400
 _MESSAGE = struct.Struct("=IHHII")
 _RECEIVE_BYTES = 1 << 16
 
@@ -92,6 +92,7 @@ class Network:
         wanted: list[Device] = []
         if self._config.devices and self._programs:
             wanted, problems = devices.choose(self._config.devices, found, self._node_addresses)
+        self._changes.used = {device.ifindex for device in wanted}
         self._write(found, wanted, problems)
         self._detach(found, wanted)
         self._attach(wanted, problems)
@@ -190,9 +191,13 @@ def _uses(program: int, map_ids: frozenset[int]) -> bool:
 
 
 class _Changes:
-    """Tells when devices, addresses or default routes have changed. From when it is made, nothing is missed."""
+    """Tells when devices, addresses or default routes have changed, or something was taken off a device of `used`.
+
+    From when it is made, nothing is missed.
+    """
 
     def __init__(self) -> None:
+        self.used: set[int] = set()
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
         )
@@ -226,6 +231,6 @@ class _Changes:
                 continue
             while len(data) >= _MESSAGE.size:
                 length, kind, _, _, _ = _MESSAGE.unpack_from(data)
-                if devices.may_matter(kind, data[_MESSAGE.size : length]):
+                if devices.may_matter(kind, data[_MESSAGE.size : length], self.used):
                     self._happened.set()
                 data = data[(length + 3) & ~3 :]

@@ -271,6 +271,10 @@ def test_devices_and_addresses_are_followed(bench: Bench) -> None:
             assert bench.filters("late0") == names(bench.programs)
             await ip("address", "add", "203.0.113.5/24", "dev", "late0")
             await until(lambda: parse_address("203.0.113.5") in [known.ipv4 for known in bench.known().values()])
+            await asyncio.to_thread(bench.node.run, "tc", "qdisc", "del", "dev", "late0", "clsact")
+            await until(
+                lambda: bench.filters("late0") == names(bench.programs)
+            )  # others' tools may clear all of a device
             await ip("link", "set", "late0", "mtu", "1400")
             await until(lambda: 1400 in [known.mtu for known in bench.known().values()])
             await ip("link", "del", "late0")
