@@ -85,16 +85,15 @@ INLINE bool is_flow_live(struct packet *p, const struct conntrack *e, bool host)
 	return is_live(e, &p->answer, p->now_ns, host);
 }
 
-/* The entry of p->tuple, if its flow lives; else p->dead_ns says what stands in its place. (The verifier walks a path for
- * each pointer that may be NULL, as often as there are others: a number in memory costs it nothing.) */
-INLINE struct conntrack *conntrack_find(struct packet *p, bool host)
+/* The entry of p->tuple, if its flow lives; else `dead` is what stands in its place, if anything does. */
+INLINE struct conntrack *conntrack_find(struct packet *p, bool host, struct conntrack **dead)
 {
 	struct conntrack *e = conntrack_at(&p->tuple, host);
 
-	if (e && is_flow_live(p, e, host))
+	*dead = NULL;
+	if (!e || is_flow_live(p, e, host))
 		return e;
-	if (!host)
-		p->dead_ns = e ? e->created_ns : 0;
+	*dead = e;
 	return NULL;
 }
 
@@ -103,13 +102,14 @@ INLINE bool is_current(const struct packet *p, const struct conntrack *e)
 	return e->epoch == p->epoch && e->verdict == VERDICT_ALLOW;
 }
 
-/* Whether another flow's answers already come under p->answer. If that flow is over, p->dead_answer_ns says so. */
-INLINE bool is_answer_taken(struct packet *p, __u32 ifindex)
+/* Whether another flow's answers already come under p->answer; `replaced` is what stands under p->tuple, of a flow that
+ * is over. If so is the one under p->answer, it becomes `dead`. */
+INLINE bool is_answer_taken(struct packet *p, __u32 ifindex, const struct conntrack *replaced, struct conntrack **dead)
 {
 	struct conntrack *e = conntrack_at(&p->answer, false);
 
-	p->dead_answer_ns = e ? e->created_ns : 0;
-	if (!e || e->created_ns == p->dead_ns || e->flags & CT_CLOSED || (e->flags & CT_REPLY && e->ifindex != ifindex))
+	*dead = e;
+	if (!e || are_partners(e, replaced) || e->flags & CT_CLOSED || (e->flags & CT_REPLY && e->ifindex != ifindex))
 		return false;
 	turn_round(&p->other, &e->after);
 	return is_live(e, &p->other, p->now_ns, false);
@@ -117,7 +117,7 @@ INLINE bool is_answer_taken(struct packet *p, __u32 ifindex)
 
 INLINE __u64 timeout_ns(__u8 protocol, __u16 flags)
 {
-	__u32 zero = 0;
+	__u64 zero = 0;
 	const struct config *c = LOOKUP(config, &zero);
 
 	if (!c)
@@ -132,15 +132,32 @@ INLINE __u64 packets_in(const struct __sk_buff *skb)
 	return skb->gso_segs ? skb->gso_segs : 1;
 }
 
-/* Who sends this entry's packets, and whom they are delivered to. */
-INLINE void set_way(struct conntrack *e, const struct endpoint *sender, const struct endpoint *receiver)
+/* Who sends the packet in hand, and who receives it. (Copied: the verifier walks a path for each pointer that may be NULL,
+ * as often as there are others; what stands in memory costs it nothing.) */
+INLINE void set_way(struct way *way, const struct endpoint *ep)
 {
-	e->sender_ifindex = sender ? sender->ifindex : 0;
-	e->receiver_ifindex = receiver ? receiver->ifindex : 0;
-	if (receiver) {
-		__builtin_memcpy(e->mac, receiver->mac, 6);
-		__builtin_memcpy(e->host_mac, receiver->host_mac, 6);
+	if (ep) {
+		way->ifindex = ep->ifindex;
+		__builtin_memcpy(way->mac, ep->mac, 6);
+		__builtin_memcpy(way->host_mac, ep->host_mac, 6);
+	} else {
+		__builtin_memset(way, 0, sizeof(*way));
 	}
+}
+
+INLINE void set_ways(struct packet *p, const struct endpoint *sender, const struct endpoint *receiver)
+{
+	set_way(&p->sender, sender);
+	set_way(&p->receiver, receiver);
+}
+
+/* Who sends this entry's packets, and whom they are delivered to. */
+INLINE void store_ways(struct conntrack *e, const struct way *sender, const struct way *receiver)
+{
+	e->sender_ifindex = sender->ifindex;
+	e->receiver_ifindex = receiver->ifindex;
+	__builtin_memcpy(e->mac, receiver->mac, 6);
+	__builtin_memcpy(e->host_mac, receiver->host_mac, 6);
 }
 
 /* Nobody takes the entry for live before all of it is written. */
@@ -155,23 +172,20 @@ INLINE void conntrack_overwrite(struct conntrack *dead, const struct conntrack *
 	*(volatile __u64 *)&dead->expires_ns = e->expires_ns;
 }
 
-/* Over the entry of a flow that is dead (`dead_ns`), or a new one. The node's own are replaced whole: an LRU map may give the
- * memory of a dead one to another key at any time. */
-INLINE int conntrack_put(const struct tuple *key, const struct conntrack *e, __u64 dead_ns, bool host)
+/* Over the entry of a flow that is dead, or a new one. The node's own are replaced whole: an LRU map may give the memory of
+ * a dead one to another key at any time. */
+INLINE int conntrack_put(const struct tuple *key, const struct conntrack *e, struct conntrack *dead, bool host)
 {
-	struct conntrack *dead;
-
 	if (host)
 		return UPDATE(conntrack_host, (void *)key, (void *)e, BPF_ANY);
-	dead = dead_ns ? conntrack_at(key, false) : NULL;
-	if (!dead || dead->created_ns != dead_ns)
+	if (!dead)
 		return UPDATE(conntrack, (void *)key, (void *)e, BPF_NOEXIST);
 	conntrack_overwrite(dead, e);
 	return 0;
 }
 
-INLINE void prepare_entries(struct __sk_buff *skb, struct packet *p, const struct endpoint *sender,
-			    const struct endpoint *receiver)
+/* Of a new flow, from p->sender to p->receiver. */
+INLINE void prepare_entries(struct __sk_buff *skb, struct packet *p)
 {
 	struct conntrack *e = &p->entry, *answer = &p->answer_entry;
 
@@ -192,18 +206,19 @@ INLINE void prepare_entries(struct __sk_buff *skb, struct packet *p, const struc
 	e->flags = p->flags;
 	e->acknowledged = p->tcp_acknowledged;
 	copy_tuple(&e->after, &p->after);
-	set_way(e, sender, receiver);
+	store_ways(e, &p->sender, &p->receiver);
 
 	answer->flags = p->flags | CT_REPLY;
 	turn_round(&answer->after, &p->tuple);
-	set_way(answer, receiver, sender);
+	store_ways(answer, &p->receiver, &p->sender);
 }
 
-/* Both entries of a new flow: p->tuple → p->after, answered under p->answer. If another CPU has just made the same flow,
- * that one is followed. */
-INLINE enum drop_reason conntrack_create(struct __sk_buff *skb, struct packet *p, bool host)
+/* Both entries of a new flow: p->tuple → p->after, answered under p->answer. `dead` and `dead_answer`: what stands
+ * there of flows that are over. If another CPU has just made the same flow, that one is followed. */
+INLINE enum drop_reason conntrack_create(struct __sk_buff *skb, struct packet *p, struct conntrack *dead,
+					 struct conntrack *dead_answer, bool host)
 {
-	int error = conntrack_put(&p->tuple, &p->entry, p->dead_ns, host);
+	int error = conntrack_put(&p->tuple, &p->entry, dead, host);
 
 	if (error == -EEXIST) {
 		struct conntrack *winner = conntrack_at(&p->tuple, host);
@@ -217,7 +232,7 @@ INLINE enum drop_reason conntrack_create(struct __sk_buff *skb, struct packet *p
 	}
 	if (error)
 		return DROP_CONNTRACK_FULL;
-	error = conntrack_put(&p->answer, &p->answer_entry, p->dead_answer_ns, host);
+	error = conntrack_put(&p->answer, &p->answer_entry, dead_answer, host);
 	if (error) {
 		conntrack_delete(&p->tuple, host);
 		return error == -EEXIST ? DROP_TUPLE_TAKEN : DROP_CONNTRACK_FULL;
@@ -227,10 +242,9 @@ INLINE enum drop_reason conntrack_create(struct __sk_buff *skb, struct packet *p
 }
 
 /* A verdict is visible before the epoch that vouches for it. */
-INLINE void conntrack_store_verdict(struct packet *p, struct conntrack *e, enum drop_reason reason,
-				    const struct endpoint *sender, const struct endpoint *receiver)
+INLINE void conntrack_store_verdict(struct packet *p, struct conntrack *e, enum drop_reason reason)
 {
-	__u16 flags = (e->flags & ~CT_LOCAL) | (sender && receiver ? CT_LOCAL : 0);
+	__u16 flags = (e->flags & ~CT_LOCAL) | (p->sender.ifindex && p->receiver.ifindex ? CT_LOCAL : 0);
 
 	if (e->epoch != p->epoch)
 		add_to_tally(TALLY_REJUDGED);
@@ -240,7 +254,7 @@ INLINE void conntrack_store_verdict(struct packet *p, struct conntrack *e, enum 
 	e->destination_identity = p->destination.identity;
 	e->flags = flags;
 	p->flags = flags;
-	set_way(e, sender, receiver);
+	store_ways(e, &p->sender, &p->receiver);
 	*(volatile __u8 *)&e->verdict = reason ? VERDICT_DENY : VERDICT_ALLOW;
 	asm volatile("" ::: "memory");
 	*(volatile __u64 *)&e->epoch = p->epoch;
@@ -283,7 +297,7 @@ INLINE void conntrack_forsake(struct packet *p, struct conntrack *e)
 
 INLINE void set_clocks(struct packet *p)
 {
-	__u32 zero = 0;
+	__u64 zero = 0;
 	const __u64 *epoch = LOOKUP(epoch, &zero);
 
 	p->epoch = epoch ? *epoch : 0; /* before anything it vouches for is read */

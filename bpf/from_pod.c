@@ -23,7 +23,7 @@ INLINE int deliver(struct __sk_buff *skb, const struct conntrack *e)
 /* A packet of a flow that the node began. */
 INLINE bool answers_node(struct __sk_buff *skb, struct packet *p, const struct endpoint *near)
 {
-	struct conntrack *e = conntrack_find(p, true);
+	struct conntrack *dead, *e = conntrack_find(p, true, &dead);
 
 	if (!e || e->ifindex != near->ifindex)
 		return false;
@@ -35,6 +35,7 @@ INLINE bool answers_node(struct __sk_buff *skb, struct packet *p, const struct e
 
 INLINE enum drop_reason judge_from_pod(struct packet *p, const struct endpoint *near, const struct endpoint *far)
 {
+	set_ways(p, near, far);
 	party_of_endpoint(p->is_reply ? &p->destination : &p->source, near, p->ipv6);
 	party_of(p->is_reply ? &p->source : &p->destination, far, &p->after.destination, p->ipv6);
 	return judge(p, p->is_reply ? p->tuple.source_port_be : p->after.destination_port_be);
@@ -79,9 +80,10 @@ INLINE enum drop_reason admit_sender(struct packet *p, const struct endpoint *ne
 /* Anything else: may it be sent, where does it go, and does policy allow it? Returns p->entry for a new flow, `known`
  * for one judged again; NULL where `act` is all: minus a drop reason, or PASS. */
 INLINE struct conntrack *consider_from_pod(struct __sk_buff *skb, struct packet *p, enum drop_reason reason,
-					   struct conntrack *known, int *act)
+					   struct conntrack *known, struct conntrack *dead, int *act)
 {
 	const struct endpoint *near = endpoint_of_interface(skb), *far = NULL;
+	struct conntrack *dead_answer = NULL;
 
 	reason = admit_sender(p, near, reason);
 	*act = -reason;
@@ -93,7 +95,7 @@ INLINE struct conntrack *consider_from_pod(struct __sk_buff *skb, struct packet 
 		far = endpoint_of_address(&p->after.destination);
 		if (!is_still_theirs(p, known, near, far)) {
 			conntrack_unfollow(p);
-			p->dead_ns = known->created_ns;
+			dead = known;
 			known = NULL;
 		} else if (is_forlorn(p, known)) {
 			conntrack_forsake(p, known);
@@ -104,7 +106,7 @@ INLINE struct conntrack *consider_from_pod(struct __sk_buff *skb, struct packet 
 	if (!known) {
 		p->is_new = 1;
 		if (!p->is_error) {
-			reason = service_resolve(p, near->ifindex);
+			reason = service_resolve(p, near->ifindex, dead, &dead_answer);
 			far = endpoint_of_address(&p->after.destination);
 		}
 		if (!reason && !far && !(p->flags & CT_SERVICE) && answers_node(skb, p, near))
@@ -116,11 +118,11 @@ INLINE struct conntrack *consider_from_pod(struct __sk_buff *skb, struct packet 
 	if (!reason && !is_settled_from_pod(skb, p, known)) {
 		reason = judge_from_pod(p, near, far);
 		if (known)
-			conntrack_store_verdict(p, known, reason, near, far);
+			conntrack_store_verdict(p, known, reason);
 	}
 	if (!reason && !known) {
-		prepare_entries(skb, p, near, far);
-		reason = conntrack_create(skb, p, false);
+		prepare_entries(skb, p);
+		reason = conntrack_create(skb, p, dead, dead_answer, false);
 		known = &p->entry;
 	}
 	*act = -reason;
@@ -131,16 +133,16 @@ INLINE struct conntrack *consider_from_pod(struct __sk_buff *skb, struct packet 
 INLINE int from_pod_steps(struct __sk_buff *skb, struct packet *p)
 {
 	enum drop_reason reason = parse(skb, p);
-	struct conntrack *e = NULL;
+	struct conntrack *e = NULL, *dead = NULL;
 	int act;
 
 	set_clocks(p);
 	if (!reason)
-		e = conntrack_find(p, false);
+		e = conntrack_find(p, false, &dead);
 	if (is_settled_from_pod(skb, p, e) && !needs_thought(p)) {
 		conntrack_follow(p, e);
 	} else {
-		e = consider_from_pod(skb, p, reason, e, &act);
+		e = consider_from_pod(skb, p, reason, e, dead, &act);
 		if (!e)
 			return act;
 	}

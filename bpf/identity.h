@@ -34,11 +34,12 @@ INLINE void party_of_endpoint(struct party *party, const struct endpoint *ep, bo
 /* The hairpin address is nobody's, whatever prefix covers it: only entries of conntrack make it mean something. */
 INLINE void party_of_address(struct party *party, const struct address *address, bool ipv6)
 {
-	struct ipcache_key key = { .prefixlen = 128 };
 	struct ipcache_value *value;
 
-	__builtin_memcpy(&key.address, address, sizeof(key.address));
-	value = is_hairpin_address(address, ipv6) ? NULL : LOOKUP(ipcache, &key);
+	ON_STACK(ipcache_key, key);
+	key->prefixlen = 128;
+	__builtin_memcpy(&key->address, address, sizeof(key->address));
+	value = is_hairpin_address(address, ipv6) ? NULL : LOOKUP(ipcache, key);
 	party->subject = 0;
 	party->remote_class = value ? value->remote_class : 0;
 	party->identity = value ? value->identity : IDENTITY_UNKNOWN;

@@ -58,6 +58,13 @@ struct party {
 	__u32 ifindex;          /* 0: no local pod */
 };
 
+/* A local pod as packets reach it: as in struct endpoint. All zero: the stack. */
+struct way {
+	__u32 ifindex;
+	__u8 mac[6];
+	__u8 host_mac[6];
+};
+
 struct packet {
 	struct party source;    /* the flow's originator … */
 	struct party destination; /* … and the other end, after translation */
@@ -87,8 +94,8 @@ struct packet {
 	struct tuple after;     /* as it will leave: service addresses translated */
 	struct tuple answer;    /* after turned round: the key of the flow's other entry */
 	struct tuple other;
-	__u64 dead_ns;          /* `created_ns` of an entry under `tuple`, of a flow that is over; 0: there is none */
-	__u64 dead_answer_ns;   /* the same under `answer` */
+	struct way sender;      /* of this packet, and … */
+	struct way receiver;    /* … whom it is delivered to */
 	__u64 now_ns;           /* coarse */
 	__u64 epoch;
 	struct header outer;    /* addresses: not of a plain packet */
@@ -102,10 +109,6 @@ struct packet {
 	__u32 busy;             /* a program is at work here */
 };
 _Static_assert(sizeof(struct packet) <= sizeof(struct scratch), "struct scratch is too small");
-
-/* Addresses and tuples are bytes to the compiler; all of those it meets here start at a multiple of 8. */
-typedef __u64 __attribute__((may_alias)) word;
-typedef __u32 __attribute__((may_alias)) half;
 
 INLINE void copy_address(struct address *to, const struct address *from)
 {
@@ -197,7 +200,7 @@ INLINE const struct address *packet_destination(const struct packet *p)
 /* The scratch space, cleared as far as it is read unset; release it at the end. NULL: it is in use. */
 INLINE struct packet *packet_of_length(__u32 length, __u8 hook)
 {
-	__u32 zero = 0;
+	__u64 zero = 0;
 	struct packet *p = LOOKUP(scratch, &zero);
 
 	if (!p || *(volatile __u32 *)&p->busy)

@@ -7,28 +7,35 @@
 
 INLINE struct policy_class_value *row_for(__u64 subject, __u64 remote_class, __u32 direction)
 {
-	struct policy_class_key key = { .subject = subject, .remote_class = remote_class, .direction = direction };
-	struct policy_class_value *value = LOOKUP(policy_class, &key);
+	struct policy_class_value *value;
 
+	ON_STACK(policy_class_key, key);
+	key->subject = subject;
+	key->remote_class = remote_class;
+	key->direction = direction;
+	value = LOOKUP(policy_class, key);
 	if (value)
 		return value;
-	key.remote_class = CLASS_ANY;
-	return LOOKUP(policy_class, &key);
+	key->remote_class = CLASS_ANY;
+	return LOOKUP(policy_class, key);
 }
 
 /* Asks the rules of one end about the other. Sets `rule` to the one that decided, if one did. */
 INLINE bool policy_allows(const struct party *subject, const struct party *remote, __u32 direction,
 			  __u8 protocol, __u16 port_be, __u64 *rule)
 {
-	struct policy_row_key key = { .prefixlen = ROW_BITS_PORT, .protocol = protocol, .port_be = port_be };
 	struct policy_class_value *row = row_for(subject->subject, remote->remote_class, direction);
 	struct policy_row_value *cell;
 
+	ON_STACK(policy_row_key, key);
 	if (!row)
 		return false;
-	key.row_high_be = bpf_htonl(row->row >> 32);
-	key.row_low_be = bpf_htonl(row->row);
-	cell = LOOKUP(policy_row, &key);
+	key->prefixlen = ROW_BITS_PORT;
+	key->row_high_be = bpf_htonl(row->row >> 32);
+	key->row_low_be = bpf_htonl(row->row);
+	key->protocol = protocol;
+	key->port_be = port_be;
+	cell = LOOKUP(policy_row, key);
 	if (!cell)
 		return false;
 	*rule = cell->rule;

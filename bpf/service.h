@@ -10,7 +10,7 @@
  * fewer ways there are through the loop, the fewer the verifier walks, that many times. False: none was found. */
 INLINE bool another_port(struct packet *p)
 {
-	__u32 zero = 0;
+	__u64 zero = 0;
 	const struct config *c = LOOKUP(config, &zero);
 	__u32 min = c ? c->port_min : 0, ports = c ? c->port_max - min + 1 : 0;
 
@@ -29,14 +29,15 @@ INLINE bool another_port(struct packet *p)
 }
 
 /* Sets p->answer, under which no other flow's answers come; where one's do, this flow gets another source port. */
-INLINE enum drop_reason find_answer(struct packet *p, __u32 ifindex)
+INLINE enum drop_reason find_answer(struct packet *p, __u32 ifindex, const struct conntrack *dead,
+				    struct conntrack **dead_answer)
 {
 	__u8 protocol = p->tuple.protocol;
 
 	turn_round(&p->answer, &p->after);
-	if (!is_answer_taken(p, ifindex))
+	if (!is_answer_taken(p, ifindex, dead, dead_answer))
 		return DROP_NONE;
-	p->dead_answer_ns = 0;
+	*dead_answer = NULL;
 	return (protocol == PROTO_TCP || protocol == PROTO_UDP) && another_port(p) ? DROP_NONE : DROP_TUPLE_TAKEN;
 }
 
@@ -55,11 +56,12 @@ INLINE void towards_backend(struct packet *p, const struct backend_value *backen
 /* Sets p->after: to a backend of the frontend, for a pod. */
 INLINE enum drop_reason service_select(struct packet *p, const struct service_value *service)
 {
-	struct backend_value backend = {};
-	enum drop_reason reason;
-	__u32 hash, zero = 0;
 	const struct config *config;
+	enum drop_reason reason;
+	__u64 zero = 0;
+	__u32 hash;
 
+	ON_STACK(backend_value, backend);
 	p->flags = CT_SERVICE; /* events of drops name the frontend, too */
 	if (!is_in_ranges(service, &p->tuple.source))
 		return DROP_SOURCE_RANGE;
@@ -69,19 +71,20 @@ INLINE enum drop_reason service_select(struct packet *p, const struct service_va
 	} else {
 		hash = bpf_get_prandom_u32();
 	}
-	reason = choose_backend(service, true, &p->tuple.source, hash, &backend);
+	reason = choose_backend(service, true, &p->tuple.source, hash, backend);
 	if (reason)
 		return reason;
-	if (is_ipv4_mapped(&backend.address) == p->ipv6)
+	if (is_ipv4_mapped(&backend->address) == p->ipv6)
 		return DROP_NO_BACKEND;
-	towards_backend(p, &backend);
-	if (p->tuple.protocol == PROTO_SCTP && backend.port_be != p->tuple.destination_port_be)
+	towards_backend(p, backend);
+	if (p->tuple.protocol == PROTO_SCTP && backend->port_be != p->tuple.destination_port_be)
 		return DROP_SCTP_PORT;
 	return DROP_NONE;
 }
 
 /* Where a new flow goes: to a backend if its destination is a frontend, else where it says. Sets p->after, p->answer. */
-INLINE enum drop_reason service_resolve(struct packet *p, __u32 ifindex)
+INLINE enum drop_reason service_resolve(struct packet *p, __u32 ifindex, const struct conntrack *dead,
+					struct conntrack **dead_answer)
 {
 	const struct service_value *service = NULL;
 	enum drop_reason reason;
@@ -93,7 +96,7 @@ INLINE enum drop_reason service_resolve(struct packet *p, __u32 ifindex)
 		if (reason)
 			return reason;
 	}
-	return find_answer(p, ifindex);
+	return find_answer(p, ifindex, dead, dead_answer);
 }
 
 #endif

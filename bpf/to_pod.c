@@ -12,6 +12,7 @@ INLINE bool is_from_node(const struct __sk_buff *skb)
 
 INLINE enum drop_reason judge_to_pod(struct packet *p, const struct endpoint *near)
 {
+	set_ways(p, NULL, near);
 	party_of_endpoint(p->is_reply ? &p->source : &p->destination, near, p->ipv6);
 	party_of_address(p->is_reply ? &p->destination : &p->source, &p->tuple.source, p->ipv6);
 	return judge(p, p->is_reply ? p->tuple.source_port_be : p->after.destination_port_be);
@@ -20,7 +21,7 @@ INLINE enum drop_reason judge_to_pod(struct packet *p, const struct endpoint *ne
 /* The node always reaches its pods, tracked or not: probes must not depend on room in a map. */
 INLINE int pass_from_node(struct __sk_buff *skb, struct packet *p, const struct endpoint *near)
 {
-	struct conntrack *e = conntrack_find(p, true);
+	struct conntrack *dead, *e = conntrack_find(p, true, &dead);
 
 	if (e && e->ifindex == near->ifindex) {
 		conntrack_follow(p, e);
@@ -34,8 +35,8 @@ INLINE int pass_from_node(struct __sk_buff *skb, struct packet *p, const struct 
 	p->rule_egress = RULE_NONE;
 	p->rule_ingress = RULE_HOST;
 	turn_round(&p->answer, &p->after);
-	prepare_entries(skb, p, NULL, near);
-	conntrack_create(skb, p, true);
+	prepare_entries(skb, p);
+	conntrack_create(skb, p, NULL, NULL, true);
 	return PASS;
 }
 
@@ -60,9 +61,10 @@ INLINE enum drop_reason admit_receiver(struct packet *p, const struct endpoint *
 
 /* Anything else. Returns as consider_from_pod. */
 INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p, enum drop_reason reason,
-					 struct conntrack *known, int *act)
+					 struct conntrack *known, struct conntrack *dead, int *act)
 {
 	const struct endpoint *near = endpoint_of_interface(skb);
+	struct conntrack *dead_answer = NULL;
 
 	reason = admit_receiver(p, near, reason);
 	*act = -reason;
@@ -70,7 +72,7 @@ INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p
 		return NULL;
 	fragment_remember(p);
 	if (known && known->ifindex != near->ifindex) {
-		p->dead_ns = known->created_ns;
+		dead = known;
 		known = NULL;
 	}
 	if (known)
@@ -86,18 +88,18 @@ INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p
 			return NULL;
 		}
 		if (known)
-			conntrack_store_verdict(p, known, reason, NULL, near);
+			conntrack_store_verdict(p, known, reason);
 		else if (p->is_error)
 			reason = DROP_ICMP_UNRELATED;
 	}
 	if (!reason && !known) {
 		turn_round(&p->answer, &p->after);
-		if (is_answer_taken(p, near->ifindex))
+		if (is_answer_taken(p, near->ifindex, dead, &dead_answer))
 			reason = DROP_TUPLE_TAKEN;
 	}
 	if (!reason && !known) {
-		prepare_entries(skb, p, NULL, near);
-		reason = conntrack_create(skb, p, false);
+		prepare_entries(skb, p);
+		reason = conntrack_create(skb, p, dead, dead_answer, false);
 		known = &p->entry;
 	}
 	*act = -reason;
@@ -108,16 +110,16 @@ INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p
 INLINE int to_pod_steps(struct __sk_buff *skb, struct packet *p)
 {
 	enum drop_reason reason = parse(skb, p);
-	struct conntrack *e = NULL;
+	struct conntrack *e = NULL, *dead = NULL;
 	int act;
 
 	set_clocks(p);
 	if (!reason)
-		e = conntrack_find(p, false);
+		e = conntrack_find(p, false, &dead);
 	if (is_settled_to_pod(skb, p, e) && !needs_thought(p)) {
 		conntrack_follow(p, e);
 	} else {
-		e = consider_to_pod(skb, p, reason, e, &act);
+		e = consider_to_pod(skb, p, reason, e, dead, &act);
 		if (!e)
 			return act;
 	}
