@@ -69,6 +69,7 @@ class NorthSouth:
         self.manifests.mkdir()
         self.nodes: dict[str, rig.Netns] = {}
         self.agents: dict[str, RunningAgent] = {}
+        self._pods: dict[str, rig.Netns] = {}
         with ExitStack() as stack:
             self._network = stack.enter_context(rig.Netns("network"))
             self._network.ip("link add br0 type bridge", "link set br0 up")
@@ -138,13 +139,19 @@ class NorthSouth:
             if agent.process is not None:
                 agent.settle()
 
+    def netns(self, node: str, pod: str) -> rig.Netns:
+        """Of a pod NAMESPACE/NAME."""
+        if pod not in self._pods:
+            self._pods[pod] = self.agents[node].netns(pod)
+        return self._pods[pod]
+
     @contextmanager
     def served(self, *pods: str) -> Iterator[None]:
         """Servers in pods NODE/NAMESPACE/NAME that answer NAME, by TCP and UDP."""
         with ExitStack() as stack:
             for text in pods:
                 node, _, name = text.partition("/")
-                netns = self.agents[node].netns(name)
+                netns = self.netns(node, name)
                 for protocol in PROTOCOLS:
                     label = name.partition("/")[2]
                     stack.enter_context(Server(netns, protocol.lower(), TARGET, label))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import probes
 import pytest
 from agents import Document
-from north_south import CLIENT_IPS, FAMILIES, NODE_IPS, PROTOCOLS, TARGET, NorthSouth, pod, routed_ip
+from north_south import CLIENT_IPS, FAMILIES, NODE_IPS, PROTOCOLS, TARGET, NorthSouth, pod, pod_ip, routed_ip
 from probes import Answer
 
 # `pods`: the nodes on which the service has backends. `frontend`: `all` kinds, or those at addresses that are `routed`
@@ -38,12 +38,30 @@ any           Local    both    n1     all       n1         client
 any           Local    both    n2     all       n2         client
 any           Local    none    n1     all       refused
 """
+# From pods, which are inside wherever their packets come by: `client` runs on that node and asks frontends of `entry`.
+# What goes straight to a backend goes with the pod's own address.
+PODS_TABLE = """
+# forwarding  policy   pods    entry  frontend  served by  seen    client
+snat          Cluster  n1      n1     all       n1         client  n1
+snat          Cluster  n2      n1     all       n2         client  n1
+snat          Cluster  n1      n2     routed    n1         client  n1
+snat          Cluster  n2      n2     all       n2         client  n1
+snat          Cluster  n1      n2     node      n1         n2      n1
+any           Cluster  none    n1     all       refused    -       n1
+any           Cluster  none    n2     all       refused    -       n1
+any           Local    n2      n1     all       n2         client  n1
+any           Local    n2      n2     all       n2         client  n1
+any           Local    n1      n2     routed    n1         client  n1
+snat          Local    n1      n2     node      n1         n2      n1
+any           Local    none    n2     all       refused    -       n1
+"""
 FORWARDINGS = ("snat", "dsr", "hybrid")
 POLICIES = ("Cluster", "Local")
 PLACES = {"n1": ("n1",), "n2": ("n2",), "both": ("n1", "n2"), "none": ()}
 KINDS = {
     "all": ("NodePort", "LoadBalancer", "ExternalIP"),
     "routed": ("LoadBalancer", "ExternalIP"),
+    "node": ("NodePort",),
 }
 SERVICES = [f"{f}-{p}-{w}".lower() for f, p, w in itertools.product(FORWARDINGS, POLICIES, PLACES)]
 FIRST_NODE_PORT, FIRST_CHECK = 30_000, 30_500
@@ -63,18 +81,20 @@ class Row:
     entry: str
     frontend: str
     outcome: str
-    seen: str = ""
+    seen: str = "-"
+    client: str = "outside"
 
     def __str__(self) -> str:
-        return f"{self.forwarding}-{'+'.join(self.protocols)}-{self.policy}-{self.pods}-by-{self.entry}-{self.frontend}"
+        words = (self.forwarding, "+".join(self.protocols), self.policy, self.pods, "by", self.entry, self.frontend)
+        return "-".join((*words, self.client))
 
     @property
     def service(self) -> int:
         return SERVICES.index(f"{self.forwarding}-{self.policy}-{self.pods}".lower())
 
 
-def rows() -> Iterator[Row]:
-    for line in TABLE.splitlines():
+def rows(table: str) -> Iterator[Row]:
+    for line in table.splitlines():
         if not line or line.startswith("#"):
             continue
         forwarding, *others = line.split()
@@ -127,14 +147,15 @@ def cluster(datapath_host: None, tmp_path_factory: pytest.TempPathFactory) -> It
     with NorthSouth(tmp_path_factory.mktemp("north-south")) as cluster:
         labels = {node: {where: "yes" for where, nodes in PLACES.items() if node in nodes} for node in NODE_IPS}
         pods = [pod(f"shop/{node}", node, 10, **labels[node]) for node in NODE_IPS]
+        pods += [pod(f"shop/client-{node}", node, 20) for node in NODE_IPS]
         cluster.write("cluster.yaml", *pods, *itertools.starmap(service, enumerate(SERVICES)))
         cluster.start()
         with cluster.served("n1/shop/n1", "n2/shop/n2"):
             yield cluster
 
 
-@pytest.mark.parametrize("row", list(rows()), ids=str)
-def test_from_outside(cluster: NorthSouth, row: Row) -> None:
+@pytest.mark.parametrize("row", [*rows(TABLE), *rows(PODS_TABLE)], ids=str)
+def test_table(cluster: NorthSouth, row: Row) -> None:
     cases = list(itertools.product(KINDS[row.frontend], row.protocols, FAMILIES))
     with ThreadPoolExecutor(AT_ONCE) as pool:
         wrong = [said for said in pool.map(lambda case: judged(cluster, row, *case), cases) if said]
@@ -146,16 +167,21 @@ def judged(cluster: NorthSouth, row: Row, kind: str, protocol: str, family: str)
     answer = asked(cluster, row, kind, protocol, family)
     got = f"{answer.label} {answer.seen_from}" if answer else RESULTS[answer.result]
     wanted = row.outcome
-    if row.seen:
-        wanted += " " + (CLIENT_IPS if row.seen == "client" else NODE_IPS[row.seen])[family]
+    if row.seen != "-":
+        wanted += " " + (client_ip(row, family) if row.seen == "client" else NODE_IPS[row.seen][family])
     return "" if got == wanted else f"{kind} {protocol} {family}: {got}, not {wanted}"
+
+
+def client_ip(row: Row, family: str) -> str:
+    return CLIENT_IPS[family] if row.client == "outside" else pod_ip(row.client, 20, family)
 
 
 def asked(cluster: NorthSouth, row: Row, kind: str, protocol: str, family: str) -> Answer:
     address, port = target(row, kind, protocol, family)
     timeout_s = DROPPED_S if row.outcome == "dropped" else ANSWERED_S
     probe = {"TCP": probes.tcp, "UDP": probes.udp}[protocol]
-    return probe(cluster.outside, address, port, timeout_s)
+    client = cluster.outside if row.client == "outside" else cluster.netns(row.client, f"shop/client-{row.client}")
+    return probe(client, address, port, timeout_s)
 
 
 @pytest.mark.parametrize("forwarding", FORWARDINGS)
