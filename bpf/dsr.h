@@ -147,6 +147,8 @@ INLINE bool strip_dsr_ipv4(struct __sk_buff *skb)
 	after[0] = before[0];
 	*first -= sizeof(struct dsr_ipv4) / 4;
 	*(__u16 *)(first + 2) = bpf_htons(bpf_ntohs(*(__u16 *)(first + 2)) - sizeof(struct dsr_ipv4));
+	/* What a device has summed loses the option; the rest of the header makes up for it. */
+	bpf_csum_update(skb, (__u16)~fold(fold_to_32((__u64)before[1] + before[2])));
 	return !bpf_skb_adjust_room(skb, -(int)sizeof(struct dsr_ipv4), BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO) &&
 	       !bpf_skb_store_bytes(skb, ETHERNET_SIZE, &after[0], 4, 0) &&
 	       !bpf_l3_csum_replace(skb, ETHERNET_SIZE + IPV4_CHECKSUM_AT, 0, difference(before, after, 3), 0);
@@ -173,7 +175,7 @@ INLINE enum drop_reason remember_dsr(struct packet *p, __u32 ifindex)
 	p->nat_entry.after.source_port_be = p->other.destination_port_be;
 	known = nat_at(&p->answer);
 	if (known && !is_begun_anew(p, known) && is_nat_live(p, known)) {
-		if (!(known->flags & NAT_DSR) || !same_address(&known->after.source, &p->nat_entry.after.source) ||
+		if (!same_address(&known->after.source, &p->nat_entry.after.source) ||
 		    known->after.source_port_be != p->nat_entry.after.source_port_be)
 			return DROP_TUPLE_TAKEN;
 		known->expires_ns = p->now_ns + nat_timeout_ns(p->tuple.protocol, known->flags);

@@ -91,6 +91,7 @@ INLINE bool take_hop(struct __sk_buff *skb, const struct packet *p)
 		if ((void *)(ipv6 + 1) > end)
 			return false;
 		ipv6->hop_limit--;
+		bpf_csum_update(skb, (__u16)~bpf_htons(1)); /* of the word that ends with it */
 		return true;
 	}
 	if ((void *)(ipv4 + 1) > end)

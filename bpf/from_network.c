@@ -45,6 +45,7 @@ INLINE enum drop_reason hide_router(struct __sk_buff *skb, struct packet *p)
 	copy_address(&p->answer.source, &p->after.source);
 	copy_address(&p->answer.destination, &p->after.destination);
 	change = addresses_difference(&p->other, &p->answer);
+	account_for_ipv6(skb, p, change);
 	return store_addresses(skb, p->outer.at, p->ipv6, &p->answer, change) ||
 			       (p->ipv6 && bpf_l4_csum_replace(skb, p->outer.l4 + ICMP_CHECKSUM_AT, 0, change, BPF_F_PSEUDO_HDR))
 		       ? DROP_TRANSLATION

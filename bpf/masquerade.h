@@ -65,7 +65,7 @@ INLINE bool is_tuple_taken(struct packet *p, const struct config *config)
 		return false;
 	turn_round(&p->answer, &p->tuple);
 	e = nat_at(&p->answer);
-	return e && comes_in(e->flags) && e->flags & NAT_REPLY && is_nat_live(p, e);
+	return e && e->flags & NAT_REPLY && is_nat_live(p, e);
 }
 
 #endif

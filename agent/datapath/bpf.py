@@ -431,10 +431,13 @@ class TestRun(msgspec.Struct, frozen=True):
     duration_ns: int
 
 
-def test_run(program: int, packet: bytes, context: bytes = b"", repeat: int = 1, room: int = 256) -> TestRun:
+def test_run(
+    program: int, packet: bytes, context: bytes = b"", repeat: int = 1, room: int = 256, flags: int = 0
+) -> TestRun:
     """Run a program on a packet (BPF_PROG_TEST_RUN), `repeat` times on the same one.
 
-    `context` is a struct __sk_buff or nothing; `room` is how many bytes the program may make the packet longer.
+    `context` is a struct __sk_buff or nothing; `room` is how many bytes the program may make the packet longer; `flags`
+    are BPF_F_TEST_….
     """
     data_out = ctypes.create_string_buffer(len(packet) + room)
     context_out = ctypes.create_string_buffer(max(len(context), 1))
@@ -449,6 +452,7 @@ def test_run(program: int, packet: bytes, context: bytes = b"", repeat: int = 1,
         ctx_size_out=len(context),
         ctx_in=context or None,
         ctx_out=ctypes.addressof(context_out) if context else 0,
+        flags=flags,
     )
     _checked(_PROG_TEST_RUN, attributes, "running a program on a packet")
     return TestRun(

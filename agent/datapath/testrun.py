@@ -18,6 +18,7 @@ from agent.datapath import bpf
 _CLONE_NEWNET = 0x40000000
 _SKB_SIZE = 192  # struct __sk_buff, include/uapi/linux/bpf.h
 _MARK_OFFSET, _INTERFACES_OFFSET, _CB_OFFSET, _GSO_SIZE_OFFSET = 8, 36, 48, 176
+_CHECKSUM_COMPLETE = 1 << 2  # BPF_F_TEST_SKB_CHECKSUM_COMPLETE
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -64,11 +65,26 @@ def run(
     must exist in the current network namespace: see `network`. With `gso_size` the frame stands for packets of so many
     bytes of data each. A redirect is returned, not done. Raises bpf.BpfError.
     """
+    return _run(program, packet, _context(ifindex, ingress_ifindex, mark, gso_size), repeat)
+
+
+def run_summed(program: int, packet: bytes, *, ifindex: int, ingress_ifindex: int = 0) -> Result:
+    """As `run`, on a frame that the device has summed, as some do. Raises BpfError with EBADMSG where the program
+    leaves a sum that is wrong, and with EINVAL before Linux 6.17, which has no such test.
+    """
+    return _run(program, packet, _context(ifindex, ingress_ifindex), flags=_CHECKSUM_COMPLETE)
+
+
+def _context(ifindex: int, ingress_ifindex: int, mark: int = 0, gso_size: int = 0) -> bytes:
     context = bytearray(_SKB_SIZE)
     struct.pack_into("=I", context, _MARK_OFFSET, mark)
     struct.pack_into("=II", context, _INTERFACES_OFFSET, ingress_ifindex, ifindex)
     struct.pack_into("=I", context, _GSO_SIZE_OFFSET, gso_size)
-    result = bpf.test_run(program, packet, bytes(context), repeat)
+    return bytes(context)
+
+
+def _run(program: int, packet: bytes, context: bytes, repeat: int = 1, flags: int = 0) -> Result:
+    result = bpf.test_run(program, packet, context, repeat, flags=flags)
     return Result(
         action=struct.unpack("=i", struct.pack("=I", result.retval))[0],
         packet=result.data,

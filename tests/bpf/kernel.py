@@ -179,13 +179,24 @@ class Kernel(Content):
         members = self.abi.enums[enum]
         return {members(i).name or "": count for i, count in enumerate(self.maps[name].sums())}
 
-    def send(self, pod: str, packet: Packet | bytes, program: str = "from_pod", ingress_ifindex: int = 0) -> Outcome:
-        """Run a tc program on a packet at a device: a pod's, or the node's."""
+    def send(
+        self,
+        pod: str,
+        packet: Packet | bytes,
+        program: str = "from_pod",
+        ingress_ifindex: int = 0,
+        summed: bool = False,
+    ) -> Outcome:
+        """Run a tc program on a packet at a device: a pod's, or the node's. `summed`: see testrun.run_summed."""
         macs = (host_mac(pod), pod_mac(pod)) if program in TOWARDS_NODE else (pod_mac(pod), host_mac(pod))
         frame = packet if isinstance(packet, bytes) else packet.encode(self.family, *macs)
         before = self.counters("drops", "drop_reason"), self.counters("tallies", "tally")
         result = self.network.run(
-            testrun.run, self.programs[program], frame, ifindex=INTERFACES[pod], ingress_ifindex=ingress_ifindex
+            testrun.run_summed if summed else testrun.run,
+            self.programs[program],
+            frame,
+            ifindex=INTERFACES[pod],
+            ingress_ifindex=ingress_ifindex,
         )
         after = self.counters("drops", "drop_reason"), self.counters("tallies", "tally")
         drops, tallies = (

@@ -23,13 +23,21 @@ SMALL_MTU = 1280
 """Of `uplink`."""
 
 OTHERS_MAC = "02:00:00:00:09:09"
-_FAMILY = {4: 2, 6: 10}
-_GATEWAYS = {4: "192.0.2.254", 6: "2001:db8:0:1::254"}
-_UPLINK_GATEWAYS = {4: "203.0.113.254", 6: "2001:db8:0:2::254"}
-_ROUTES = {
-    "eth": {4: ("10.0.1.0/24", "198.51.100.0/24"), 6: ("fd00:1::/64", "2001:db8:7::/64")},
-    "uplink": {4: ("203.0.113.9/32", "10.0.9.0/24"), 6: ("2001:db8:dead::/64", "fd00:9::/64")},
-}
+_DEVICES = {"eth": ("node", 1500), "uplink": ("uplink", SMALL_MTU)}
+"""The name of its address, and its MTU."""
+
+_ROUTES = (
+    ("eth", "192.0.2.254", "10.0.1.0/24"),
+    ("eth", "192.0.2.254", "198.51.100.0/24"),
+    ("eth", "2001:db8:0:1::254", "fd00:1::/64"),
+    ("eth", "2001:db8:0:1::254", "2001:db8:7::/64"),
+    ("uplink", "203.0.113.253", "10.0.9.0/24"),
+    ("uplink", "2001:db8:0:2::253", "fd00:9::/64"),
+    ("uplink", "203.0.113.254", "203.0.113.9/32"),
+    ("uplink", "2001:db8:0:2::254", "2001:db8:dead::/64"),
+)
+_UNKNOWN = ("203.0.113.254", "2001:db8:0:2::254")
+"""Gateways whose link addresses are not known."""
 
 
 @contextmanager
@@ -41,22 +49,18 @@ def load_node(instance: str) -> Iterator[Kernel]:
 
 
 def _set_up() -> None:
-    """Neighbours are known, but for the gateway of `uplink`."""
     for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
         Path("/proc/sys/net", name).write_text("1")
     with IPRoute() as ip:
-        for device, at in (("eth", "node"), ("uplink", "uplink")):
+        for device, (at, mtu) in _DEVICES.items():
             index = INTERFACES[device]
-            mtu = SMALL_MTU if device == "uplink" else 1500
             ip.link("set", index=index, address=host_mac(device).hex(":"), mtu=mtu, state="up")
-            for family, bits in ((4, 24), (6, 64)):
-                address = ADDRESSES[at][0 if family == 4 else 1]
-                ip.addr("add", index=index, address=address, prefixlen=bits, family=_FAMILY[family])
-                gateway = (_GATEWAYS if device == "eth" else _UPLINK_GATEWAYS)[family]
-                if device == "eth":
-                    ip.neigh("add", ifindex=index, dst=gateway, lladdr=OTHERS_MAC, state="permanent")
-                for block in _ROUTES[device][family]:
-                    ip.route("add", dst=block, gateway=gateway, oif=index, flags=["onlink"])
+            for address, bits in zip(ADDRESSES[at], (24, 64), strict=True):
+                ip.addr("add", index=index, address=address, prefixlen=bits)
+        for device, gateway, block in _ROUTES:
+            if gateway not in _UNKNOWN:
+                ip.neigh("replace", ifindex=INTERFACES[device], dst=gateway, lladdr=OTHERS_MAC, state="permanent")
+            ip.route("add", dst=block, gateway=gateway, oif=INTERFACES[device], flags=["onlink"])
 
 
 def reset(kernel: Kernel, family: Family) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,16 +14,31 @@ from map_content import INTERFACES, SECONDS
 from network_node import OTHERS_MAC
 from table import Change, Events, check_events, drop_event
 
-from agent.datapath import testrun
+from agent.datapath import bpf, testrun
 from agent.datapath.testrun import Action, XdpAction
 
 TOLERANCE_S = 4
 """Less than half of what any two time-outs differ by."""
 
 
+def sums(kernel: Kernel) -> bool:
+    """Whether the kernel can be asked if the sum of a packet stays right (testrun.run_summed)."""
+    try:
+        kernel.network.run(testrun.run_summed, kernel.programs["from_network"], bytes(60), ifindex=INTERFACES["eth"])
+    except bpf.BpfError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Row:
-    """`out`: what is sent or passed on, as it is then. `counted`: none for packets that are no concern of ours."""
+    """`out`: what is sent or passed on, as it is then. `counted`: none for packets that are no concern of ours.
+
+    Packets come as if the device had summed them, where the kernel has a test for what becomes of the sum. Who gets an
+    answer made of his packet does not look at it, and who got no checksum does not either.
+    """
 
     device: str
     packet: Packet
@@ -35,7 +51,8 @@ class Row:
     via: int = 0
 
     def __call__(self, kernel: Kernel) -> None:
-        outcome = kernel.send(self.device, self.packet, self.program, self.via)
+        summed = self.out is not None and not callable(self.out) and not self.packet.l4.zero_checksum and sums(kernel)
+        outcome = kernel.send(self.device, self.packet, self.program, self.via, summed)
         summary = f"{self}\ngave {outcome}"
         assert outcome.drops == ({f"DROP_{self.counted}": 1} if self.counted else {}), summary
         assert outcome.action == self.action, summary
@@ -102,6 +119,7 @@ class XdpRow:
     action: XdpAction
     out: Packet | None
     device: str
+    by: str = ""
     macs: tuple[bytes, bytes] | None = None
 
     def __call__(self, kernel: Kernel) -> None:
@@ -116,18 +134,18 @@ class XdpRow:
         assert result.action == self.action, summary
         assert forwarded == (self.out is not None), summary
         if self.out:
-            frame = self.out.encode(kernel.family, bytes.fromhex(OTHERS_MAC.replace(":", "")), host_mac("eth"))
+            frame = self.out.encode(kernel.family, bytes.fromhex(OTHERS_MAC.replace(":", "")), host_mac(self.by))
         assert result.packet == frame, summary
 
 
-def by_xdp(packet: Packet, out: Packet, device: str = "eth") -> XdpRow:
-    """Sent on, by `eth`."""
-    action = XdpAction.TX if device == "eth" else XdpAction.REDIRECT
-    return XdpRow(packet, action, replace(out, ttl=packet.ttl - 1), device)
+def by_xdp(packet: Packet, out: Packet, device: str = "eth", by: str = "eth") -> XdpRow:
+    """Sent on."""
+    action = XdpAction.TX if device == by else XdpAction.REDIRECT
+    return XdpRow(packet, action, replace(out, ttl=packet.ttl - 1), device, by)
 
 
 def left_to_tc(packet: Packet, device: str = "eth", macs: tuple[bytes, bytes] | None = None) -> XdpRow:
-    return XdpRow(packet, XdpAction.PASS, None, device, macs)
+    return XdpRow(packet, XdpAction.PASS, None, device, macs=macs)
 
 
 def nat(packet: Packet, **members: Any) -> Change:

@@ -125,6 +125,7 @@ CASES: list[Case] = [
             kept(tcp("b", "far", 1000, 443, "S")),
             kept(tcp("b", "far-too", 1000, 443, "S")),
             kept(tcp("b", "other-node", 1000, 443, "S")),
+            kept(tcp("b", "node", 1000, 443, "S")),
             kept(tcp("free", "world", 1000, 443, "S")),
             kept(tcp("node", "world", 1000, 443, "S"), via=0),
             kept(tcp("world", "nobody", 1000, 443, "S"), via=INTERFACES["eth"]),

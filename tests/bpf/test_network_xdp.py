@@ -78,6 +78,8 @@ CASES: list[Case] = [
         "from another device; towards one whose neighbour is not known yet",
         [
             AWAY,
+            do("frontend", "vip", 81, Frontend([("beyond", 8080)], kinds=("LOAD_BALANCER",))),
+            by_xdp(tcp("world", "vip", 1000, 81, "S"), tcp("uplink", "beyond", PORT, 8080, "S"), by="uplink"),
             by_xdp(tcp("nobody", "vip", 1000, 80, "S"), OUT_FAR, "uplink"),
             left_to_tc(ANSWER),
             goes_on(ANSWER, tcp("vip", "nobody", 80, 1000, "SA")),
@@ -173,6 +175,10 @@ CASES: list[Case] = [
             by_xdp(OUT, OUT_FAR),
             do("empty", "devices"),
             left_to_tc(OUT),
+            do("device", "eth"),
+            by_xdp(OUT, OUT_FAR),
+            do("frontend", "vip", 81, Frontend([("beyond", 8080)], kinds=("LOAD_BALANCER",))),
+            left_to_tc(tcp("world", "vip", 1000, 81, "S")),
         ],
     ),
 ]
@@ -214,3 +220,20 @@ def test_a_checksum_left_to_the_device_is_left_to_tc(node: Kernel, packet: Packe
             l4=replace(packet.l4, source_port=PORT, destination_port=8080 if packet is OUT else 5353),
         ),
     )(node)
+
+
+def test_a_udp_checksum_that_comes_to_zero_is_sent_as_ones(node: Kernel) -> None:
+    """RFC 768: zero means that there is none."""
+    AWAY_UDP(node)
+    for data in range(1 << 16):
+        ask = udp("world", "vip", 1000, 53)
+        ask = replace(ask, l4=replace(ask.l4, data=struct.pack("!H", data)))
+        out = replace(
+            ask, source="node", destination="far", l4=replace(ask.l4, source_port=PORT, destination_port=5353)
+        )
+        if out.encode_ip(node.family)[-4:-2] == b"\xff\xff":
+            break
+    else:
+        raise AssertionError("no data makes the checksum zero")
+    by_xdp(ask, out)(node)
+    goes_on(ask, out)(node)
