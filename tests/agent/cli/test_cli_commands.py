@@ -57,7 +57,7 @@ def manifests(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "policy check", "policy explain"])
+@pytest.mark.parametrize("command", [*COMMANDS, "services trace", "policy check", "policy explain"])
 def test_help_has_examples(command: str) -> None:
     result = gatehouse(*command.split(), "--help")
     assert result.returncode == 0
@@ -76,11 +76,21 @@ def test_misspelt_command_is_an_error() -> None:
     assert "status" in result.stderr
 
 
-def test_shell_completion_knows_the_commands() -> None:
-    env = environment() | {"_GATEHOUSE_COMPLETE": "complete_bash", "COMP_WORDS": "gatehouse ", "COMP_CWORD": "1"}
+@pytest.mark.parametrize(
+    ("words", "known"),
+    [
+        ("gatehouse ", set(COMMANDS)),
+        ("gatehouse services ", {"trace"}),
+        ("gatehouse services --", {"--namespace", "--name", "--problems", "--output", "--state-dir"}),
+        ("gatehouse services trace --", {"--source-port", "--output"}),
+    ],
+)
+def test_shell_completion(words: str, known: set[str]) -> None:
+    count = str(len(words.split(" ")) - 1)
+    env = environment() | {"_GATEHOUSE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": count}
     code = "import sys; sys.argv = ['gatehouse']; from agent.cli.main import main; main()"
     result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
-    assert set(COMMANDS) <= set(result.stdout.split())
+    assert known <= set(result.stdout.split())
 
 
 @pytest.mark.parametrize("command", ["status", "endpoints", "identities", "services", "policies", "nodes", "observe"])
