@@ -189,8 +189,9 @@ class State:
             self.blocks[name].update(
                 (n, block) for n, block in blocks.items() if n in used and n not in self.blocks[name]
             )
-            for number in uses.blocks[name].keys() - used.keys():
-                self.blocks[name].pop(number, None)
+            for number in uses.blocks[name]:  # few, where a difference of key views would go through all that is used
+                if number not in used:
+                    self.blocks[name].pop(number, None)
 
     def _advance_table(self, name: str, entries: Mapping[bytes, bytes | None]) -> None:
         table = self.tables[name]
