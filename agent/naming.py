@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from agent.api.protocol import Batch
@@ -23,7 +24,8 @@ Line = dict[str, Any]
 Key = tuple[str, object]
 Lines = dict[Key, Line]
 
-SNAPSHOT_LINES = 1024
+SNAPSHOT_LINES = 64
+"""Made at once: some milliseconds, for which all else waits."""
 BACKLOG_LINES = 65536
 """A reader that is further behind is cut off: it comes back and gets a snapshot."""
 
@@ -66,11 +68,11 @@ class NameFeed:
         reader: asyncio.Queue[Line | None] = asyncio.Queue()
         self._readers.add(reader)
         try:
-            # All of it before the first await: what changes from here on comes by the queue.
-            lines = [*self._snapshot(), {"t": "synced"}]
-            for start in range(0, len(lines), SNAPSHOT_LINES):
-                yield Batch(lines[start : start + SNAPSHOT_LINES])
-            del lines
+            # Each line is as of when it is made. What changes comes by the queue as well, in order, and has the last
+            # word; whatever came by it before a line was made is in that line, or names the same key again.
+            snapshot = self._snapshot()
+            while lines := Batch(islice(snapshot, SNAPSHOT_LINES)):
+                yield lines
             while True:
                 batch = Batch([await reader.get()])
                 while not reader.empty():
@@ -82,16 +84,22 @@ class NameFeed:
             self._readers.discard(reader)
 
     def _snapshot(self) -> Iterator[Line]:
-        yield {"t": "node", "name": self._node}
+        """Objects may come and go meanwhile: those that come are in the deltas."""
         world = self._world
-        for identity in world.identities:
-            yield _identity(identity)
-        for state in world.pods:
-            yield from _pod_lines(state.pod).values()
-        for ref in world.served():
+        identities, pods = [one.number for one in world.identities], [state.pod.ref for state in world.pods]
+        services, policies = list(world.served()), [policy.ref for policy in world.index.policies()]
+        yield {"t": "node", "name": self._node}
+        for number in identities:
+            if (identity := world.identities.get(number)) is not None:
+                yield _identity(identity)
+        for ref in pods:
+            if (state := world.pods.get(ref)) is not None:
+                yield from _pod_lines(state.pod).values()
+        for ref in services:
             yield from self._service_lines(ref).values()
-        for policy in world.index.policies():
-            yield from _rule_lines(policy).values()
+        for ref in policies:
+            yield from self._lines_of(ref).values()
+        yield {"t": "synced"}
 
     def _lines_of(self, ref: ObjectRef) -> Lines:
         if ref.kind == "Pod":

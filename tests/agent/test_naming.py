@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from agent.naming import NameFeed
+from agent.naming import SNAPSHOT_LINES, NameFeed
 from agent.objects import Change, DeclaredPort, Interface, Pod, Service, ServicePort
 from agent.plan.ids import rule_id
 from agent.world.config import NodeConfig
@@ -83,6 +83,31 @@ def test_snapshot_has_everything_and_ends_with_synced() -> None:
         assert (named["address"], named["port"], named["protocol"]) == ("10.96.0.9", 80, "TCP")
         (rule,) = (line for line in lines if line["t"] == "rule")
         assert (rule["id"], rule["rule"]) == (rule_id(policy(1).rules[0].ref), "ingress[0]")
+
+    asyncio.run(run())
+
+
+def test_a_large_snapshot_comes_in_pieces_between_which_things_change() -> None:
+    async def run() -> None:
+        reader = Reader(*(web(f"app-{n}", f"{'w' * n}") for n in range(1, SNAPSHOT_LINES + 1)))
+        known: dict[str, str] = {}
+        async with aclosing(reader.stream):
+            lines = await reader.next()
+            assert {"t": "synced"} not in lines
+            pods = [state.pod for state in reader.world.pods]
+            last, first = pods[-1], pods[0]
+            reader.change(Change(last.ref, None), Change(first.ref, None))
+            taker = Pod(ObjectRef("Pod", "shop", "taker"), HERE, {"app": "taker"}, addresses=last.addresses)
+            reader.change(Change(taker.ref, taker))
+            while taker.ref.name not in known.values():
+                for line in lines:
+                    if line["t"] == "pod" and line.get("gone"):
+                        known.pop(line["ip"], None)
+                    elif line["t"] == "pod":
+                        known[line["ip"]] = line["name"]
+                lines = await reader.next()
+        expected = {s.pod.addresses[0]: s.pod.ref.name for s in reader.world.pods}
+        assert {parse_address(ip): name for ip, name in known.items()} == expected
 
     asyncio.run(run())
 
