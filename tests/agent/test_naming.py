@@ -100,12 +100,13 @@ def test_a_large_snapshot_comes_in_pieces_between_which_things_change() -> None:
             taker = Pod(ObjectRef("Pod", "shop", "taker"), HERE, {"app": "taker"}, addresses=last.addresses)
             reader.change(Change(taker.ref, taker))
             while taker.ref.name not in known.values():
+                lines += await reader.next()
                 for line in lines:
                     if line["t"] == "pod" and line.get("gone"):
                         known.pop(line["ip"], None)
                     elif line["t"] == "pod":
                         known[line["ip"]] = line["name"]
-                lines = await reader.next()
+                lines.clear()
         expected = {s.pod.addresses[0]: s.pod.ref.name for s in reader.world.pods}
         assert {parse_address(ip): name for ip, name in known.items()} == expected
 
