@@ -69,6 +69,15 @@ CASES: list[Case] = [
         ],
     ),
     (
+        "errors about one that went to another address",
+        [
+            new("a", PING, STACK),
+            do("retarget", PING, echo("a", "router", GIVEN)),
+            arrives("a", error("router", "a", echo("a", "router", GIVEN)), error("world", "a", PING)),
+            arrives("a", error("free", "a", echo("a", "router", GIVEN)), error("free", "a", PING)),
+        ],
+    ),
+    (
         "errors about its answers have the other",
         [*BEGUN, arrives("a", PONG, PONG_SEEN), sent("a", error("a", "world", PONG_SEEN), STACK,
                                                      error("a", "world", PONG))],
