@@ -6,10 +6,16 @@ None can be part of a reference cycle, so the collector need not track them (gc=
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
+
 import msgspec
 
 from policies.address import Prefix
 from policies.model import ObjectRef, Origin, Policy
+
+ADDRESS = 16
+"""Bytes."""
 
 
 class Namespace(msgspec.Struct, frozen=True, gc=False):
@@ -104,13 +110,53 @@ class SliceEndpoint(msgspec.Struct, frozen=True, gc=False):
     nodes: tuple[str, ...] = ()  # hints.forNodes
 
 
+class Endpoints(msgspec.Struct, frozen=True, gc=False):
+    """Endpoints with one address each, packed: there may be 250,000. `kinds`: what they are besides, without addresses;
+    one for all of them, or one for each."""
+
+    addresses: bytes  # joined
+    kinds: tuple[SliceEndpoint, ...]
+
+    @classmethod
+    def of(cls, addresses: Iterable[bytes], kinds: Sequence[SliceEndpoint]) -> Endpoints:
+        """An address (16 bytes) and a kind for each; at least one. Equal endpoints make equal ones of these."""
+        alike = all(kind == kinds[0] for kind in kinds)
+        return cls(b"".join(addresses), (kinds[0],) if alike else tuple(kinds))
+
+    def __len__(self) -> int:
+        return len(self.addresses) // ADDRESS
+
+    def __iter__(self) -> Iterator[SliceEndpoint]:
+        for address, kind in self.addressed():
+            yield msgspec.structs.replace(kind, addresses=(address,))
+
+    def addressed(self) -> Iterator[tuple[bytes, SliceEndpoint]]:
+        joined = self.addresses
+        each = [joined[at : at + ADDRESS] for at in range(0, len(joined), ADDRESS)]
+        return zip(each, repeat(self.kinds[0]) if len(self.kinds) == 1 else self.kinds, strict=False)
+
+
 class EndpointSlice(msgspec.Struct, frozen=True, gc=False):
+    """`endpoints` are packed where they can be, whatever they are given as."""
+
     ref: ObjectRef
     origin: Origin
     service: str  # label kubernetes.io/service-name
     ports: tuple[SlicePort, ...]
-    endpoints: tuple[SliceEndpoint, ...]
+    endpoints: Endpoints | tuple[SliceEndpoint, ...]
     proxied: bool = True  # as that of a Service
+
+    def __post_init__(self) -> None:
+        given = self.endpoints
+        if isinstance(given, tuple) and given and all(len(one.addresses) == 1 for one in given):
+            kinds = [msgspec.structs.replace(one, addresses=()) for one in given]
+            msgspec.structs.force_setattr(self, "endpoints", Endpoints.of([one.addresses[0] for one in given], kinds))
+
+    def addressed(self) -> Iterable[tuple[bytes, SliceEndpoint]]:
+        """Every address, and what the endpoint is whose it is (its `addresses` may be left out)."""
+        if isinstance(self.endpoints, Endpoints):
+            return self.endpoints.addressed()
+        return [(address, one) for one in self.endpoints for address in one.addresses]
 
 
 class Interface(msgspec.Struct, frozen=True):

@@ -146,10 +146,9 @@ class _Frontends:
             for target in one.ports:
                 if (target.name, target.protocol) != (f.port_name, f.protocol):
                     continue
-                for member in one.endpoints:
-                    for address in member.addresses:
-                        if is_v4(address) is v4 and (member.ready or (address, target.port) not in found):
-                            found[address, target.port] = member
+                for address, member in one.addressed():
+                    if is_v4(address) is v4 and (member.ready or (address, target.port) not in found):
+                        found[address, target.port] = member
         return found
 
     def _backend(self, backend: Backend, endpoint: SliceEndpoint | None, inside: str, outside: str) -> BackendView:

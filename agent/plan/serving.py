@@ -140,10 +140,9 @@ def _groups(world: World, ref: ObjectRef) -> Groups:
     service = world.services.get(ref) if keys else None
     for given in world.slices(service) if service else ():
         for port in given.ports:
-            for member in given.endpoints:
+            for address, member in given.addressed():
                 if port.protocol == TCP or member.ready or member.serving:
-                    for address in member.addresses:
-                        backends[port.name, port.protocol, is_v4(address)].add(_backend((address, port.port)))
+                    backends[port.name, port.protocol, is_v4(address)].add(_backend((address, port.port)))
     return tuple((b"".join(sorted(some)), b"".join(sorted(backends[group]))) for group, some in keys.items())
 
 

@@ -65,19 +65,18 @@ def candidates(slices: Iterable[EndpointSlice], port: ServicePort) -> dict[bool,
     for one in slices:
         for target in one.ports:
             if target.name == name and target.protocol == protocol:
-                _collect(one.endpoints, target.port, found)
+                _collect(one.addressed(), target.port, found)
     return found
 
 
-def _collect(endpoints: Iterable[SliceEndpoint], port: int, found: dict[bool, Candidates]) -> None:
-    for endpoint in endpoints:
+def _collect(endpoints: Iterable[tuple[bytes, SliceEndpoint]], port: int, found: dict[bool, Candidates]) -> None:
+    for address, endpoint in endpoints:
         ready = endpoint.ready
         if not ready and not (endpoint.serving and endpoint.terminating):
             continue
-        for address in endpoint.addresses:
-            if (here := found.get(family := is_v4(address))) is None:
-                here = found[family] = Candidates({}, {})
-            (here.ready if ready else here.leaving).setdefault((address, port), endpoint)
+        if (here := found.get(family := is_v4(address))) is None:
+            here = found[family] = Candidates({}, {})
+        (here.ready if ready else here.leaving).setdefault((address, port), endpoint)
 
 
 def _on(members: Members, node: Node) -> Members:
@@ -105,10 +104,9 @@ def left_out(
         for offered in one.ports:
             if (offered.name, offered.protocol) != (port.name, port.protocol):
                 continue
-            for endpoint in one.endpoints:
-                for address in endpoint.addresses:
-                    if is_v4(address) is v4 and (address, offered.port) not in chosen:
-                        found[address, offered.port] = _why_not(endpoint, target, node)
+            for address, endpoint in one.addressed():
+                if is_v4(address) is v4 and (address, offered.port) not in chosen:
+                    found[address, offered.port] = _why_not(endpoint, target, node)
     return dict(sorted(found.items()))
 
 

@@ -57,10 +57,9 @@ def local_endpoints(slices: Iterable[EndpointSlice], node: str) -> int:
     (KEP-1669). A pod with an address of each family stands in two slices and counts once."""
     found: dict[bool, set[bytes]] = {True: set(), False: set()}
     for one in slices:
-        for member in one.endpoints:
+        for address, member in one.addressed():
             if member.ready and member.node == node:
-                for address in member.addresses:
-                    found[is_v4(address)].add(address)
+                found[is_v4(address)].add(address)
     return max(map(len, found.values()))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from sys import intern
 
-from agent.objects import EndpointSlice, SliceEndpoint, SlicePort
+import msgspec
+
+from agent.objects import Endpoints, EndpointSlice, SliceEndpoint, SlicePort
 from agent.sources import schema
 from agent.sources.addresses import address_of, is_special
 from agent.sources.findings import (
@@ -50,30 +52,51 @@ def endpoint_slice(doc: schema.EndpointSliceDoc, origin: Origin, findings: Findi
         origin,
         service=intern(given.get(SERVICE_LABEL, "")),
         ports=_slice_ports(doc.ports or (), findings),
-        endpoints=tuple([_endpoint(i, e, family == "IPv4", findings) for i, e in enumerate(endpoints)]),
+        endpoints=_endpoints(endpoints, family == "IPv4", findings) if endpoints else (),
         proxied=is_proxied(doc.metadata),
     )
 
 
-def _endpoint(index: int, given: schema.Endpoint, v4: bool, findings: Findings) -> SliceEndpoint:
-    texts = given.addresses or ()
-    addresses = tuple([_usable(text, v4) or _refuse(index, i, text, v4, findings) for i, text in enumerate(texts)])
-    if not 1 <= len(addresses) <= MAX_ENDPOINT_ADDRESSES:
+def _endpoints(given: Sequence[schema.Endpoint], v4: bool, findings: Findings) -> Endpoints | tuple[SliceEndpoint, ...]:
+    """At least one. Nearly all have one address; their kinds are shared, as many slices list the same pods."""
+    kinds = [_kind(index, one, findings) for index, one in enumerate(given)]
+    addresses = [_addresses(index, one.addresses or (), v4, findings) for index, one in enumerate(given)]
+    if all(len(some) == 1 for some in addresses):
+        packed = Endpoints.of([some[0] for some in addresses], kinds)
+        return Endpoints(packed.addresses, shared(packed.kinds))
+    both = zip(kinds, addresses, strict=True)
+    return tuple([msgspec.structs.replace(kind, addresses=tuple(some)) for kind, some in both])
+
+
+def _addresses(index: int, texts: Sequence[str], v4: bool, findings: Findings) -> list[bytes]:
+    found = [_usable(text, v4) or _refuse(index, i, text, v4, findings) for i, text in enumerate(texts)]
+    if not 1 <= len(found) <= MAX_ENDPOINT_ADDRESSES:
         findings.error(f"endpoints[{index}].addresses", f"must be 1–{MAX_ENDPOINT_ADDRESSES} addresses")
+    return found
+
+
+def _kind(index: int, given: schema.Endpoint, findings: Findings) -> SliceEndpoint:
+    """All but its addresses."""
+    if given.conditions is None and given.hints is None and not given.node_name:
+        return PLAIN
     conditions = given.conditions or _DEFAULT_CONDITIONS
     zones, nodes = _hints(index, given.hints, findings) if given.hints is not None else ((), ())
-    return SliceEndpoint(
-        addresses,
-        conditions.ready is not False,
-        conditions.serving is not False,
-        conditions.terminating is True,
-        intern(given.node_name) if given.node_name else "",
-        zones,
-        nodes,
+    return shared(
+        SliceEndpoint(
+            (),
+            conditions.ready is not False,
+            conditions.serving is not False,
+            conditions.terminating is True,
+            intern(given.node_name) if given.node_name else "",
+            zones,
+            nodes,
+        )
     )
 
 
 _DEFAULT_CONDITIONS = schema.EndpointConditions()
+PLAIN = SliceEndpoint(())
+"""One for all of which nothing is said."""
 
 
 def _hints(index: int, given: schema.Hints, findings: Findings) -> tuple[tuple[str, ...], tuple[str, ...]]:

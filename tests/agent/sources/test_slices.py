@@ -88,7 +88,7 @@ def test_a_slice_in_full() -> None:
     assert found.ref.namespace == "shop"
     assert found.ref.name.startswith("s-ipv4-")
     assert (found.origin, found.service, found.ports) == (HERE, "s", (SlicePort("http", TCP, 8080),))
-    assert found.endpoints == (SliceEndpoint((V4,), ready=True, serving=True, terminating=False, node="n"),)
+    assert tuple(found.endpoints) == (SliceEndpoint((V4,), ready=True, serving=True, terminating=False, node="n"),)
 
 
 # ready, terminating, publishNotReadyAddresses → ready, serving (KEP-1672)
@@ -114,5 +114,6 @@ def test_conditions(given: tuple[bool, bool, bool], expected: tuple[bool, bool])
 def test_hints(distribution: str, nodes: tuple[str, ...]) -> None:
     """Which zone a pod is in is nowhere written in manifests of pods."""
     (found,) = derive(service(NUMBER, exposure=Exposure(distribution=distribution)), [pod(node="n")])
-    assert found.endpoints[0].nodes == nodes
-    assert found.endpoints[0].zones == ()
+    (endpoint,) = found.endpoints
+    assert endpoint.nodes == nodes
+    assert endpoint.zones == ()
