@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 
 from agent import log as logs
+from agent import memory
 from agent.api.protocol import ApiError
 from agent.attachments import units
 from agent.config import Config, port_range
@@ -25,21 +26,19 @@ from agent.instance import Instance
 from agent.lock import Taken, lock
 from agent.loop import Agent
 from agent.settings import config_value, node_config, prefixes
+from agent.sources.directory import DirectorySource
 from agent.world.config import NodeConfig
 from policies.address import Prefix
 
 SWITCH_INTERVAL_S = 0.001
 """Threads that build pods let the one that decides have its turn sooner than Python's 5 ms."""
-MMAP_BYTES = 128 << 10
-"""Blocks of memory from this size on are mapped one by one."""
-_M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def main() -> None:
     config = msgspec.json.decode(sys.argv[1], type=Config)
     logs.configure(config.log_format, config.log_level)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    _give_memory_back()
+    memory.give_back()
     instance = Instance(Path(config.state_dir))
     _leave_passing_mounts()
     try:
@@ -54,14 +53,6 @@ def main() -> None:
         sys.exit(f"gatehouse: {error}")
     except BpfError as error:
         sys.exit(f"gatehouse: {error.strerror or error}")
-
-
-def _give_memory_back() -> None:
-    """Keep glibc from raising its threshold as large blocks are freed: texts of files and buffers of maps then go back
-    to the kernel when they are done with, rather than leave holes in the heap."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, MMAP_BYTES)
 
 
 def _leave_passing_mounts() -> None:
@@ -81,10 +72,14 @@ async def _run(config: Config, instance: Instance) -> None:
     pins = instance.pins
     with Maps.open_or_create(pins.maps, config.map_sizes) as maps:
         maps["config"].update(bytes(4), config_value(config, facts.addresses, _netns_cookie()))
-        with load_units(maps, pins, units(config)) as loaded:
+        source = DirectorySource(Path(config.manifests), instance.last_good)
+        with ThreadPoolExecutor(1) as thread:  # compilers work while manifests are read
+            loading = thread.submit(load_units, maps, pins, units(config))
+            batch = source.initial()
+        with loading.result() as loaded:
             if (failure := loaded.failures.get(PODS.name)) is not None:
                 raise failure
-            await Agent(config, instance, facts, maps, loaded).run(stopping)
+            await Agent(config, instance, facts, maps, loaded, source).run(batch, stopping)
 
 
 def _node(config: Config, instance: Instance) -> NodeConfig:

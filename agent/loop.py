@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from agent import kubeproxy
@@ -51,7 +50,15 @@ log = logs.get("agent")
 class Agent:
     """Over open maps and loaded programs, in the node's network namespace. `phase`: as StatusView.state."""
 
-    def __init__(self, config: Config, instance: Instance, node: NodeConfig, maps: Maps, loaded: Loaded) -> None:
+    def __init__(
+        self,
+        config: Config,
+        instance: Instance,
+        node: NodeConfig,
+        maps: Maps,
+        loaded: Loaded,
+        source: DirectorySource,
+    ) -> None:
         self.config = config
         self.instance = instance
         self.maps = maps
@@ -66,7 +73,7 @@ class Agent:
         self.turns = Turns(
             self.world, self.realizer, self.names, self._save, self._forget, self._retire, self.health.ports.update
         )
-        self.source = DirectorySource(Path(config.manifests), instance.last_good)
+        self.source = source
         self.attachments = Attachments(config, instance, maps, loaded, node.addresses)
         self.kube_proxy = kubeproxy.Watch(config)
         self.endpoints = Endpoints(
@@ -81,9 +88,8 @@ class Agent:
 
     # ---- life
 
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Start, work until told to stop, stop."""
-        batch = self.source.initial()
+    async def run(self, batch: Batch, stopping: asyncio.Event) -> None:
+        """Start, work until told to stop, stop. `batch`: all there was in the source at first."""
         gone = await self._begin(batch)
         async with await serve(self.instance.agent_socket, Handlers(self).by_operation()):
             for change in batch.changes:
@@ -91,6 +97,7 @@ class Agent:
                     self.turns.want(change.ref, self.pods)
             for ref in gone:
                 self.pods.drop(ref)
+            batch.changes.clear()  # there may be 100,000, and this is on the stack as long as the agent lives
             await self._work(stopping)
             self.phase = "stopping"
             self.health.liveness.stopping = True

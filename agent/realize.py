@@ -7,12 +7,12 @@ not is tried again whenever something changed, and after a while.
 
 from __future__ import annotations
 
-import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
 from agent import log as logs
+from agent import memory
 from agent.datapath.apply import Failure, apply, read_state
 from agent.datapath.maps import Map
 from agent.history import History
@@ -54,7 +54,7 @@ class Realizer:
         self.plan.advance(self.plan.update(world, world.take_dirty()))
         save()
         writes = self.catch_up()
-        _stop_collecting()
+        memory.keep()
         return writes
 
     def realize(self, world: World, dirty: Dirty, save: Callable[[], None]) -> int:
@@ -71,7 +71,7 @@ class Realizer:
         done = not self.missing and self._carry_out(steps) is None
         writes = steps.writes if done else self.catch_up()
         if writes > MANY_WRITES:
-            _stop_collecting()
+            memory.keep()
         return writes
 
     def catch_up(self) -> int:
@@ -117,13 +117,6 @@ class Realizer:
         self.failure = outcome.failure
         self.full[outcome.failure.map] += outcome.failure.wanted - outcome.failure.written
         return outcome.failure
-
-
-def _stop_collecting() -> None:
-    """What is there now stays: the garbage collector is not to go through it again and again. With a large cluster that
-    takes it 60 ms, in the middle of some small change."""
-    gc.collect()
-    gc.freeze()
 
 
 def _adds(steps: Transition, name: str, held: Mapping[str, Mapping[bytes, bytes]]) -> bool:
