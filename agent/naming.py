@@ -24,8 +24,8 @@ Line = dict[str, Any]
 Key = tuple[str, object]
 Lines = dict[Key, Line]
 
-SNAPSHOT_LINES = 64
-"""Made at once: some milliseconds, for which all else waits."""
+SNAPSHOT_LINES = 32
+"""Made at once: half a millisecond, for which all else waits."""
 BACKLOG_LINES = 65536
 """A reader that is further behind is cut off: it comes back and gets a snapshot."""
 
