@@ -11,6 +11,10 @@ and answer with who they are and whom they see.
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
+import socket
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -35,6 +39,7 @@ POD_CIDRS = {
 CLUSTER_CIDRS = "10.244.0.0/16,fd00:10:244::/48"
 TARGET = 8080
 PROTOCOLS = ("TCP", "UDP")
+_SIOCETHTOOL, _ETHTOOL_STXCSUM = 0x8946, 0x17
 PREFIX_BITS = {"v4": 24, "v6": 64}
 
 
@@ -61,6 +66,14 @@ def pod(name: str, node: str, number: int, **labels: str) -> Document:
     }
 
 
+def _set(device: str, feature: int, on: bool) -> None:
+    """A feature of a network device, by ethtool's ioctl (include/uapi/linux/ethtool.h)."""
+    command = ctypes.create_string_buffer(struct.pack("=II", feature, on))
+    request = struct.pack("=16sQ16x", device.encode(), ctypes.addressof(command))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
+
+
 class NorthSouth:
     """`outside`: the client's namespace; `nodes`, `agents`: by node name."""
 
@@ -75,6 +88,8 @@ class NorthSouth:
             self._network.ip("link add br0 type bridge", "link set br0 up")
             self.outside = stack.enter_context(rig.Netns("client"))
             self._plug(self.outside, CLIENT_IPS)
+            # Its packets have their checksums, as on a wire: what a veth pair leaves out XDP would leave to tc.
+            self.outside.call(_set, "eth0", _ETHTOOL_STXCSUM, False)
             for name in NODES:
                 self.nodes[name] = stack.enter_context(rig.Netns(name))
                 self._plug(self.nodes[name], NODE_IPS[name])

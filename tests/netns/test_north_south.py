@@ -70,6 +70,8 @@ EXTERNAL = 100
 DROPPED_S, ANSWERED_S = 0.4, 5.0
 RESULTS = {"refused": "refused", "timeout": "dropped"}
 AT_ONCE = 12
+_source_ports = itertools.count(10_000)
+"""A backend that answers directly cannot tell flows of two frontends from one source port apart: one is dropped."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,11 @@ def service(number: int, name: str) -> Document:
     }
 
 
-@pytest.fixture(scope="module")
-def cluster(datapath_host: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NorthSouth]:
-    with NorthSouth(tmp_path_factory.mktemp("north-south")) as cluster:
+@pytest.fixture(scope="module", params=["off", "generic"])
+def cluster(
+    request: pytest.FixtureRequest, datapath_host: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[NorthSouth]:
+    with NorthSouth(tmp_path_factory.mktemp("north-south"), "--xdp", request.param) as cluster:
         labels = {node: {where: "yes" for where, nodes in PLACES.items() if node in nodes} for node in NODE_IPS}
         pods = [pod(f"shop/{node}", node, 10, **labels[node]) for node in NODE_IPS]
         pods += [pod(f"shop/client-{node}", node, 20) for node in NODE_IPS]
@@ -181,7 +185,7 @@ def asked(cluster: NorthSouth, row: Row, kind: str, protocol: str, family: str) 
     timeout_s = DROPPED_S if row.outcome == "dropped" else ANSWERED_S
     probe = {"TCP": probes.tcp, "UDP": probes.udp}[protocol]
     client = cluster.outside if row.client == "outside" else cluster.netns(row.client, f"shop/client-{row.client}")
-    return probe(client, address, port, timeout_s)
+    return probe(client, address, port, timeout_s, (client_ip(row, family), next(_source_ports)))
 
 
 @pytest.mark.parametrize("forwarding", FORWARDINGS)
@@ -193,7 +197,9 @@ def test_both_nodes_serve(cluster: NorthSouth, forwarding: str, entry: str) -> N
         kind = probes.STREAM if protocol == "TCP" else probes.DATAGRAM
         served = set()
         for _ in range(30):
-            with probes.Connection(cluster.outside, kind, *target(row, "LoadBalancer", protocol, family)) as connection:
+            address, port = target(row, "LoadBalancer", protocol, family)
+            source = (CLIENT_IPS[family], next(_source_ports))
+            with probes.Connection(cluster.outside, kind, address, port, source) as connection:
                 first, *later = (connection.exchange(ANSWERED_S) for _ in range(3))
                 assert first
                 assert {(a.label, a.seen_from) for a in later} == {(first.label, first.seen_from)}
@@ -201,3 +207,17 @@ def test_both_nodes_serve(cluster: NorthSouth, forwarding: str, entry: str) -> N
                 assert first.seen_from == (CLIENT_IPS if direct else NODE_IPS[entry])[family]
                 served.add(first.label)
         assert served == {"n1", "n2"}, (protocol, family)
+
+
+def test_who_forwards(cluster: NorthSouth, request: pytest.FixtureRequest) -> None:
+    """XDP where it is on: what went otherwise would go unnoticed."""
+    row = Row("snat", PROTOCOLS, "Cluster", "n2", "n1", "routed", "n2", "n1")
+    before = forwarded(cluster)
+    for protocol, family in itertools.product(PROTOCOLS, FAMILIES):
+        assert asked(cluster, row, "LoadBalancer", protocol, family)
+    xdp = request.node.callspec.params["cluster"]
+    assert (forwarded(cluster) > before) is (xdp != "off")
+
+
+def forwarded(cluster: NorthSouth) -> int:
+    return int(cluster.agents["n1"].status()["tallies"]["xdp_forwarded"])

@@ -34,7 +34,7 @@ def service(number: int, name: str, selector: dict[str, str], **annotations: str
     ports = [
         {"name": "bulk", "port": BULK, "targetPort": BULK},
         {"name": "echo", "port": ECHO, "targetPort": ECHO, "protocol": "UDP"},
-        {"name": "who", "port": 80, "targetPort": 8080},
+        {"name": "who", "port": 80, "targetPort": 8080, "protocol": "UDP"},
     ]
     ingress = [{"ip": routed_ip(node, number, family)} for node in NODE_IPS for family in FAMILIES]
     notes = {f"gatehouse.io/{key}": value for key, value in annotations.items()}
@@ -159,7 +159,7 @@ def test_by_maglev_both_nodes_choose_the_same_backend(cluster: NorthSouth) -> No
             # Every flow is asked for once at each node: to the same address, by way of another node.
             address = routed_ip("n1", SERVICES["maglev"], family)
             cluster.outside.ip(f"route replace {address} via {NODE_IPS[node][family]}")
-            answer = probes.tcp(cluster.outside, address, 80, 5.0, (CLIENT_IPS[family], port))
+            answer = probes.udp(cluster.outside, address, 80, 5.0, (CLIENT_IPS[family], port))
             assert answer, (family, port, node)
             labels.append(answer.label)
         served.setdefault(family, []).append((labels[0], labels[1]))
