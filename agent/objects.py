@@ -120,7 +120,7 @@ class Endpoints(msgspec.Struct, frozen=True, gc=False):
     @classmethod
     def of(cls, addresses: Iterable[bytes], kinds: Sequence[SliceEndpoint]) -> Endpoints:
         """An address (16 bytes) and a kind for each; at least one. Equal endpoints make equal ones of these."""
-        alike = all(kind == kinds[0] for kind in kinds)
+        alike = kinds.count(kinds[0]) == len(kinds)
         return cls(b"".join(addresses), (kinds[0],) if alike else tuple(kinds))
 
     def __len__(self) -> int:

@@ -51,7 +51,7 @@ class Realizer:
 
     def start(self, world: World, save: Callable[[], None]) -> int:
         """Take the maps, whatever they hold, to the plan of the whole world. Returns the number of writes."""
-        self.plan.advance(self.plan.update(world, world.take_dirty()))
+        self.plan.take_over(self.plan.update(world, world.take_dirty()))
         save()
         writes = self.catch_up()
         memory.keep()

@@ -59,6 +59,11 @@ class Plan:
         self._forget_names()
         return result
 
+    def take_over(self, changes: Changes) -> None:
+        """As `advance`, where the maps are brought there otherwise."""
+        self.state.advance(changes)
+        self._forget_names()
+
     def _stage(self, compiled: dict[ObjectRef, Part], changes: Changes) -> None:
         # What one part gives up another may take over in the same step: first all removals, then all entries.
         for ref, part in compiled.items():
