@@ -22,6 +22,7 @@ _POD_SIDE = re.compile(r"gh[0-9a-f]{12}")  # agent.endpoints.sandbox names pods'
 # linux/if.h, linux/if_arp.h, linux/if_link.h, linux/if_addr.h, linux/rtnetlink.h
 _IFF_LOOPBACK = 0x8
 _WITH_ETHERNET = (1, 772)  # ARPHRD_ETHER, ARPHRD_LOOPBACK
+_IFLA_LINKINFO, _IFLA_INFO_KIND = 18, 1
 _IFLA_XDP, _IFLA_XDP_ATTACHED, _IFLA_XDP_PROG_ID = 43, 2, 4
 _IFA_F_DADFAILED, _IFA_F_DEPRECATED, _IFA_F_SECONDARY = 0x08, 0x20, 0x01  # of IPv6 the last one is: temporary
 _RTM_DELLINK, _RTM_DELADDR, _RTM_DELROUTE, _RTM_DELQDISC, _RTM_DELTFILTER = 17, 21, 25, 37, 45
@@ -47,6 +48,7 @@ class Device(msgspec.Struct, frozen=True):
     default_route: bool = False
     xdp: int = 0
     xdp_program: int = 0
+    veth: bool = False  # one end of a pair
 
     @property
     def of_pod(self) -> bool:
@@ -127,6 +129,7 @@ def _device(reply: Reply, bound: dict[int, list[bytes]], defaults: set[int]) -> 
         ifindex in defaults,
         xdp.get(_IFLA_XDP_ATTACHED, b"\0")[0],
         _NUMBER.unpack(xdp.get(_IFLA_XDP_PROG_ID, bytes(4)))[0],
+        _text(dict(attributes(found.get(_IFLA_LINKINFO, b""))).get(_IFLA_INFO_KIND, b"")) == "veth",
     )
 
 

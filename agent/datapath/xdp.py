@@ -22,7 +22,7 @@ _SKB_MODE, _DRV_MODE = 1 << 1, 1 << 2
 _ATTACHED_DRV = 1
 _TAKEN = (errno.EBUSY, errno.EEXIST)
 
-MODES = {"native": (_DRV_MODE,), "generic": (_SKB_MODE,), "auto": (_DRV_MODE, _SKB_MODE)}
+_MODES = {"native": (_DRV_MODE,), "generic": (_SKB_MODE,), "auto": (_DRV_MODE, _SKB_MODE)}
 """What the setting lets us try, in this order."""
 
 
@@ -31,7 +31,7 @@ class XdpRefused(Exception):
 
 
 class Xdp:
-    """`program`: descriptor of the program; `mode`: the setting, one of MODES."""
+    """`program`: descriptor of the program; `mode`: the setting."""
 
     def __init__(self, pins: Pins, program: int, mode: str) -> None:
         self._folder = pins.links
@@ -55,13 +55,18 @@ class Xdp:
 
     def is_attached(self, device: Device) -> bool:
         """The very program, in a mode that is wanted."""
-        return device.xdp_program == self._id and _mode(device) in MODES[self._mode]
+        return device.xdp_program == self._id and _mode(device) in self._modes(device)
+
+    def _modes(self, device: Device) -> tuple[int, ...]:
+        """What native XDP sends out of a veth is lost unless its other end has a program too: only whoever knows that
+        it has asks for it by name."""
+        return _MODES["generic" if self._mode == "auto" and device.veth else self._mode]
 
     def _replace(self, link: int, device: Device) -> bool:
         """False where the link is of another device, or in a mode that is not wanted (any more)."""
         info = bpf.link_info(link)
         here = (device.ifindex, device.xdp_program) == (info.ifindex, info.program_id)
-        if not here or _mode(device) not in MODES[self._mode]:
+        if not here or _mode(device) not in self._modes(device):
             return False
         if info.program_id != self._id:
             bpf.link_update(link, self._program)
@@ -69,7 +74,7 @@ class Xdp:
 
     def _create(self, device: Device) -> int:
         refusal: OSError | None = None
-        for mode in MODES[self._mode]:
+        for mode in self._modes(device):
             try:
                 return bpf.link_create(self._program, device.ifindex, AttachType.XDP, mode)
             except bpf.BpfError as error:
