@@ -12,18 +12,15 @@ import strategies as drawn
 from hypothesis import strategies as st
 from worlds import ORIGIN, ZONES, Objects, Scene, exposures
 
-from agent.objects import EndpointSlice, Exposure, Service, ServicePort, SliceEndpoint, SlicePort
+from agent.objects import EndpointSlice, Service, ServicePort, SliceEndpoint, SlicePort
 from policies.address import is_v4, parse_address
 from policies.model import ObjectRef
 
 PODS, SERVICES = 6, 5
 TCP, UDP, SCTP = 6, 17, 132
 TYPES = ("ClusterIP", "NodePort", "NodePort", "LoadBalancer", "LoadBalancer")
-STATES: tuple[tuple[bool, bool, bool], ...] = ((True, True, False),) * 3 + (
-    (False, True, True),
-    (False, False, True),
-    (False, False, False),
-)
+READY, LEAVING, ENDED, UNREADY = (True, True, False), (False, True, True), (False, False, True), (False, False, False)
+STATES = (READY, READY, READY, LEAVING, ENDED, UNREADY)
 """ready, serving, terminating"""
 
 _ELSEWHERE = ("198.51.100.9", "2001:db8::9", *drawn.HOST_ADDRESSES)
@@ -40,7 +37,9 @@ def endpoints(*, v4: bool) -> st.SearchStrategy[SliceEndpoint]:
     nodes = {address: "there" if n % 3 == 2 else "here" for address, n in pods}
     others = [address for address in map(parse_address, _ELSEWHERE) if is_v4(address) is v4]
     return st.builds(
-        lambda address, state, zones: SliceEndpoint((address,), *state, node=nodes.get(address, ""), zones=zones),
+        lambda address, state, zones: SliceEndpoint(
+            (address,), state[0], state[1], state[2], nodes.get(address, ""), zones
+        ),
         st.sampled_from((*nodes, *nodes, *others)),
         st.sampled_from(STATES),
         st.sampled_from(((), (), (), (ZONES[0],), ZONES)),
@@ -73,7 +72,7 @@ def services(draw: st.DrawFn, number: int) -> Objects:
         False,
         tuple(ports),
         tuple(_FAMILIES[v4] for v4 in families),
-        exposure=draw(st.just(Exposure()) | exposures(kind)),
+        exposure=draw(exposures(kind)),
     )
     return {service.ref: service} | draw(slices(service))
 

@@ -47,13 +47,12 @@ from policies.model import ObjectRef
 PACKETS = 60
 """New flows before, and after, services change; each is answered if it can be."""
 
-ENOUGH = 5_000
-"""Of so many judgements some are of each kind."""
-
 EVERYTHING = {
     *("client, here", "client", "client, direct", "node", "hairpin, here", "by XDP", "kept", "live", "answered"),
     *("no service", "NO_BACKEND", "NO_LOCAL_BACKEND", "SOURCE_RANGE", "SCTP_PORT"),
 }
+"""What the packets of one shard, which are the same in every run, must meet."""
+
 SHARDS = 2
 SEED = 0x5EED
 HAIRPIN = tuple(map(parse_address, ADDRESSES["hairpin"]))
@@ -180,12 +179,19 @@ class Judge:
         elif trace.outcome is Outcome.DELIVERED:
             self.check_delivery(ends, fate, trace, note)
         elif trace.outcome is Outcome.NO_SERVICE:
-            assert fate.action != Action.SHOT and fate.ends == ends and not fate.reasons, note
-            self.seen["no service"] += 1
-            if ends.source in self.interfaces:
-                self.known[ends] = Known(ends, fate.ends)
+            self.check_unserved(ends, fate, note)
         else:
             self.check_drop(ends, fate, trace, note)
+
+    def check_unserved(self, ends: Ends, fate: Fate, note: str) -> None:
+        """It goes on as it is; a pod's from another port, where answers would be taken for those of a service."""
+        may_change = ends.source in self.interfaces and ends.source_port in SHARED_PORTS
+        may_change = may_change and fate.ends.source_port in PORTS
+        wanted = ends._replace(source_port=fate.ends.source_port) if may_change else ends
+        assert fate.action != Action.SHOT and fate.ends == wanted and not fate.reasons, note
+        self.seen["no service"] += 1
+        if ends.source in self.interfaces:
+            self.known[ends] = Known(ends, fate.ends)
 
     def check_drop(self, ends: Ends, fate: Fate, trace: Trace, note: str) -> None:
         refused = trace.outcome is Outcome.REFUSED
@@ -272,13 +278,15 @@ def compare(node: DrawnNode, given: NodeConfig, scenes: list[worlds.Scene], seed
     return judge
 
 
+@pytest.mark.timeout(420)  # of a failure, hypothesis may take five minutes to find the smallest
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_packets_go_where_the_oracle_says(drawn_node: DrawnNode, shard: int, request: pytest.FixtureRequest) -> None:
     wanted = math.ceil(request.config.getoption("judgements") / SHARDS)
     compared, seen = 0, Counter[str]()
 
     @settings(
-        max_examples=1 + wanted // (4 * PACKETS),
+        max_examples=1 + wanted // (3 * PACKETS),
+        derandomize=shard == 0,
         deadline=None,
         database=None,
         print_blob=True,
@@ -293,5 +301,5 @@ def test_packets_go_where_the_oracle_says(drawn_node: DrawnNode, shard: int, req
 
     examples()
     assert compared >= wanted, f"only {compared} of {wanted} judgements: draw more packets an example"
-    if compared > ENOUGH:
-        assert (+seen).keys() >= EVERYTHING, f"not drawn: {EVERYTHING - seen.keys()} of {seen}"
+    if shard == 0:
+        assert (+seen).keys() >= EVERYTHING, f"not drawn: {EVERYTHING - (+seen).keys()} of {seen}"
