@@ -14,7 +14,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -31,6 +31,7 @@ from agent.datapath import abi
 from agent.datapath.maps import Map
 from agent.datapath.programs import statistics
 from agent.flows.record import drop_reasons
+from agent.objects import Problem
 from agent.plan.state import POLICY, State
 from agent.service_views import ServiceViews, Wanted
 from agent.status import (
@@ -105,8 +106,8 @@ class Handlers:
     async def services(self, arguments: dict[str, Any]) -> AsyncGenerator[Batch, None]:
         """A few at a time: there may be so many that the agent must do its work between them."""
         views = self._service_views.views(msgspec.convert(arguments, Wanted))
-        while some := Batch(islice(views, SERVICES_A_TURN)):
-            yield some
+        while some := list(islice(views, SERVICES_A_TURN)):
+            yield Batch(view for view in some if view is not None)
 
     async def trace(self, arguments: dict[str, Any]) -> TraceView:
         return self._tracer.answer(msgspec.convert(arguments, Asked))
@@ -123,14 +124,15 @@ class Handlers:
             async with asyncio.timeout(request.timeout):
                 await self._agent.settled()
         except TimeoutError:
-            reasons = "; ".join(self._reasons()) or "it is still at work"
+            reasons = "; ".join(self._reasons(self._agent.world.problems())) or "it is still at work"
             raise ApiError(f"not everything is in force after {request.timeout:g} s: {reasons}") from None
         return {}
 
     async def status(self, _arguments: dict[str, Any]) -> StatusView:
         agent = self._agent
         flows = await self._flows_stats()
-        reasons = self._reasons()
+        problems = agent.world.problems()
+        reasons = self._reasons(problems)
         numbers = abi.load().constants
         tallies = agent.maps["tallies"].sums()
         sockets = await asyncio.to_thread(_entries, agent.maps, SOCKET_MAPS)
@@ -156,7 +158,7 @@ class Handlers:
             services=sum(1 for _ in agent.world.services),
             services_by_type=self._services_by_type(),
             identities=sum(1 for _ in agent.world.identities),
-            problems=problem_views([*agent.turns.problems, *agent.world.problems()]),
+            problems=problem_views([*agent.turns.problems, *problems]),
             drops={name: drops[number] for number, name in drop_reasons(abi.load()).items() if drops[number]},
             tallies={name: tallies[number] for name, number in TALLIES.items()},
             rejudged=tallies[numbers.TALLY_REJUDGED],
@@ -173,8 +175,8 @@ class Handlers:
     def _revision(self, ref: Any) -> Revision:
         return self._agent.turns.revision_of(ref, self._agent.source.unread())
 
-    def _reasons(self) -> list[str]:
-        """Why the agent is degraded, one sentence each."""
+    def _reasons(self, problems: Sequence[Problem]) -> list[str]:
+        """Why the agent is degraded, one sentence each. `problems`: of the world."""
         agent = self._agent
         reasons = [
             *agent.notices,
@@ -184,7 +186,7 @@ class Handlers:
         if agent.kube_proxy.problem:
             reasons.append(agent.kube_proxy.problem)
         reasons += [f"{ref}: {problem}" for ref, problem in agent.health.ports.problems.items()]
-        wrong = [p for p in (*agent.turns.problems, *agent.world.problems()) if not p.warning]
+        wrong = [p for p in (*agent.turns.problems, *problems) if not p.warning]
         if wrong:
             reasons.append(f"{len(wrong)} problems in what is written: it is not in force as it stands there")
         if agent.realizer.missing:

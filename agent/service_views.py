@@ -44,14 +44,17 @@ class ServiceViews:
     history: History
     problems: Callable[[], Mapping[ObjectRef, str]]
 
-    def views(self, wanted: Wanted) -> Iterator[ServiceView]:
-        """By namespace and name. Services may come and go between two of them."""
+    def views(self, wanted: Wanted) -> Iterator[ServiceView | None]:
+        """By namespace and name; None for each that was looked at and is not wanted, and other steps that take time.
+        Services may come and go between two of them."""
         problems = {problem.subject: problem.message for problem in self.world.problems()}
         problems |= {str(ref): text for ref, text in self.problems().items()}
-        for ref in sorted(filter(wanted.admits, self.world.served())):
+        yield None
+        refs = sorted(filter(wanted.admits, self.world.served()))
+        yield None
+        for ref in refs:
             view = self.view(ref, problems.get(str(ref), ""))
-            if view is not None and (not wanted.problems or _is_wrong(view)):
-                yield view
+            yield view if view is not None and (not wanted.problems or _is_wrong(view)) else None
 
     def view(self, ref: ObjectRef, problem: str = "") -> ServiceView | None:
         """None where it is gone."""

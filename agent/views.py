@@ -41,11 +41,9 @@ class Views:
 
     def _endpoint(self, state: PodState, problem: str) -> EndpointView:
         pod, ref = state.pod, state.pod.ref
-        local = self.pods.get(ref)
         subject = self.world.subject(ref)
         isolating = self.world.index.policies_of(subject) if subject else []
-        here = local is not None or pod.node in ("", self.world.config.name)
-        waiting = "waiting" if here else "remote"
+        here = self._is_here(state)
         return EndpointView(
             id=(self.world.allocations.endpoints.get(key_of(ref)) or 0) if subject else 0,
             namespace=ref.namespace,
@@ -55,7 +53,7 @@ class Views:
             labels=dict(pod.labels),
             netns=state.interface.netns if state.interface else "",
             interface=state.interface.name if state.interface else "",
-            state=local.state if local else waiting,
+            state=self._state(state),
             policy_revision=self.revision(ref) if here else Revision(0, 0),
             node=self.world.config.name if here else pod.node,
             host_network=pod.host_network,
@@ -63,8 +61,17 @@ class Views:
             problem=self.pods.problem(ref) or problem,
         )
 
+    def _is_here(self, state: PodState) -> bool:
+        return state.pod.node in ("", self.world.config.name) or self.pods.get(state.pod.ref) is not None
+
+    def _state(self, state: PodState) -> str:
+        local = self.pods.get(state.pod.ref)
+        if local is not None:
+            return local.state
+        return "waiting" if self._is_here(state) else "remote"
+
     def endpoint_states(self) -> dict[str, int]:
-        return dict(sorted(Counter(view.state for view in self.endpoints()).items()))
+        return dict(sorted(Counter(map(self._state, self.world.pods)).items()))
 
     # ---- identities
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from agent.objects import Pod, Problem, Service
 from agent.services.frontends import EXTERNAL, wants_maglev
 from agent.services.maglev import most_backends
+from agent.services.places import NODE_PORT_TYPES
 from agent.world.frontends import (
     BALANCER,
     CLUSTER_IP_ALLOCATED,
@@ -48,8 +49,9 @@ def describe_problems(world: World, failures: Mapping[ObjectRef, str]) -> list[P
         found += _problem(world, loser, f"address {format_address(address)} belongs to {taken}: give it another one")
     found += _lost_frontends(world)
     for service in world.services:
-        for message in _unmet(world, service):
-            found += _problem(world, service.ref, message)
+        if not service.addresses or service.type in NODE_PORT_TYPES:  # of 50,000 few: what follows takes its time
+            for message in _unmet(world, service):
+                found += _problem(world, service.ref, message)
         if service.exposure.external_ips and not world.config.services.external_ips:
             found += _problem(world, service.ref, NO_EXTERNAL_IPS, warning=True)
     found += _beyond_maglev(world)
@@ -97,8 +99,9 @@ def _beyond_maglev(world: World) -> Iterator[Problem]:
     size = world.config.services.maglev_size
     most = most_backends(size)
     pods = sum(1 for _ in world.pods)
+    by_default = world.config.services.algorithm == "maglev"
     for service in world.services:
-        if not wants_maglev(service, world.config):
+        if not (by_default or service.exposure.algorithm) or not wants_maglev(service, world.config):
             continue
         given = world.services.slices(service.ref)
         if (sum(len(one.endpoints) for one in given) if given else pods) <= most:

@@ -62,7 +62,7 @@ def shown(*objects: Object, wanted: Wanted = ANYTHING) -> list[ServiceView]:
             world.set_interface(one.ref, Interface(7, "gh7", bytes(6), bytes(6), "/run/netns/pod"))
     world.take_dirty()
     problem = {ObjectRef("Service", "shop", "ill"): "health check port 31000 cannot be opened"}
-    return list(ServiceViews(world, History(), lambda: problem).views(wanted))
+    return [view for view in ServiceViews(world, History(), lambda: problem).views(wanted) if view is not None]
 
 
 def short(backends: Iterable[BackendView]) -> dict[str, tuple[str, str, str]]:
