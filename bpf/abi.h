@@ -277,7 +277,8 @@ struct range_key {
 };
 
 /* What a device of the node translates. Two entries as in conntrack: the key of each is `after` of the other turned
- * round. NAT_DSR: at the backend's node there is the reply alone, at the other the forward one alone. */
+ * round. NAT_DSR: at the backend's node there is the reply alone; at the other no answer comes by, and the reply
+ * keeps other flows from being answered under its tuple. */
 struct nat {
 	__u64 expires_ns;
 	__u64 created_ns;

@@ -163,6 +163,14 @@ INLINE bool strip_dsr_ipv6(struct __sk_buff *skb)
 	       store_ipv6_next(skb, next, -(int)sizeof(struct dsr_ipv6));
 }
 
+/* The client has broken the earlier flow of this tuple off: policy has seen it, while of DSR no entry here does. */
+INLINE bool was_broken_off(const struct packet *p)
+{
+	const struct conntrack *e = conntrack_at(&p->tuple, false);
+
+	return e && e->flags & CT_CLOSED && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
 /* Answers of this flow will take the frontend's address: p->other's destination, asked for by p->tuple's source. */
 INLINE enum drop_reason remember_dsr(struct packet *p, __u32 ifindex)
 {
@@ -174,7 +182,7 @@ INLINE enum drop_reason remember_dsr(struct packet *p, __u32 ifindex)
 	copy_address(&p->nat_entry.after.source, &p->other.destination);
 	p->nat_entry.after.source_port_be = p->other.destination_port_be;
 	known = nat_at(&p->answer);
-	if (known && !is_begun_anew(p, known) && is_nat_live(p, known)) {
+	if (known && !is_begun_anew(p, known) && !was_broken_off(p) && is_nat_live(p, known)) {
 		if (!same_address(&known->after.source, &p->nat_entry.after.source) ||
 		    known->after.source_port_be != p->nat_entry.after.source_port_be)
 			return DROP_TUPLE_TAKEN;
@@ -182,6 +190,32 @@ INLINE enum drop_reason remember_dsr(struct packet *p, __u32 ifindex)
 		return DROP_NONE;
 	}
 	return UPDATE(nat, &p->answer, &p->nat_entry, BPF_ANY) ? DROP_NAT_FULL : DROP_NONE;
+}
+
+INLINE const struct service_value *node_port_at(const struct address *own, const struct packet *p)
+{
+	const struct service_value *service = frontend_at(own, p->other.destination_port_be, p->tuple.protocol);
+
+	return service && service->flags & SERVICE_NODE_PORT ? service : NULL;
+}
+
+/* A node port is open at each node's own addresses: where another node's is named, this node's stands for it. */
+INLINE const struct service_value *named_frontend(const struct packet *p, __u32 ifindex)
+{
+	const struct address *named = &p->other.destination;
+	const struct service_value *service = frontend_at(named, p->other.destination_port_be, p->tuple.protocol);
+	const struct device *device = LOOKUP(devices, &ifindex);
+	__u32 zero = 0;
+	const struct config *config = LOOKUP(config, &zero);
+	struct party party;
+
+	if (service || !device || !config)
+		return service;
+	party_of_address(&party, named, p->ipv6);
+	if (party.identity != IDENTITY_REMOTE_NODE)
+		return NULL;
+	service = node_port_at(p->ipv6 ? &device->ipv6 : &device->ipv4, p);
+	return service ? service : node_port_at(p->ipv6 ? &config->ipv6 : &config->ipv4, p);
 }
 
 /* A packet for a pod of this node or the node itself, sent on by another node. Who may be named are frontends that
@@ -193,7 +227,7 @@ INLINE enum drop_reason accept_dsr(struct __sk_buff *skb, struct packet *p)
 
 	if (p->is_error || !has_ports(p->tuple.protocol) || !read_dsr_option(skb, p))
 		return DROP_NONE;
-	service = frontend_at(&p->other.destination, p->other.destination_port_be, p->tuple.protocol);
+	service = named_frontend(p, skb->ifindex);
 	if (!service || !(service->flags & SERVICE_DSR) || !is_local(&p->tuple.destination, p->ipv6))
 		return DROP_NONE;
 	p->is_new = 1;

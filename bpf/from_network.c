@@ -14,6 +14,14 @@ INLINE enum drop_reason continue_from_network(struct packet *p, const struct nat
 	return e->flags & NAT_GONE && !p->is_reply && !p->is_error ? DROP_BACKEND_GONE : DROP_NONE;
 }
 
+/* Two flows of one client by direct server return that have the same backend could not be told apart by its answers:
+ * the second goes by way of this node. */
+INLINE void avoid_taken(struct packet *p)
+{
+	if (p->nat_flags & NAT_DSR && is_nat_answer_taken(p))
+		p->nat_flags = NAT_FORWARD;
+}
+
 /* Not to a pod or process of this node. */
 INLINE bool goes_on(const struct packet *p)
 {
@@ -84,6 +92,7 @@ INLINE int from_network_steps(struct __sk_buff *skb, struct packet *p, __u16 *mt
 		if (!service)
 			return p->is_plain ? PASS : -accept_dsr(skb, p);
 		reason = choose_for_outside(p, service);
+		avoid_taken(p);
 	}
 	if (!reason && goes_on(p)) {
 		reason = route_from_network(skb, p, &route);

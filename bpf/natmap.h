@@ -47,10 +47,12 @@ INLINE bool is_nat_live(struct packet *p, const struct nat *e)
 	return partner && partner->expires_ns > p->now_ns;
 }
 
-/* A SYN begins another flow where one has ended. */
+/* A SYN begins another flow where one has ended. Of DSR only one end's FIN is seen: the other's is taken as read. */
 INLINE bool is_begun_anew(const struct packet *p, const struct nat *e)
 {
-	return e->flags & (NAT_CLOSED | NAT_GONE) && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	__u16 ended = NAT_CLOSED | NAT_GONE | (e->flags & NAT_DSR ? NAT_FIN : 0);
+
+	return e->flags & ended && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
 /* Both entries of a flow that is over. */
@@ -59,6 +61,22 @@ INLINE void nat_forget(struct packet *p, const struct tuple *key, const struct n
 	if (nat_partner(p, e))
 		DELETE(nat, &p->other);
 	DELETE(nat, (void *)key);
+}
+
+/* Whether answers to p->after are another flow's. What is left of one that is over is removed. */
+INLINE bool is_nat_answer_taken(struct packet *p)
+{
+	const struct nat *e, *partner;
+
+	turn_round(&p->answer, &p->after);
+	e = nat_at(&p->answer);
+	if (!e)
+		return false;
+	partner = nat_partner(p, e);
+	if (!is_begun_anew(p, e) && !(partner && is_begun_anew(p, partner)) && is_nat_live(p, e))
+		return true;
+	nat_forget(p, &p->answer, e);
+	return false;
 }
 
 /* The entry of p->tuple, if its flow lives; what is left of another is removed. */
@@ -119,6 +137,8 @@ INLINE enum drop_reason nat_claim_answer(struct packet *p, bool own)
 			nat_forget(p, &p->answer, taken);
 		error = UPDATE(nat, &p->answer, &p->nat_entry, BPF_NOEXIST);
 	}
+	if (error == -EEXIST && p->nat_flags & NAT_DSR) /* its client is to be answered under the port it has */
+		return DROP_TUPLE_TAKEN;
 	if (error == -EEXIST && !may_change_port(p))
 		return DROP_NAT_PORTS;
 	for (__u32 i = 0; error == -EEXIST && i < PORT_TRIES; i++) {
@@ -143,8 +163,8 @@ INLINE void nat_prepare(struct packet *p, __u32 ifindex, __u16 flags)
 	e->flags = flags;
 }
 
-/* Both entries of a new flow: p->tuple → p->after, whose source port may become another; answers that do not come by
- * this node (DSR) need none. `own`: the source is to be this node's. The packet is still to be tracked: returns its
+/* Both entries of a new flow: p->tuple → p->after, whose source port may become another. Where answers do not come by
+ * this node (DSR) theirs only keeps other flows off. `own`: the source is to be this node's. The packet is still to be tracked: returns its
  * entry, NULL where `reason` says why not. If another CPU has just made the same flow, that one is followed. */
 INLINE struct nat *nat_create(struct packet *p, __u32 ifindex, bool own, enum drop_reason *reason)
 {
@@ -153,13 +173,13 @@ INLINE struct nat *nat_create(struct packet *p, __u32 ifindex, bool own, enum dr
 
 	nat_prepare(p, ifindex, p->nat_flags | NAT_REPLY);
 	turn_round(&p->nat_entry.after, &p->tuple);
-	*reason = p->nat_flags & NAT_DSR ? DROP_NONE : nat_claim_answer(p, own);
+	*reason = nat_claim_answer(p, own);
 	if (*reason)
 		return NULL;
 	p->nat_entry.flags = p->nat_flags;
 	copy_tuple(&p->nat_entry.after, &p->after);
 	error = UPDATE(nat, &p->tuple, &p->nat_entry, BPF_NOEXIST);
-	if (error && !(p->nat_flags & NAT_DSR))
+	if (error)
 		DELETE(nat, &p->answer);
 	if (!error || error == -EEXIST)
 		e = nat_at(&p->tuple);

@@ -56,6 +56,11 @@ DNS, DNS_FAR = udp("world", "vip", 1000, 53), naming(udp("world", "far", 1000, 5
 FITS = replace(DNS, l4=replace(DNS.l4, data=bytes(SMALL_MTU - 48 - 24)))
 LARGE = replace(DNS, l4=replace(DNS.l4, data=bytes(SMALL_MTU - 48)))
 
+FIN, FIN_FAR = tcp("world", "vip", 1000, 80, "FA"), tcp("world", "far", 1000, 8080, "FA")
+AWAY_81 = do("frontend", "vip", 81, Frontend([("far", 8080)], kinds=KINDS))
+SYN_81, SYN_FAR_81 = tcp("world", "vip", 1000, 81, "S"), naming(tcp("world", "far", 1000, 8080, "S"), "vip", 81)
+DNS_54 = udp("world", "vip", 1000, 54)
+
 ASKED_CASES: list[Case] = [
     (
         "TCP: the SYN names the frontend",
@@ -63,7 +68,7 @@ ASKED_CASES: list[Case] = [
             AWAY,
             goes_on(SYN, SYN_FAR),
             nat(SYN, flags="DSR", packets=1),
-            nat(tcp("far", "world", 8080, 1000)),
+            nat(tcp("far", "world", 8080, 1000), flags="DSR REPLY", packets=0),
             goes_on(SYN, SYN_FAR),
             nat(SYN, flags="DSR", packets=2),
             do("frontend", "vip", 80, Frontend([("far-too", 8080)], kinds=KINDS)),
@@ -75,7 +80,62 @@ ASKED_CASES: list[Case] = [
             nat(SYN, lasts=60),
             goes_on(tcp("world", "vip", 1000, 80, "R"), tcp("world", "far", 1000, 8080, "R")),
             nat(SYN, flags="DSR ESTABLISHED FIN CLOSED"),
+            nat(tcp("far", "world", 8080, 1000), flags="DSR REPLY ESTABLISHED CLOSED"),
             goes_on(SYN, naming(tcp("world", "far-too", 1000, 8080, "S"), "vip", 80)),
+            nat(tcp("far", "world", 8080, 1000)),
+        ],
+    ),
+    (
+        "a SYN after the client's FIN is another connection",
+        [
+            AWAY,
+            goes_on(SYN, SYN_FAR),
+            goes_on(FIN, FIN_FAR),
+            do("frontend", "vip", 80, Frontend([("far-too", 8080)], kinds=KINDS)),
+            goes_on(ACK, ACK_FAR),
+            goes_on(SYN, naming(tcp("world", "far-too", 1000, 8080, "S"), "vip", 80)),
+            nat(SYN, flags="DSR"),
+        ],
+    ),
+    (
+        "two frontends of one backend asked from one source port: the second flow goes by way of this node",
+        [
+            AWAY,
+            AWAY_81,
+            goes_on(SYN, SYN_FAR),
+            goes_on(SYN_81, tcp("node", "far", PORT, 8080, "S")),
+            nat(SYN_81, flags="FORWARD"),
+            goes_on(tcp("far", "node", 8080, PORT, "SA"), tcp("vip", "world", 81, 1000, "SA")),
+            goes_on(FIN, FIN_FAR),
+            goes_on(tcp("world", "vip", 1000, 81), tcp("node", "far", PORT, 8080)),
+        ],
+    ),
+    (
+        "where the first of them has ended the second takes its place",
+        [
+            AWAY,
+            AWAY_81,
+            goes_on(SYN, SYN_FAR),
+            goes_on(FIN, FIN_FAR),
+            goes_on(SYN_81, SYN_FAR_81),
+            nat(SYN_81, flags="DSR"),
+            nat(SYN),
+            goes_on(tcp("world", "vip", 1000, 81, "R"), tcp("world", "far", 1000, 8080, "R")),
+            goes_on(SYN, SYN_FAR),
+            nat(SYN_81),
+        ],
+    ),
+    (
+        "two frontends of one backend, UDP",
+        [
+            AWAY_UDP,
+            do("frontend", "vip", 54, Frontend([("far", 5353)], kinds=KINDS), UDP),
+            goes_on(DNS, DNS_FAR),
+            goes_on(DNS_54, udp("node", "far", PORT, 5353)),
+            goes_on(DNS, DNS_FAR),
+            expire(DNS, DNS_54, udp("far", "world", 5353, 1000), udp("far", "node", 5353, PORT)),
+            goes_on(DNS_54, naming(udp("world", "far", 1000, 5353), "vip", 54)),
+            nat(DNS),
         ],
     ),
     (
@@ -199,6 +259,28 @@ SYN_B, BACK, BACK_VIP = (
     tcp("vip", "world", 80, 1000, "SA"),
 )
 
+HERE_81 = do("frontend", "vip", 81, Frontend([("b", 8080)], kinds=KINDS))
+
+
+def tracked(packet: Packet, *flags: str) -> Change:
+    """Policy's entry of the flow, as to_pod leaves it."""
+
+    def write(kernel: Kernel) -> None:
+        value = sum(kernel.abi.constants[f"CT_{flag}"] for flag in flags)
+        kernel.maps["conntrack"].update(kernel.key(packet), kernel.pack("conntrack", flags=value))
+
+    return write
+
+
+def own_address(name: str) -> Change:
+    """The node's first address."""
+
+    def write(kernel: Kernel) -> None:
+        kernel.config(**{f"ipv{kernel.family}": kernel.address(name)})
+
+    return write
+
+
 BACKEND_CASES: list[Case] = [
     (
         "TCP: answers take the frontend's address",
@@ -290,13 +372,74 @@ BACKEND_CASES: list[Case] = [
         "a flow whose answers are another's by now",
         [
             HERE,
-            do("frontend", "vip", 81, Frontend([("b", 8080)], kinds=KINDS)),
+            HERE_81,
             comes_in(naming(SYN_B, "vip", 80), SYN_B),
             stopped(naming(SYN_B, "vip", 81), "TUPLE_TAKEN"),
             goes_out(BACK, BACK_VIP),
             expire(BACK),
             comes_in(naming(SYN_B, "vip", 81), SYN_B),
             goes_out(BACK, tcp("vip", "world", 81, 1000, "SA")),
+        ],
+    ),
+    (
+        "a flow that has ended makes room for one to another frontend: the backend has said so",
+        [
+            HERE,
+            HERE_81,
+            comes_in(naming(SYN_B, "vip", 80), SYN_B),
+            goes_out(BACK, BACK_VIP),
+            goes_out(tcp("b", "world", 8080, 1000, "FA"), tcp("vip", "world", 80, 1000, "FA")),
+            stopped(naming(tcp("world", "b", 1000, 8080), "vip", 81), "TUPLE_TAKEN"),
+            comes_in(naming(SYN_B, "vip", 81), SYN_B),
+            nat(BACK, flags="DSR REPLY"),
+            goes_out(BACK, tcp("vip", "world", 81, 1000, "SA")),
+        ],
+    ),
+    (
+        "a flow that has ended makes room for one to another frontend: the client has broken it off",
+        [
+            HERE,
+            HERE_81,
+            comes_in(naming(SYN_B, "vip", 80), SYN_B),
+            goes_out(BACK, BACK_VIP),
+            tracked(SYN_B, "ESTABLISHED"),
+            stopped(naming(SYN_B, "vip", 81), "TUPLE_TAKEN"),
+            tracked(SYN_B, "ESTABLISHED", "CLOSED"),
+            stopped(naming(tcp("world", "b", 1000, 8080), "vip", 81), "TUPLE_TAKEN"),
+            comes_in(naming(SYN_B, "vip", 81), SYN_B),
+            goes_out(BACK, tcp("vip", "world", 81, 1000, "SA")),
+        ],
+    ),
+    (
+        "a node port of another node is this node's",
+        [
+            do("frontend", "node", 30080, Frontend([("b", 8080)], kinds=("NODE_PORT", "DSR"))),
+            comes_in(naming(SYN_B, "other-node", 30080), SYN_B),
+            goes_out(BACK, tcp("other-node", "world", 30080, 1000, "SA")),
+        ],
+    ),
+    (
+        "a node port that is not open at the device's address",
+        [
+            own_address("uplink"),
+            do("frontend", "uplink", 30080, Frontend([("b", 8080)], kinds=("NODE_PORT", "DSR"))),
+            comes_in(naming(SYN_B, "other-node", 30080), SYN_B),
+            goes_out(BACK, tcp("other-node", "world", 30080, 1000, "SA")),
+        ],
+    ),
+    (
+        "of another node's address nothing but a node port that answers directly is believed",
+        [
+            do("frontend", "node", 80, Frontend([("b", 8080)], kinds=KINDS)),
+            ignored(naming(SYN_B, "other-node", 80)),
+            do("frontend", "node", 30080, Frontend([("b", 8080)], kinds=("NODE_PORT",))),
+            ignored(naming(SYN_B, "other-node", 30080)),
+            do("frontend", "node", 30081, Frontend([("b", 8080)], kinds=("NODE_PORT", "DSR")), UDP),
+            ignored(naming(SYN_B, "other-node", 30081)),
+            do("frontend", "node", 30082, Frontend([("b", 8080)], kinds=("NODE_PORT", "DSR"))),
+            ignored(naming(SYN_B, "router", 30082)),
+            ignored(naming(SYN_B, "nobody", 30082)),
+            nat(BACK),
         ],
     ),
     (
