@@ -77,7 +77,9 @@ int gh_sock_release(struct bpf_sock *sock)
 {
 	__u32 protocol = sock->protocol;
 
-	if (protocol == PROTO_TCP || protocol == PROTO_UDP)
-		forget_socket(bpf_get_socket_cookie(sock), protocol);
+	if (protocol == PROTO_TCP)
+		forget_connection(sock);
+	else if (protocol == PROTO_UDP)
+		forget_datagrams(bpf_get_socket_cookie(sock));
 	return 1;
 }

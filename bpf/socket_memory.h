@@ -4,10 +4,10 @@
  *
  *   socket_frontends  backend            -> the frontend its owner takes it for
  *   socket_backends   frontend           -> UDP: the backend its datagrams go to
- *                     no address, slot   -> TCP: the backend it is connected to; UDP: a frontend it has spoken to. By these
- *                                           the other entries are found at the end
+ *                     no address, slot   -> UDP: a frontend it has spoken to. By these the other entries are found at the end
  *
- * A TCP socket has slot 0. A UDP socket that speaks to more than SOCKET_PEERS frontends leaves entries to the LRU.
+ * A TCP socket is found by the peer it is connected to; an attempt that failed leaves its entry to the LRU, as does a UDP
+ * socket that speaks to more than SOCKET_PEERS frontends. Nobody else comes by such an entry: cookies are given once.
  */
 #ifndef GATEHOUSE_SOCKET_MEMORY_H
 #define GATEHOUSE_SOCKET_MEMORY_H
@@ -15,6 +15,9 @@
 #include "socket_client.h"
 
 #define SOCKET_PEERS 16
+#ifndef AF_INET6 /* linux/socket.h */
+#define AF_INET6 10
+#endif
 
 INLINE void socket_key_of(struct socket_key *key, __u64 cookie, const struct address *address, __u16 port_be,
 			  __u8 protocol)
@@ -51,34 +54,27 @@ INLINE void slot_key_of(struct socket_key *key, __u32 slot)
 INLINE void forget(struct socket_key *key, const struct socket_value *end)
 {
 	struct socket_value *backend;
+	struct socket_key other = *key;
 
 	copy_address(&key->address, &end->address);
 	key->port_be = end->port_be;
-	if (key->protocol == PROTO_UDP) {
-		struct socket_key other = *key;
-
-		backend = LOOKUP(socket_backends, key);
-		if (!backend)
-			return;
-		copy_address(&other.address, &backend->address);
-		other.port_be = backend->port_be;
-		DELETE(socket_backends, key);
-		DELETE(socket_frontends, &other);
-	} else {
-		DELETE(socket_frontends, key);
-	}
+	backend = LOOKUP(socket_backends, key);
+	if (!backend)
+		return;
+	copy_address(&other.address, &backend->address);
+	other.port_be = backend->port_be;
+	DELETE(socket_backends, key);
+	DELETE(socket_frontends, &other);
 }
 
 /* Put an end into a slot. */
 INLINE void note(struct socket_key *key, const struct address *address, __u16 port_be)
 {
-	__u32 slot, slots = key->protocol == PROTO_UDP ? SOCKET_PEERS : 1;
-	struct socket_value earlier, *known = NULL;
+	struct socket_value *known = NULL;
+	__u32 slot;
 
 	for (slot = 0; slot < SOCKET_PEERS; slot++) {
 		asm volatile("" : "+r"(slot)); /* count from 0, or the verifier does not see the loop's end */
-		if (slot == slots)
-			break;
 		slot_key_of(key, slot);
 		known = LOOKUP(socket_backends, key);
 		if (!known)
@@ -86,11 +82,7 @@ INLINE void note(struct socket_key *key, const struct address *address, __u16 po
 		if (is_at(known, address, port_be))
 			return;
 	}
-	if (known && slots == 1) { /* an attempt before this one */
-		earlier = *known;
-		forget(key, &earlier);
-	}
-	slot_key_of(key, known ? bpf_get_prandom_u32() % slots : slot);
+	slot_key_of(key, known ? bpf_get_prandom_u32() % SOCKET_PEERS : slot);
 	put(MAP(socket_backends), key, address, port_be);
 }
 
@@ -120,8 +112,6 @@ INLINE bool remember(__u64 cookie, const struct peer *frontend, const struct bac
 		if (put(MAP(socket_backends), &key, &backend->address, backend->port_be))
 			return false;
 		note(&key, &frontend->address, frontend->port_be);
-	} else {
-		note(&key, &backend->address, backend->port_be);
 	}
 	copy_address(&key.address, &backend->address);
 	key.port_be = backend->port_be;
@@ -161,14 +151,33 @@ INLINE void disown(__u64 cookie, const struct peer *peer)
 		DELETE(socket_frontends, &key);
 }
 
-/* All that is known of a socket that is being closed. */
-INLINE void forget_socket(__u64 cookie, __u8 protocol)
+/* All that is known of a TCP socket that is being closed. */
+INLINE void forget_connection(struct bpf_sock *sock)
+{
+	struct socket_key key;
+	struct address peer;
+
+	((word *)&peer)[0] = 0;
+	((half *)&peer)[2] = bpf_htonl(0xffff);
+	((half *)&peer)[3] = sock->dst_ip4;
+	if (sock->family == AF_INET6) {
+		((half *)&peer)[0] = sock->dst_ip6[0];
+		((half *)&peer)[1] = sock->dst_ip6[1];
+		((half *)&peer)[2] = sock->dst_ip6[2];
+		((half *)&peer)[3] = sock->dst_ip6[3];
+	}
+	socket_key_of(&key, bpf_get_socket_cookie(sock), &peer, sock->dst_port, PROTO_TCP);
+	DELETE(socket_frontends, &key);
+}
+
+/* All that is known of a UDP socket that is being closed. */
+INLINE void forget_datagrams(__u64 cookie)
 {
 	const struct address none = {};
 	struct socket_key key;
 	struct socket_value end, *known;
 
-	socket_key_of(&key, cookie, &none, 0, protocol);
+	socket_key_of(&key, cookie, &none, 0, PROTO_UDP);
 	for (__u32 slot = 0; slot < SOCKET_PEERS; slot++) {
 		asm volatile("" : "+r"(slot));
 		slot_key_of(&key, slot);
