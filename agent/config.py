@@ -229,6 +229,8 @@ def _check_services(config: Config) -> None:
         listen_address(config.healthz)
     if config.cgroup and not config.cgroup.startswith("/"):
         raise ConfigError(f"--cgroup: {config.cgroup!r} is not an absolute path")
+    if config.socket_lb == "host" and not config.cgroup:
+        raise ConfigError("--socket-lb: host needs the cgroup of the node's processes: give it with --cgroup")
 
 
 def _check_devices(config: Config) -> None:

@@ -105,8 +105,7 @@ class Turns:
         """All there is at the start."""
         self.desired = 1
         self.problems = batch.problems
-        for change in batch.changes:
-            self._world.apply(change)
+        self._world.apply_all(batch.changes)
 
     def start(self, interfaces: Mapping[ObjectRef, Interface]) -> int:
         """All of that at once, and the pods that stand, into maps whatever they hold. Returns the number of writes."""
@@ -142,8 +141,7 @@ class Turns:
         changes = batch.changes
         self._names.watch(change.ref for change in changes)
         before = {address for change in changes for address in self._addresses(change.ref)}
-        for change in changes:
-            self._world.apply(change)
+        self._world.apply_all(changes)
         writes = self._realize(change.ref for change in changes)
         self.problems = batch.problems
         self._finish(self._taken + 1)

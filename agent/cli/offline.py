@@ -75,8 +75,7 @@ def config_of(folder: Path) -> Config:
 def world_of(tree: Tree, config: Config) -> World:
     """The world as a new agent would have it, addresses included."""
     world = World(node_config(config), derive)
-    for change in tree.settle():
-        world.apply(change)
+    world.apply_all(tree.settle())
     return world
 
 

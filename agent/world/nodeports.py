@@ -77,6 +77,18 @@ class NodePorts:
             self._held[service.ref] = held
         return failure
 
+    def reserve(self, service: Service) -> tuple[int, ...]:
+        """Give out none of the numbers its manifest names, until they are given back by `unreserve`."""
+        published = service.type in NODE_PORT_TYPES and is_served(service)
+        numbers = self._given(service).given if published else ()
+        for number in numbers:
+            self._numbers.avoid(number)
+        return numbers
+
+    def unreserve(self, numbers: tuple[int, ...]) -> None:
+        for number in numbers:
+            self._numbers.unavoid(number)
+
     def take(self, ref: ObjectRef) -> None:
         old = self._held.pop(ref, NOTHING)
         for number in old.given:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from agent.identity.allocator import ExhaustedError
 from agent.objects import EndpointSlice, Pod, Service, ServicePort
@@ -70,6 +71,21 @@ class ServiceBook:
         return self._claims.owner(address, port.protocol, port.port) == service.ref
 
     # ---- changes. Each returns the services whose frontends or backends may differ now.
+
+    @contextmanager
+    def reserved(self, services: Sequence[Service]) -> Iterator[None]:
+        """Nobody is given an address or a port that one of these names, though it be put later."""
+        numbers = [self._numbers.reserve(service) for service in services]
+        addresses = [address for service in services for address in service.addresses]
+        for pool in self._pools:
+            for address in addresses:
+                pool.avoid(address)
+        yield
+        for pool in self._pools:
+            for address in addresses:
+                pool.unavoid(address)
+        for reserved in numbers:
+            self._numbers.unreserve(reserved)
 
     def put(self, service: Service) -> set[ObjectRef]:
         """What there is none left of (addresses, node ports) it goes without, until there is: see `failures`."""

@@ -6,7 +6,7 @@ the plan must be compiled again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 import msgspec
 
@@ -90,6 +90,13 @@ class World:
             policy = new if isinstance(new, Policy) else None
             self._dirty_pods |= self.identities.set_policy(ref, policy, self.pods)
             self.index.set_policy(ref, policy)
+
+    def apply_all(self, changes: Sequence[Change]) -> None:
+        """Changes that were read together. What one of their services names is not given to another of them."""
+        services = [change.object for change in changes if isinstance(change.object, Service)]
+        with self.services.reserved(services):
+            for change in changes:
+                self.apply(change)
 
     def set_interface(self, ref: ObjectRef, interface: Interface | None) -> None:
         """A pod of this node hangs off this interface now; None: no more. The pod must be known already."""

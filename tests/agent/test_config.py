@@ -68,6 +68,7 @@ def test_texts_become_types() -> None:
         ({"healthz": "[10.0.0.1]:10256"}, "--healthz: '[10.0.0.1]:10256' is not an address"),
         ({"healthz": "node:10256"}, "--healthz: 'node:10256' is not an address"),
         ({"cgroup": "pods"}, "--cgroup: 'pods' is not an absolute path"),
+        ({"socket_lb": "host"}, "--socket-lb: host needs the cgroup of the node's processes"),
         ({"devices": "auto,eth0"}, "--devices: give either `auto` or names"),
         ({"forwarding": "dsr"}, "--forwarding: dsr is done at the node's devices"),
         ({"forwarding": "hybrid"}, "--forwarding: hybrid is done at the node's devices"),

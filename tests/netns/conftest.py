@@ -10,12 +10,23 @@ import rig
 from agents import RunningAgent
 from traffic import Cluster
 
+from agent.datapath.mounts import ensure_cgroup2
+
 
 @pytest.fixture
 def agent(node: rig.Node, tmp_path: Path) -> Iterator[RunningAgent]:
     """Not started yet. Everything of it is gone afterwards, or the test fails."""
     with RunningAgent(node, tmp_path) as agent:
         yield agent
+
+
+@pytest.fixture
+def other_cgroup(agent: RunningAgent) -> Iterator[Path]:
+    """Asked after `agent`, it is removed before the agent is cleaned up after: then it must be free of programs."""
+    folder = ensure_cgroup2() / f"gatehouse-{agent.instance.name}"
+    folder.mkdir()
+    yield folder
+    folder.rmdir()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from agents import RunningAgent, pod
 from agent import traces
 from agent.datapath import cgroup, xdp
 from agent.datapath.maps import Maps
-from agent.datapath.mounts import ensure_cgroup2
 
 POD = "shop/web"
 
@@ -51,7 +49,9 @@ def device(outside: rig.Outside) -> str:
     return outside.link
 
 
-def test_a_node_with_everything_on_and_all_of_it_off_again(agent: RunningAgent, device: str) -> None:
+def test_a_node_with_everything_on_and_all_of_it_off_again(
+    agent: RunningAgent, device: str, other_cgroup: Path
+) -> None:
     agent.write("web.yaml", pod(POD, command="exec sleep 1000"))
     agent.start("--devices", device, "--xdp", "auto", "--masquerade")
     status = agent.status()
@@ -74,11 +74,11 @@ def test_a_node_with_everything_on_and_all_of_it_off_again(agent: RunningAgent, 
 
     assert agent.stop() == 0
     assert (len(filters(agent, device)), xdp_mode(agent, device), sockets(agent)) == (2, "xdp", 9), "all of it stays"
-    agent.start("--devices", device, "--xdp", "off", "--socket-lb", "host")
+    agent.start("--devices", device, "--xdp", "off", "--socket-lb", "host", "--cgroup", str(other_cgroup))
     assert (len(filters(agent, device)), xdp_mode(agent, device), sockets(agent)) == (2, "", 0)
     agent.kill()
     agent.start("--socket-lb", "off")
-    assert (filters(agent, device), sockets(agent)) == ([], 0)
+    assert (filters(agent, device), sockets(agent), sockets(agent, other_cgroup)) == ([], 0, 0)
     assert "clsact" not in agent.node.run("tc", "qdisc", "show", "dev", device).stdout
     assert set(attached(agent)) == {"from_pod", "to_pod"}
     assert len(list(agent.instance.pins.root.glob("programs-*"))) == 1
@@ -148,15 +148,6 @@ def test_what_is_missing_is_said_until_it_is_there(agent: RunningAgent, device: 
     assert refused.startswith("device late0 does not take XDP (native: Operation not supported)")
     assert attached(agent)["from_network"] == 2
     assert attached(agent)["xdp_network"] == 1
-
-
-@pytest.fixture
-def other_cgroup(agent: RunningAgent) -> Iterator[Path]:
-    """Asked after `agent`, it is removed before the agent is cleaned up after: then it must be free of programs."""
-    folder = ensure_cgroup2() / f"gatehouse-{agent.instance.name}"
-    folder.mkdir()
-    yield folder
-    folder.rmdir()
 
 
 def test_a_cgroup_of_the_users(agent: RunningAgent, other_cgroup: Path) -> None:

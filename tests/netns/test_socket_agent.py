@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,8 +81,8 @@ def services_of_flows(agent: RunningAgent) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("setting", ["host", "off"])
-def test_elsewhere_packets_are_translated(agent: RunningAgent, setting: str) -> None:
-    begin(agent, "--socket-lb", setting)
+def test_elsewhere_packets_are_translated(agent: RunningAgent, other_cgroup: Path, setting: str) -> None:
+    begin(agent, "--socket-lb", setting, "--cgroup", str(other_cgroup))
     with Server(agent.netns(WEB), "tcp", 8080, "web"):
         assert from_pod(agent) == ["web", frontend(agent), frontend(agent), 80]
 

@@ -110,6 +110,27 @@ def test_node_ports_are_given_out_around_those_given_by_hand_and_kept() -> None:
     assert shown(again, "a") == shown(world, "a")
 
 
+def test_what_is_read_together_is_given_nothing_that_another_one_names() -> None:
+    """Though it come first. It needs a node port, a health check port and an address: one of each is left."""
+    needs = service("a", kind="LoadBalancer", external_local=True)
+    by_hand = [
+        service(f"hand{n}", port(80, node_port=30000 + n), ip=f"10.96.0.{n + 2}", kind="NodePort") for n in range(7)
+    ]
+    checked = service(
+        "hand", port(80, node_port=30007), kind="LoadBalancer", external_local=True, health_node_port=30008
+    )
+    headed = [service(f"ip{n}", ip=f"10.96.0.{n}") for n in range(9, 13)]
+    world = World(msgspec.structs.replace(CONFIG, services=ServiceConfig(node_ports=(30000, 30010))), derive)
+    world.apply_all([Change(one.ref, one) for one in (needs, *by_hand, *headed, checked)])
+    world.take_dirty()
+    assert messages(world) == []
+    assert {world.services.node_ports(needs.ref)[TCP, 80], world.services.health_port(needs.ref)} == {30009, 30010}
+    put(world, service("late", kind="NodePort"))
+    assert len(messages(world)) == 1, "nothing is left of either, and nothing stays reserved"
+    remove(world, checked.ref)
+    assert messages(world) == []
+
+
 def test_one_number_for_tcp_and_udp_of_one_port() -> None:
     """Lesson 19: and each has a frontend of its own."""
     world = world_of(service("dns", port(53, TCP), port(53, UDP), port(53, SCTP), port(80), kind="NodePort"))
