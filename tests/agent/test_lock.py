@@ -22,7 +22,10 @@ def test_second_agent_is_told_who_has_it(tmp_path: Path) -> None:
 
 def test_lock_goes_with_its_process_and_not_to_children(tmp_path: Path) -> None:
     held = lock(tmp_path)
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False) as child:
+    ask = [sys.executable, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(ask, stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False) as child:
+        assert child.stdout is not None
+        child.stdout.readline()  # until then the kernel may not have closed for it what it does not inherit
         os.close(held)
         os.close(lock(tmp_path))
         child.communicate(b"\n")

@@ -160,16 +160,16 @@ def kept(address: str, idle_s: int = 0) -> Memory:
 
 
 @pytest.mark.parametrize(
-    ("memory", "found", "step"),
+    ("held", "found", "step"),
     [
-        ({}, {"10.1.0.1", "10.1.1.2"}, "This client has no backend yet."),
-        (kept("10.1.1.2"), {"10.1.1.2"}, "This client is kept at 10.1.1.2:8080."),
-        (kept("10.1.1.2", idle_s=61), {"10.1.0.1", "10.1.1.2"}, "This client has no backend yet."),
-        (kept("10.1.0.99"), {"10.1.0.1", "10.1.1.2"}, "This client has no backend yet."),
+        (None, {"10.1.0.1", "10.1.1.2"}, "This client has no backend yet."),
+        (("10.1.1.2", 0), {"10.1.1.2"}, "This client is kept at 10.1.1.2:8080."),
+        (("10.1.1.2", 61), {"10.1.0.1", "10.1.1.2"}, "This client has no backend yet."),
+        (("10.1.0.99", 0), {"10.1.0.1", "10.1.1.2"}, "This client has no backend yet."),
     ],
 )
-def test_a_client_that_keeps_its_backend(memory: Memory, found: set[str], step: str) -> None:
-    view = traced("shop/client", "shop/sticky", memory=memory)
+def test_a_client_that_keeps_its_backend(held: tuple[str, int] | None, found: set[str], step: str) -> None:
+    view = traced("shop/client", "shop/sticky", memory=kept(*held) if held else {})
     assert {address for address, _ in backends(view)} == found
     assert step in view.steps
 
