@@ -231,7 +231,7 @@ def test_a_socket_that_connects_again_has_its_new_peer(site: Site, shape: str) -
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_refused_connection_names_nobody_else(site: Site, shape: str) -> None:
-    """The backend refuses; then the socket connects to another frontend, or to that backend's address by itself. What the
+    """The backend refuses; then the socket connects to another frontend, or to the backend's address by itself. What an
     attempt leaves, at most one entry for each backend, is the LRU's to forget."""
     site.reset(SHAPES[shape][1])
     site.frontend("web", 80, Frontend([("b", 8081)]))
