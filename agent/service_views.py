@@ -127,10 +127,11 @@ class _Frontends:
             endpoints = self._endpoints(f)
             inside = self._left_out(f, f.inside, endpoints)
             outside = inside if f.outside == f.inside else self._left_out(f, f.outside, endpoints)
-            shown = [
-                self._backend(backend, endpoints.get(backend), inside.get(backend, ""), outside.get(backend, ""))
-                for backend in sorted({*f.inside.backends, *f.outside.backends, *endpoints})
-            ]
+            everyone = sorted({*f.inside.backends, *f.outside.backends, *endpoints})
+            if not inside and not outside:  # of nearly all services
+                self._backends[key] = tuple([self._backend(b, endpoints.get(b), "", "") for b in everyone]), ()
+                return self._backends[key]
+            shown = [self._backend(b, endpoints.get(b), inside.get(b, ""), outside.get(b, "")) for b in everyone]
             used = tuple(view for view in shown if view.inside or view.outside)
             self._backends[key] = used, tuple(view for view in shown if not (view.inside or view.outside))
         return self._backends[key]

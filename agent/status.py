@@ -44,7 +44,7 @@ class IdentityView(msgspec.Struct, frozen=True, kw_only=True):
     name: str  # of a reserved one, or the block of a CIDR identity
 
 
-class LastChangeView(msgspec.Struct, frozen=True, kw_only=True):
+class LastChangeView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     time: str  # RFC 3339, UTC
     text: str
 
@@ -53,7 +53,7 @@ class LastChangeView(msgspec.Struct, frozen=True, kw_only=True):
 BACKEND_STATES = ("ready", "serving", "terminating", "not ready")
 
 
-class BackendView(msgspec.Struct, frozen=True, kw_only=True):
+class BackendView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     address: str
     port: int
     state: str = "ready"  # one of BACKEND_STATES
@@ -64,7 +64,7 @@ class BackendView(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""  # some clients do not get it
 
 
-class FrontendView(msgspec.Struct, frozen=True, kw_only=True):
+class FrontendView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """`backends` are those new flows can get, `unused` the other endpoints of the service port."""
 
     address: str
@@ -86,7 +86,7 @@ class FrontendView(msgspec.Struct, frozen=True, kw_only=True):
     last_change: LastChangeView | None = None  # since the agent started
 
 
-class ServiceView(msgspec.Struct, frozen=True, kw_only=True):
+class ServiceView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     namespace: str
     name: str
     type: str  # as in the API; HostPort: of the pod of that name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from itertools import groupby
@@ -67,6 +68,7 @@ def services(
     """
     if context.invoked_subcommand is not None:
         return
+    gc.disable()  # there may be 50,000 services, and what is read of them goes when this process ends
     asked = client.stream(
         state_dir / "agent.sock", "services", timeout_s=30.0, namespace=namespace, name=name, problems=problems
     )

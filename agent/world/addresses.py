@@ -34,6 +34,7 @@ class AddressBook:
         self._classes: dict[Prefix, RemoteClass] = {}
         self._uses: dict[RemoteClass, int] = {}
         self._sorted = SortedPrefixes()
+        self._host_addresses = frozenset(config.addresses)
         self._hosts = {Prefix.host(address) for address in config.addresses}
         self._fixed = {**dict.fromkeys(config.pod_cidrs, NUMBERS.IDENTITY_UNMANAGED), **WORLD}
         self._dirty: set[Prefix] = {*self._hosts, *self._fixed}
@@ -48,7 +49,7 @@ class AddressBook:
 
     def owner(self, address: bytes) -> ObjectRef | None:
         """The pod an address belongs to."""
-        return None if Prefix.host(address) in self._hosts else self._claims.winner(address)
+        return None if address in self._host_addresses else self._claims.winner(address)
 
     def lost(self) -> Iterator[tuple[bytes, ObjectRef, ObjectRef | None]]:
         """(address, loser, winner) where a pod does not have an address it was given; winner None: this node."""
