@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from socket import AF_INET, AF_INET6, inet_pton
 from sys import intern
 
 import msgspec
@@ -22,7 +23,7 @@ from agent.sources.findings import (
     shared,
 )
 from agent.sources.services import FAMILIES, is_proxied
-from policies.address import is_v4, parse_address
+from policies.address import V4_MAPPED, is_v4
 from policies.model import Origin
 from policies.syntax import label_value_problem
 
@@ -60,12 +61,24 @@ def endpoint_slice(doc: schema.EndpointSliceDoc, origin: Origin, findings: Findi
 def _endpoints(given: Sequence[schema.Endpoint], v4: bool, findings: Findings) -> Endpoints | tuple[SliceEndpoint, ...]:
     """At least one. Nearly all have one address; their kinds are shared, as many slices list the same pods."""
     kinds = [_kind(index, one, findings) for index, one in enumerate(given)]
-    addresses = [_addresses(index, one.addresses or (), v4, findings) for index, one in enumerate(given)]
-    if all(len(some) == 1 for some in addresses):
-        packed = Endpoints.of([some[0] for some in addresses], kinds)
+    if (only := _only_addresses(given, v4)) is not None:
+        packed = Endpoints.of(only, kinds)
         return Endpoints(packed.addresses, shared(packed.kinds))
+    addresses = [_addresses(index, one.addresses or (), v4, findings) for index, one in enumerate(given)]
     both = zip(kinds, addresses, strict=True)
     return tuple([msgspec.structs.replace(kind, addresses=tuple(some)) for kind, some in both])
+
+
+def _only_addresses(given: Sequence[schema.Endpoint], v4: bool) -> list[bytes] | None:
+    """Of endpoints that all have one address, a good one. There may be 250,000, and hardly any others."""
+    found: list[bytes] = []
+    for one in given:
+        texts = one.addresses
+        address = _usable(texts[0], v4) if texts is not None and len(texts) == 1 else None
+        if address is None:
+            return None
+        found.append(address)
+    return found
 
 
 def _addresses(index: int, texts: Sequence[str], v4: bool, findings: Findings) -> list[bytes]:
@@ -127,10 +140,10 @@ def _names(path: str, given: Sequence[schema.Named], check: Check, findings: Fin
 def _usable(text: str, v4: bool) -> bytes | None:
     """16 bytes; None unless it is of the family and no address that an endpoint must not have."""
     try:
-        address = parse_address(text)
-    except ValueError:
+        address = V4_MAPPED + inet_pton(AF_INET, text) if v4 else inet_pton(AF_INET6, text)
+    except (OSError, ValueError):
         return None
-    return None if is_v4(address) is not v4 or (":" in text) is v4 or is_special(address) else address
+    return None if is_special(address) or (not v4 and is_v4(address)) else address
 
 
 def _refuse(index: int, position: int, text: str, v4: bool, findings: Findings) -> bytes:
