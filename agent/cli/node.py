@@ -103,7 +103,7 @@ def cleanup(
     removed all the same.
     """
     from agent import cleanup as cleaning
-    from agent.datapath import mounts
+    from agent.datapath import bytecode, mounts
     from agent.instance import Instance, noted
     from agent.lock import Taken
 
@@ -122,5 +122,7 @@ def cleanup(
         else:
             listed = ", ".join(f"{count} {what}" for what, count in removed.items()) or "nothing to remove"
             print(f"{instance.state_dir}: {listed}")
+    if all_ and not any(noted()):
+        bytecode.forget()
     if refused:
         raise Failure("; ".join(refused))

@@ -10,7 +10,7 @@ import errno
 import os
 import platform
 import struct
-from ctypes import c_char_p, c_uint32, c_uint64
+from ctypes import c_char, c_char_p, c_uint32, c_uint64
 from pathlib import Path
 
 import msgspec
@@ -19,7 +19,7 @@ _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390
 _SYSCALL = _NUMBERS.get(platform.machine(), -1)  # elsewhere each call fails with ENOSYS
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE = 0, 1, 2, 3
-_OBJ_PIN, _OBJ_GET, _PROG_ATTACH, _PROG_DETACH, _PROG_TEST_RUN = 6, 7, 8, 9, 10
+_PROG_LOAD, _OBJ_PIN, _OBJ_GET, _PROG_ATTACH, _PROG_DETACH, _PROG_TEST_RUN = 5, 6, 7, 8, 9, 10
 _PROG_GET_FD_BY_ID, _MAP_GET_FD_BY_ID, _OBJ_GET_INFO, _PROG_QUERY = 13, 14, 15, 16
 _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH, _MAP_DELETE_BATCH = 24, 26, 27
 _LINK_CREATE, _LINK_UPDATE, _LINK_DETACH = 28, 29, 34
@@ -40,6 +40,12 @@ class NoEntry(BpfError):
 
 class EntryExists(BpfError):
     """EEXIST: the key, or the pin, is there already."""
+
+
+class ProgramRefused(BpfError):
+    """The verifier does not accept a program; `log` is what it said."""
+
+    log = ""
 
 
 class MapFull(BpfError):
@@ -327,6 +333,51 @@ def _info(fd: int, buffer: ctypes.Array[ctypes.c_char]) -> bytes:
 
 def map_info(fd: int) -> MapInfo:
     return MapInfo(*struct.unpack_from("=6I", _info(fd, ctypes.create_string_buffer(24))))
+
+
+class _Load(ctypes.Structure):
+    """BPF_PROG_LOAD."""
+
+    _fields_ = (
+        ("prog_type", c_uint32),
+        ("insn_cnt", c_uint32),
+        ("insns", c_char_p),
+        ("license", c_char_p),
+        ("log_level", c_uint32),
+        ("log_size", c_uint32),
+        ("log_buf", c_uint64),
+        ("kern_version", c_uint32),
+        ("prog_flags", c_uint32),
+        ("prog_name", c_char * 16),
+        ("prog_ifindex", c_uint32),
+        ("expected_attach_type", c_uint32),
+    )
+
+
+_INSTRUCTION_BYTES = 8
+_LOG_BYTES = 4 << 20
+
+
+def program_load(kind: int, name: str, instructions: bytes, attach_type: int = 0) -> int:
+    """A new program's file descriptor. `name` is cut to the 15 bytes the kernel keeps. Raises ProgramRefused."""
+    request = _Load(
+        prog_type=kind,
+        insn_cnt=len(instructions) // _INSTRUCTION_BYTES,
+        insns=instructions,
+        license=b"Dual BSD/GPL",
+        prog_name=name.encode()[:15],
+        expected_attach_type=attach_type,
+    )
+    result = _call(_PROG_LOAD, request)
+    if result >= 0:
+        return result
+    log = ctypes.create_string_buffer(_LOG_BYTES)
+    request.log_level, request.log_size, request.log_buf = 1, _LOG_BYTES, ctypes.addressof(log)
+    if (again := _call(_PROG_LOAD, request)) >= 0:
+        return again
+    refused = ProgramRefused(-result, os.strerror(-result))
+    refused.log = log.value.decode(errors="replace")
+    raise refused
 
 
 def program_info(fd: int) -> ProgramInfo:

@@ -1,21 +1,23 @@
-"""The child that compiles, loads and pins the programs; the one module that imports bcc.
+"""The child that compiles a C file; the one module that imports bcc.
 
-    python -m agent.datapath.compile SOURCE MAPS_DIR PROGRAMS_DIR NAME=TYPE:ATTACH_TYPE…
+    python -m agent.datapath.compile SOURCE OUTPUT PROGRAM…
 
-Compiler and verifier write to stderr. On failure stdout has one sentence and the exit status is 1.
+Writes agent.datapath.bytecode.Bytecode. The compiler writes to stderr. On failure stdout has one sentence and the exit
+status is 1.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-from agent.datapath import bpf
-from agent.datapath.maps import Maps
+import msgspec
+
+from agent.datapath.abi import load
+from agent.datapath.bytecode import PLACE
 from agent.datapath.mounts import INCLUDE, arch_include
 from agent.datapath.programs import CFLAGS
 
@@ -25,18 +27,11 @@ ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64", "riscv64": "riscv", "ppc64
 
 def main(arguments: list[str]) -> str:
     """Empty, or what went wrong in one sentence."""
-    source, maps_dir, programs_dir = map(Path, arguments[:3])
-    wanted = {name: _types(types) for name, _, types in (a.partition("=") for a in arguments[3:])}
-    with tempfile.TemporaryDirectory(prefix="gatehouse-headers-") as headers, Maps.open_pinned(maps_dir) as maps:
-        assemble_headers(Path(headers), source.parent / "include")
+    source, output, *programs = arguments
+    with tempfile.TemporaryDirectory(prefix="gatehouse-headers-") as headers:
+        assemble_headers(Path(headers), Path(source).parent / "include")
         os.environ["BCC_KERNEL_SOURCE"] = headers
-        numbers = tuple(f"-DFD_{name}={opened.fd}" for name, opened in maps.items())
-        return _compile(source, numbers, programs_dir, wanted)
-
-
-def _types(text: str) -> tuple[int, int]:
-    kind, _, attach_type = text.partition(":")
-    return int(kind), int(attach_type)
+        return _compile(Path(source), Path(output), programs)
 
 
 def assemble_headers(tree: Path, own: Path, installed: Path = INCLUDE) -> None:
@@ -59,38 +54,26 @@ def assemble_headers(tree: Path, own: Path, installed: Path = INCLUDE) -> None:
         link.symlink_to(target.resolve())
 
 
-def _compile(source: Path, numbers: tuple[str, ...], programs_dir: Path, wanted: dict[str, tuple[int, int]]) -> str:
+def _compile(source: Path, output: Path, programs: list[str]) -> str:
     from bcc import BPF  # noqa: PLC0415  # only once BCC_KERNEL_SOURCE is set
 
-    cflags = [*CFLAGS, *numbers, f"-I{source.parent}"]
+    numbers = [f"-DFD_{name}={PLACE + place}" for place, name in enumerate(load().maps)]
     try:
-        module = BPF(text=source.read_bytes(), cflags=cflags)
+        module = BPF(text=source.read_bytes(), cflags=[*CFLAGS, *numbers, f"-I{source.parent}"])
     except Exception as error:  # noqa: BLE001  # bcc raises nothing more specific
         return f"{source} did not compile: {error}"
-    functions = {}
-    for name, (kind, attach_type) in wanted.items():
-        attach = {"attach_type": attach_type} if attach_type else {}
+    found = {}
+    for name in programs:
         try:
-            functions[name] = module.load_func(name.encode(), kind, **attach).fd
-        except Exception as error:  # noqa: BLE001  # bcc raises nothing more specific
-            return f"{source}: the kernel refused {name}: {error}"
-    _pin_all(functions, programs_dir)
+            found[name] = module.dump_func(name.encode())
+        except Exception:  # noqa: BLE001  # bcc raises nothing more specific
+            return f"{source} has no program {name}"
+    output.write_bytes(msgspec.msgpack.encode(found))
     return ""
-
-
-def _pin_all(functions: dict[str, int], programs_dir: Path) -> None:
-    """Pin under another name first: a folder called `programs_dir` is always complete."""
-    partial = programs_dir.with_name(f"partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    for name, fd in functions.items():
-        bpf.pin(fd, partial / name)
-    if programs_dir.exists():  # programs that use maps which are no more
-        shutil.rmtree(programs_dir)
-    partial.rename(programs_dir)
 
 
 if __name__ == "__main__":
     problem = main(sys.argv[1:])
     sys.stdout.write(problem)
     sys.stdout.flush()
-    os._exit(1 if problem else 0)  # bcc's clean-up at exit may crash after a failed load
+    os._exit(1 if problem else 0)  # bcc's clean-up at exit may crash after a failure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import subprocess
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +16,10 @@ import msgspec
 
 from agent.datapath import bpf
 from agent.datapath.abi import bpf_dir
+from agent.datapath.bytecode import Bytecode, CompileFailed, bytecode, relocated
 from agent.datapath.maps import Maps
 from agent.datapath.mounts import Unmet, require_host
 from agent.datapath.pins import Pins
-
-COMPILE_SECONDS = 120
-"""An emulated machine takes ten times the usual half second; a child that takes longer than this hangs."""
-
-LOG_LINES = 40
 
 
 class ProgramType(IntEnum):
@@ -107,14 +103,6 @@ CFLAGS = (
 )
 
 
-class CompileFailed(Exception):
-    """The datapath did not compile or the verifier refused it. `log` is all that compiler and verifier said."""
-
-    def __init__(self, message: str, log: str) -> None:
-        super().__init__(message)
-        self.log = log
-
-
 class Programs(Mapping[str, int]):
     """File descriptors of loaded programs by name. Closing them leaves the pins."""
 
@@ -161,7 +149,7 @@ def ensure_loaded(
     digest = source_hash(source)
     folder = pins.programs(digest)
     if not _is_usable(folder, specs, maps.ids()):
-        _compile(source, pins.maps, folder, specs)
+        _load(source, digest, specs, maps, folder)
     return _open(folder, digest, specs)
 
 
@@ -240,30 +228,42 @@ def _is_usable(folder: Path, specs: tuple[ProgramSpec, ...], map_ids: frozenset[
         return False
 
 
-def _compile(source: Path, maps: Path, folder: Path, specs: tuple[ProgramSpec, ...]) -> None:
-    """Run the child that imports bcc: what it costs in memory is given back when it ends."""
-    command = [sys.executable, "-m", "agent.datapath.compile", str(source), str(maps), str(folder)]
-    command += [f"{spec.name}={int(spec.type)}:{spec.attach_type}" for spec in specs]
+def _load(source: Path, digest: str, specs: tuple[ProgramSpec, ...], maps: Maps, folder: Path) -> None:
+    """Into the kernel and under `folder`. What was kept and is refused is compiled once more."""
+    names = tuple(spec.name for spec in specs)
+    code = bytecode(source, digest, names)
     try:
-        result = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=COMPILE_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired as timeout:
-        log = (timeout.stderr or b"").decode(errors="replace")
-        raise CompileFailed(f"compiling {source} took more than {COMPILE_SECONDS} s and was given up", log) from None
-    if result.returncode:
-        log = result.stderr.decode(errors="replace")
-        summary = result.stdout.decode(errors="replace").strip() or f"the compile child ended with {result.returncode}"
-        raise CompileFailed(f"{summary}\n{_excerpt(log)}", log)
+        loaded = _load_all(source, code, specs, maps)
+    except CompileFailed:
+        loaded = _load_all(source, bytecode(source, digest, names, fresh=True), specs, maps)
+    try:
+        _pin_all(loaded, folder)
+    finally:
+        Programs(digest, loaded).close()
 
 
-def _excerpt(log: str) -> str:
-    """The part of a log that says why: from the compiler's first error on, or the end of the verifier's."""
-    lines = log.strip().splitlines()
-    for index, line in enumerate(lines):
-        if " error: " in line:
-            return "\n".join(lines[index : index + LOG_LINES])
-    return "\n".join(lines[-LOG_LINES:])
+def _load_all(source: Path, code: Bytecode, specs: tuple[ProgramSpec, ...], maps: Maps) -> dict[str, int]:
+    fds = {name: one.fd for name, one in maps.items()}
+    loaded: dict[str, int] = {}
+    for spec in specs:
+        instructions = relocated(code[spec.name], fds)
+        try:
+            loaded[spec.name] = bpf.program_load(spec.type, spec.name, instructions, spec.attach_type)
+        except bpf.ProgramRefused as refused:
+            Programs("", loaded).close()
+            raise CompileFailed(f"{source}: the kernel refused {spec.name}: {refused.strerror}", refused.log) from None
+    return loaded
+
+
+def _pin_all(loaded: Mapping[str, int], folder: Path) -> None:
+    """Pin under another name first: a folder called `folder` is always complete."""
+    partial = folder.with_name(f"partial-{os.getpid()}-{folder.name}")
+    partial.mkdir(parents=True)
+    for name, fd in loaded.items():
+        bpf.pin(fd, partial / name)
+    if folder.exists():  # programs that use maps which are no more
+        shutil.rmtree(folder)
+    partial.rename(folder)
 
 
 def statistics(programs: Programs) -> list[tuple[str, bpf.ProgramInfo]]:

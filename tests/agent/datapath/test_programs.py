@@ -95,7 +95,7 @@ def test_the_hash_covers_headers_and_their_names(tmp_path: Path) -> None:
             "skb->mark = *(__u32 *)(long)skb->data",
             ["small.c: the kernel refused to_pod", "invalid access to packet"],
         ),
-        ("int to_pod", "int elsewhere", ["small.c: the kernel refused to_pod: Unknown program"]),
+        ("int to_pod", "int elsewhere", ["small.c has no program to_pod"]),
     ],
 )
 def test_what_does_not_load_says_why(
