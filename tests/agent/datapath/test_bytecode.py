@@ -42,11 +42,12 @@ def test_it_is_compiled_once(
 
 
 def test_it_can_be_forgotten(maps: Maps, pins: Pins, tmp_path: Path, folder: Path) -> None:
-    load(maps, pins, write_source(tmp_path))
+    source = write_source(tmp_path)
+    load(maps, pins, source)
     kept.forget()
     assert not folder.exists()
     kept.forget()
-    load(maps, pins, write_source(tmp_path))
+    load(maps, pins, source)
 
 
 @pytest.mark.parametrize("damage", ["text", "empty", "refused"])
