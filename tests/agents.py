@@ -134,22 +134,32 @@ class RunningAgent:
             found.append(f"flows process {pid}")
         return found
 
-    def run_as_node(self, *argv: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-        """A command in the node's namespace whose sockets the agent translates: it runs in a cgroup of the agent's."""
+    def as_node(self, *argv: str) -> list[str]:
+        """A command as one whose sockets the agent translates as the node's: it runs in a cgroup of the agent's."""
         folder = cgroup.folder_of(self.instance.name) / "node"
         folder.mkdir(exist_ok=True)
-        enter = f'echo $$ > {folder}/cgroup.procs && exec "$@"'
-        return self.node.run("sh", "-c", enter, "sh", *argv, timeout_s=timeout_s)
+        return ["sh", "-c", f'echo $$ > {folder}/cgroup.procs && exec "$@"', "sh", *argv]
+
+    def run_as_node(self, *argv: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+        return self.node.run(*self.as_node(*argv), timeout_s=timeout_s)
 
     # ---- questions
 
     def log(self) -> str:
         return self.log_path.read_text() if self.log_path.exists() else ""
 
+    @property
+    def env(self) -> dict[str, str]:
+        """In which `gatehouse` finds this agent."""
+        return environment() | {"GATEHOUSE_STATE_DIR": str(self.instance.state_dir)}
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "agent.cli.main", *arguments]
+
     def cli(self, *arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "agent.cli.main", *arguments]
-        env = environment() | {"GATEHOUSE_STATE_DIR": str(self.instance.state_dir)}
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
+        result = subprocess.run(
+            self.command(*arguments), capture_output=True, text=True, timeout=60, check=False, env=self.env
+        )
         assert not check or result.returncode == 0, (arguments, result)
         assert "Traceback" not in result.stderr, result.stderr
         return result

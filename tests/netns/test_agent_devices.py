@@ -67,13 +67,15 @@ def test_a_node_with_everything_on_and_all_of_it_off_again(
     assert {counts[name] for name in counts if name.startswith("gh_")} == {1}
     assert sockets(agent) == sum(name.startswith("gh_") for name in counts) == 9
     assert filters(agent, device) == ["from_network", "to_network"]
-    assert xdp_mode(agent, device) == "xdp"
+    assert xdp_mode(agent, device) == "xdpgeneric", "so `auto` has it on a veth"
     assert reserved(agent) == "30000-32767"
     folders = {path.name for path in agent.instance.pins.root.glob("programs-*")}
     assert len(folders) == 3
 
     assert agent.stop() == 0
-    assert (len(filters(agent, device)), xdp_mode(agent, device), sockets(agent)) == (2, "xdp", 9), "all of it stays"
+    assert (len(filters(agent, device)), xdp_mode(agent, device), sockets(agent)) == (2, "xdpgeneric", 9), (
+        "all of it stays"
+    )
     agent.start("--devices", device, "--xdp", "off", "--socket-lb", "host", "--cgroup", str(other_cgroup))
     assert (len(filters(agent, device)), xdp_mode(agent, device), sockets(agent)) == (2, "", 0)
     agent.kill()
@@ -117,7 +119,7 @@ def test_remove_on_exit_takes_all_of_it_off(agent: RunningAgent, device: str) ->
 def test_killed_while_it_starts(agent: RunningAgent, device: str) -> None:
     """At whatever moment: the next start ends with everything in its place, once."""
     agent.write("web.yaml", pod(POD, command="exec sleep 1000"))
-    flags = ("--devices", device, "--xdp", "auto")
+    flags = ("--devices", device, "--xdp", "native")
     for milestone in ("traces.json", "agent.sock"):
         agent.start(*flags, settle=False)
         rig.wait_until((agent.instance.state_dir / milestone).exists, 60, milestone)

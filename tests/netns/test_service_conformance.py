@@ -7,6 +7,7 @@ Each behaviour is tried from where clients are: a pod whose packets are translat
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -26,42 +27,71 @@ NODE_PORT, OTHER_NODE_PORT = 31000, 31001
 DIALS = 30
 """That one of two backends is never chosen has a chance of 2^-30."""
 
-# Dials again and again; prints who answered (or `refused`, `timeout`), a line for each.
+# Of each line dials again and again; prints who answered (or `refused`, `timeout`), in a line.
 CLIENT = """
-import socket, sys
-kind, address, port, count, timeout = sys.argv[1:]
-family = socket.AF_INET6 if ":" in address else socket.AF_INET
-for _ in range(int(count)):
-    with socket.socket(family, socket.SOCK_STREAM if kind == "TCP" else socket.SOCK_DGRAM) as s:
-        s.settimeout(float(timeout))
-        try:
-            s.connect((address, int(port)))
-            s.send(b"probe")
-            print(s.recv(200).decode().split()[0])
-        except TimeoutError:
-            print("timeout")
-        except OSError:
-            print("refused")
+import json, socket, sys
+for line in sys.stdin:
+    kind, address, port, count, timeout = json.loads(line)
+    found = []
+    for _ in range(count):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM if kind == "TCP" else socket.SOCK_DGRAM) as s:
+            s.settimeout(timeout)
+            try:
+                s.connect((address, port))
+                s.send(b"probe")
+                found.append(s.recv(200).decode().split()[0])
+            except TimeoutError:
+                found.append("timeout")
+            except OSError:
+                found.append("refused")
+    print(*found, flush=True)
 """
+
+
+class Process:
+    """A process that dials: its cgroup is what makes the difference."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def dial(self, *order: Any) -> Counter[str]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        self._process.stdin.flush()
+        return Counter(self._process.stdout.readline().decode().split())
+
+    def close(self) -> None:
+        self._process.communicate(timeout=ANSWERED_S)  # the end of its input ends it
 
 
 class Clients:
     """Who dials, and how."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, stack: ExitStack) -> None:
         self.cluster = cluster
+        agent, command = cluster.agent, (sys.executable, "-c", CLIENT)
+        piped: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._processes = {
+            "socket": Process(
+                subprocess.Popen(agent.command("exec", "c/client", "--", *command), env=agent.env, **piped)
+            ),
+            "node": Process(cluster.node.popen(*agent.as_node(*command), **piped)),
+        }
+        for process in self._processes.values():
+            stack.callback(process.close)
 
     def dial(self, who: str, address: str, port: int, protocol: str = "TCP", count: int = 1) -> Counter[str]:
         """Who answered how many of the connections."""
-        words = [sys.executable, "-c", CLIENT, protocol, address, str(port), str(count), str(ANSWERED_S)]
-        if who == "socket":
-            output = self.cluster.agent.cli("exec", "c/client", "--", *words, check=True).stdout
-        elif who == "node":
-            output = self.cluster.agent.run_as_node(*words).stdout
+        if process := self._processes.get(who):
+            found = process.dial(protocol, address, port, count, ANSWERED_S)
         else:
             netns = self.cluster.outside if who == "outside" else self.cluster.netns("c/client")
-            output = netns.run(*words, timeout_s=60).stdout
-        return Counter(output.split())
+            probe = probes.tcp if protocol == "TCP" else probes.udp
+            answers = [probe(netns, address, port, ANSWERED_S) for _ in range(count)]
+            found = Counter(answer.label or answer.result for answer in answers)
+        assert found.total() == count
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +103,12 @@ def cluster(root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def dialing(cluster: Cluster) -> Iterator[Clients]:
+    with ExitStack() as stack:
+        yield Clients(cluster, stack)
+
+
 PODS = """
 c/client: {labels: {app: client}}
 c/one: {labels: {app: server, name: one}}
@@ -81,9 +117,9 @@ c/two: {labels: {app: server, name: two}}
 
 
 @pytest.fixture
-def clients(cluster: Cluster) -> Iterator[Clients]:
-    yield Clients(cluster)
-    cluster.delete(FILE)
+def clients(dialing: Clients) -> Iterator[Clients]:
+    yield dialing
+    dialing.cluster.delete(FILE)
 
 
 def targets(cluster: Cluster, who: str, family: str) -> list[tuple[str, int]]:
@@ -233,7 +269,8 @@ def test_sessions_to_a_terminating_endpoint_go_on_lesson_21(clients: Clients, wh
             assert set(clients.dial(who, address, number, count=4)) == {"c/one:8080"}, "it is all there is"
             put(cluster)
             assert set(clients.dial(who, address, number, count=DIALS)) == {"c/two:8080"}, "a ready one goes first"
-            assert session.exchange(ANSWERED_S).label == "c/one:8080"
+            answer = session.exchange(ANSWERED_S)
+            assert answer.label == "c/one:8080", answer
 
 
 def test_the_folder_has_nothing_but_this(clients: Clients) -> None:
