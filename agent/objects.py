@@ -24,6 +24,16 @@ class Namespace(msgspec.Struct, frozen=True, gc=False):
     labels: dict[str, str]  # with kubernetes.io/metadata.name
 
 
+class Node(msgspec.Struct, frozen=True, gc=False):
+    """In no namespace. Its own manifest tells a node only its zone."""
+
+    ref: ObjectRef
+    origin: Origin
+    addresses: tuple[bytes, ...] = ()  # status.addresses of type InternalIP and ExternalIP
+    pod_cidrs: tuple[Prefix, ...] = ()  # spec.podCIDRs
+    zone: str = ""  # label topology.kubernetes.io/zone
+
+
 class Container(msgspec.Struct, frozen=True, gc=False):
     name: str
     command: tuple[str, ...] = ()  # command + args; empty: nothing is run
@@ -170,7 +180,7 @@ class Interface(msgspec.Struct, frozen=True):
     netns_cookie: int = 0  # the kernel's number of that namespace; 0: not known
 
 
-Object = Namespace | Pod | Service | EndpointSlice | Policy
+Object = Namespace | Node | Pod | Service | EndpointSlice | Policy
 
 
 class Problem(msgspec.Struct, frozen=True, order=True, gc=False):

@@ -147,6 +147,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     local: bool
     addresses: tuple[str, ...]
     pod_cidrs: tuple[str, ...]
+    zone: str  # "" where it is not known
     pods: int
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from agent.datapath import abi
 from agent.flows.names import reserved_labels
-from agent.objects import Problem
+from agent.objects import Node, Problem
 from agent.pods import LocalPods
 from agent.status import (
     EndpointView,
@@ -22,7 +22,9 @@ from agent.world.allocations import key_of
 from agent.world.pods import PodState
 from agent.world.world import World
 from policies.address import format_address
-from policies.model import ObjectRef, Policy
+from policies.model import ObjectRef, Origin, Policy
+
+NOWHERE = Origin("", 0)
 
 
 @dataclass(frozen=True)
@@ -126,18 +128,22 @@ class Views:
     def nodes(self) -> list[NodeView]:
         config = self.world.config
         counts = Counter(state.pod.node or config.name for state in self.world.pods)
-        local = NodeView(
-            name=config.name,
-            local=True,
-            addresses=tuple(map(format_address, config.addresses)),
-            pod_cidrs=tuple(map(str, config.pod_cidrs)),
-            pods=counts.pop(config.name, 0),
-        )
-        others = [
-            NodeView(name=name, local=False, addresses=(), pod_cidrs=(), pods=pods)
-            for name, pods in sorted(counts.items())
+        zones = self.world.nodes.zones
+        written = {node.ref.name: node for node in self.world.nodes}
+        own = Node(ObjectRef("Node", "", config.name), NOWHERE, config.addresses, config.pod_cidrs)
+        others = sorted((written.keys() | counts.keys()) - {config.name})
+        nodes = [own, *(written.get(name, Node(ObjectRef("Node", "", name), NOWHERE)) for name in others)]
+        return [
+            NodeView(
+                name=node.ref.name,
+                local=node is own,
+                addresses=tuple(map(format_address, node.addresses)),
+                pod_cidrs=tuple(map(str, node.pod_cidrs)),
+                zone=zones.get(node.ref.name, ""),
+                pods=counts[node.ref.name],
+            )
+            for node in nodes
         ]
-        return [local, *others]
 
 
 def problem_views(problems: Iterable[Problem]) -> tuple[ProblemView, ...]:

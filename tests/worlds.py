@@ -15,6 +15,7 @@ from agent.objects import (
     Exposure,
     Interface,
     Namespace,
+    Node,
     Object,
     Pod,
     Service,
@@ -52,9 +53,10 @@ CONFIGS = (
             forwarding="hybrid",
         ),
     ),
-    msgspec.structs.replace(CONFIG, addresses=()),
+    msgspec.structs.replace(CONFIG, addresses=(), zone=""),
 )
-"""The second makes no identity of a label that policies may still select by; the third has no node addresses."""
+"""The second makes no identity of a label that policies may still select by; the third has neither addresses nor a
+zone of its own."""
 
 Objects = dict[ObjectRef, Object]
 Saved = dict[str, dict[str, int]]
@@ -239,8 +241,16 @@ def slices(draw: st.DrawFn) -> EndpointSlice:
     )
 
 
+@st.composite
+def nodes(draw: st.DrawFn) -> Node:
+    """Their addresses may be a pod's, this node's or one another's."""
+    addresses = _addresses("192.0.2.77", "10.1.0.1", drawn.HOST_ADDRESSES[0], "2001:db8::77")
+    ref = ObjectRef("Node", "", draw(st.sampled_from(("here", "there", "elsewhere"))))
+    return Node(ref, ORIGIN, draw(addresses), (), draw(st.sampled_from(("", *ZONES))))
+
+
 KINDS = ("pod", "pod", "no pod", "policy", "policy", "no policy", "namespace", "service", "service", "slice")
-ABOUT_SERVICES = ("service", "service", "service", "service", "slice", "pod", "no pod")
+ABOUT_SERVICES = ("service", "service", "service", "service", "slice", "pod", "no pod", "node")
 
 
 @st.composite
@@ -264,8 +274,8 @@ def edits(draw: st.DrawFn, scene: Scene, kinds: tuple[str, ...] = KINDS) -> Scen
         name = draw(st.sampled_from(drawn.NAMESPACES))
         namespaces = {**cluster.namespaces, name: draw(drawn.namespace_labels(name))}
         return msgspec.structs.replace(scene, cluster=msgspec.structs.replace(cluster, namespaces=namespaces))
-    thing: Object = draw(services()) if kind == "service" else draw(slices())
-    assert isinstance(thing, Service | EndpointSlice)
+    thing = draw({"service": services, "slice": slices, "node": nodes}[kind]())
+    assert isinstance(thing, Service | EndpointSlice | Node)
     without = {ref: known for ref, known in others.items() if ref != thing.ref}
     return msgspec.structs.replace(
         scene, services=without if draw(st.integers(0, 3)) == 0 else {**without, thing.ref: thing}

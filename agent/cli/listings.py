@@ -124,9 +124,9 @@ def policies(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -> 
 
 
 def nodes(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -> None:
-    """This node, and the nodes that pods are known to run on.
+    """This node, those of which there are Node manifests, and those that pods are known to run on.
 
-    JSON, an array of: name, local, addresses, pod_cidrs, pods.
+    JSON, an array of: name, local, addresses, pod_cidrs, zone, pods.
 
     \b
     Example:
@@ -136,6 +136,7 @@ def nodes(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -> Non
         Column("NAME", lambda n: n.name + (" (this)" if n.local else "")),
         Column("ADDRESSES", lambda n: ",".join(n.addresses)),
         Column("POD CIDRS", lambda n: ",".join(n.pod_cidrs)),
+        Column("ZONE", lambda n: n.zone),
         Column("PODS", lambda n: n.pods),
     ]
     emit(_list(state_dir, "nodes", NodeView), output, columns, "no nodes")

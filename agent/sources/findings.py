@@ -20,6 +20,9 @@ from policies.syntax import (
 
 T = TypeVar("T", bound=Hashable)
 
+CLUSTER_SCOPED = ("Namespace", "Node")
+"""Kinds whose objects are in no namespace."""
+
 Check = Callable[[str], str | None]
 NO_LABELS: dict[str, str] = {}
 
@@ -68,15 +71,15 @@ _NAME_CHECKS: dict[str, Check] = {"Service": dns_label_1035, "Namespace": dns_la
 
 
 def reference(kind: str, meta: Metadata, findings: Findings) -> ObjectRef:
-    """The object's reference; the namespace is "default" where none is given, "" for a Namespace."""
+    """The object's reference; the namespace is "default" where none is given, "" for what is in none."""
     name = meta.name or ""
     if not name:
         findings.error("metadata.name", "must be given")
     elif problem := _NAME_CHECKS.get(kind, dns_subdomain_problem)(name):
         findings.error("metadata.name", problem)
-    if kind == "Namespace":
+    if kind in CLUSTER_SCOPED:
         if meta.namespace:
-            findings.error("metadata.namespace", "must not be given: a Namespace is in no namespace")
+            findings.error("metadata.namespace", f"must not be given: a {kind} is in no namespace")
         return ObjectRef(kind, "", intern(name))
     namespace = meta.namespace or "default"
     if problem := dns_label(namespace):

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from agent.objects import Object, Problem
-from agent.sources import endpointslices, pods, schema, services
+from agent.sources import endpointslices, nodes, pods, schema, services
 from agent.sources.documents import JsonSource, YamlSource
 from agent.sources.explain import type_error
-from agent.sources.findings import Findings
+from agent.sources.findings import CLUSTER_SCOPED, Findings
 from agent.sources.yaml_reader import BadYaml
 from policies import networkpolicy
 from policies.fields import InvalidPolicy
@@ -183,7 +183,7 @@ def _ref(head: schema.Envelope) -> ObjectRef | None:
     """Of an object that may not be valid; None without a name."""
     if not head.kind or head.metadata is None or not head.metadata.name:
         return None
-    namespace = "" if head.kind == "Namespace" else head.metadata.namespace or "default"
+    namespace = "" if head.kind in CLUSTER_SCOPED else head.metadata.namespace or "default"
     return ObjectRef(head.kind, namespace, head.metadata.name)
 
 
@@ -204,12 +204,14 @@ def _meant(kind: str) -> str | None:
 
 _READERS: dict[str, Callable[[Written, Findings], Object]] = {
     "Namespace": lambda w, f: pods.namespace(w.source.convert(schema.NamespaceDoc), w.origin, f),
+    "Node": lambda w, f: nodes.node(w.source.convert(schema.NodeDoc), w.origin, f),
     "Pod": lambda w, f: pods.pod(w.source.convert(schema.PodDoc), w.origin, f),
     "Service": lambda w, f: services.service(w.source.convert(schema.ServiceDoc), w.origin, f),
     "EndpointSlice": lambda w, f: endpointslices.endpoint_slice(w.source.convert(schema.EndpointSliceDoc), w.origin, f),
 }
 VERSIONS = {
     "Namespace": "v1",
+    "Node": "v1",
     "Pod": "v1",
     "Service": "v1",
     "EndpointSlice": "discovery.k8s.io/v1",

@@ -45,6 +45,26 @@ class NamespaceDoc(_Raw):
     metadata: Metadata
 
 
+class NodeSpec(_Raw):
+    pod_cidr: str | None = field(default=None, name="podCIDR")
+    pod_cidrs: list[str] | None = field(default=None, name="podCIDRs")
+
+
+class NodeAddress(_Raw):
+    type: str | None = None
+    address: str | None = None
+
+
+class NodeStatus(_Raw):
+    addresses: list[NodeAddress] | None = None
+
+
+class NodeDoc(_Raw):
+    metadata: Metadata
+    spec: NodeSpec | None = None
+    status: NodeStatus | None = None
+
+
 class ContainerPort(_Raw):
     name: str | None = None
     protocol: str | None = None

@@ -5,7 +5,7 @@ Pods whose named ports have different numbers go into different slices; a slice 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 
 from agent.objects import EndpointSlice, Pod, Service, SliceEndpoint, SlicePort
@@ -13,10 +13,12 @@ from policies.address import is_v4
 from policies.model import ObjectRef
 
 Group = tuple[str, tuple[SlicePort, ...]]  # family, ports
+ZONES: Mapping[str, str] = {}
 
 
-def derive(service: Service, pods: Iterable[Pod]) -> tuple[EndpointSlice, ...]:
+def derive(service: Service, pods: Iterable[Pod], zones: Mapping[str, str] = ZONES) -> tuple[EndpointSlice, ...]:
     """Slices of a service with a selector. `pods`: those it selects; others, and pods without address, are passed over.
+    `zones`: node → zone, of nodes whose zone is known.
 
     A pod that does not declare a named target port is no endpoint of that port. Equal input gives equal output,
     whatever the order of the pods.
@@ -35,22 +37,27 @@ def derive(service: Service, pods: Iterable[Pod]) -> tuple[EndpointSlice, ...]:
         for address in pod.addresses:
             family = "IPv4" if is_v4(address) else "IPv6"
             if not service.families or family in service.families:
-                groups.setdefault((family, ports), []).append(_endpoint(service, pod, address))
+                groups.setdefault((family, ports), []).append(_endpoint(service, pod, address, zones))
     return tuple(
         EndpointSlice(_ref(service, group), service.origin, service.ref.name, group[1], tuple(endpoints))
         for group, endpoints in sorted(groups.items())
     )
 
 
-def _endpoint(service: Service, pod: Pod, address: bytes) -> SliceEndpoint:
-    """A pod that terminates is not ready, but serves as long as it says so (KEP-1672); published ones are ready all."""
+def _endpoint(service: Service, pod: Pod, address: bytes, zones: Mapping[str, str]) -> SliceEndpoint:
+    """A pod that terminates is not ready, but serves as long as it says so (KEP-1672); published ones are ready all.
+    Hints of PreferSameNode name the zone, too, for clients whose node has no endpoint (KEP-3015).
+    """
+    distribution = service.exposure.distribution
+    zone = zones.get(pod.node) if distribution else None
     return SliceEndpoint(
         (address,),
         ready=service.publish_not_ready or (pod.ready and not pod.terminating),
         serving=pod.ready,
         terminating=pod.terminating,
         node=pod.node,
-        nodes=(pod.node,) if pod.node and service.exposure.distribution == "PreferSameNode" else (),
+        zones=(zone,) if zone else (),
+        nodes=(pod.node,) if pod.node and distribution == "PreferSameNode" else (),
     )
 
 

@@ -21,8 +21,8 @@ ALL_KEPT = "what the file held before stays in force"
 
 # Policies come before the pods they are about. Pods and services go first, so that what replaces them finds
 # their addresses free; policies go last, when nothing they were about is left unguarded.
-_COMING = {"Namespace": 3, "NetworkPolicy": 4, "Service": 5, "EndpointSlice": 6, "Pod": 7}
-_GOING = {"Pod": 0, "EndpointSlice": 1, "Service": 2, "NetworkPolicy": 8, "Namespace": 9}
+_COMING = {"Namespace": 3, "Node": 3, "NetworkPolicy": 4, "Service": 5, "EndpointSlice": 6, "Pod": 7}
+_GOING = {"Pod": 0, "EndpointSlice": 1, "Service": 2, "NetworkPolicy": 8, "Namespace": 9, "Node": 9}
 
 
 class Tree:

@@ -17,8 +17,11 @@ from policies.model import ObjectRef, RemoteClass
 NUMBERS = abi.load().constants
 WORLD = {Prefix.parse("0.0.0.0/0"): NUMBERS.IDENTITY_WORLD_IPV4, Prefix.parse("::/0"): NUMBERS.IDENTITY_WORLD_IPV6}
 
-# Who has the better claim to an address: nodes, then pods this node gave it to, other local pods, remote pods.
-NODE, ALLOCATED, LOCAL, REMOTE = range(4)
+NODE_KIND = "Node"
+
+# Who has the better claim to an address: pods in a node's network, other nodes, then pods this node gave it to, other
+# local pods, remote pods. A node shares its addresses with the first.
+HOST_NETWORK, NODE, ALLOCATED, LOCAL, REMOTE = range(5)
 
 
 class AddressBook:
@@ -49,20 +52,22 @@ class AddressBook:
 
     def owner(self, address: bytes) -> ObjectRef | None:
         """The pod an address belongs to."""
-        return None if address in self._host_addresses else self._claims.winner(address)
+        winner = None if address in self._host_addresses else self._claims.winner(address)
+        return None if winner is None or winner.kind == NODE_KIND else winner
 
     def lost(self) -> Iterator[tuple[bytes, ObjectRef, ObjectRef | None]]:
-        """(address, loser, winner) where a pod does not have an address it was given; winner None: this node."""
-        for address, (_, loser), winner in self._claims.lost():
-            yield address, loser, winner
+        """(address, loser, winner) where a pod or node does not have an address given to it. winner None: this node."""
+        for address, (rank, loser), winner in self._claims.lost():
+            if rank > NODE or (rank == NODE and winner.kind == NODE_KIND):
+                yield address, loser, winner
         for host in self._hosts:
-            if (owner := self._claims.winner(host.network)) is not None:
+            if (owner := self._claims.winner(host.network)) is not None and not self._is_at_host(owner):
                 yield host.network, owner, None
 
     # ---- changes
 
     def add(self, address: bytes, rank: int, ref: ObjectRef) -> set[ObjectRef]:
-        """A pod has an address. Returns the pods that gain or lose it."""
+        """A pod, or another node, has an address. Returns the pods that gain or lose it."""
         before = self._claims.winner(address)
         self._claims.add(address, rank, ref)
         return self._claimed(address, before)
@@ -127,13 +132,20 @@ class AddressBook:
     def _claimed(self, address: bytes, before: ObjectRef | None) -> set[ObjectRef]:
         self.touch(address)
         after = self._claims.winner(address)
-        return {ref for ref in (before, after) if ref is not None}
+        return {ref for ref in (before, after) if ref is not None and ref.kind != NODE_KIND}
+
+    def _is_at_host(self, ref: ObjectRef) -> bool:
+        """Whether it is a pod in this node's network, whose addresses are the node's."""
+        state = self._pods.get(ref)
+        return state is not None and state.pod.host_network and state.pod.node == self._config.name
 
     def _classify(self, prefix: Prefix) -> RemoteClass | None:
         covering = self._policy_prefixes.covering(prefix)
         if prefix in self._hosts:
             return RemoteClass(NUMBERS.IDENTITY_HOST, covering)
         if prefix.bits == 128 and (owner := self._claims.winner(prefix.network)) is not None:
+            if owner.kind == NODE_KIND:
+                return RemoteClass(NUMBERS.IDENTITY_REMOTE_NODE, covering)
             state = self._pods.get(owner)
             assert state is not None
             return self._classify_pod(state, covering)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from agent.objects import Pod, Problem, Service
+from agent.objects import Node, Pod, Problem, Service
 from agent.services.frontends import EXTERNAL, wants_maglev
 from agent.services.maglev import most_backends
 from agent.services.places import NODE_PORT_TYPES
@@ -138,10 +138,12 @@ def _stray_slices(world: World) -> Iterator[Problem]:
 
 
 def _problem(world: World, ref: ObjectRef, message: str, *, warning: bool = False) -> list[Problem]:
-    written: Pod | Service | None = None
+    written: Node | Pod | Service | None = None
     if ref.kind == "Pod":
         state = world.pods.get(ref)
         written = state.pod if state else None
+    elif ref.kind == "Node":
+        written = world.nodes.get(ref.name)
     elif ref.kind == "Service":
         written = world.services.get(ref)
     if written is None:

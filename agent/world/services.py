@@ -26,8 +26,9 @@ from policies.address import is_v4
 from policies.model import ObjectRef
 from policies.multimap import MultiMap
 
-Derive = Callable[[Service, Sequence[Pod]], Iterable[EndpointSlice]]
-"""Slices of a service that selects these pods, as the endpoint slice controller of a cluster would write them."""
+Derive = Callable[[Service, Sequence[Pod], Mapping[str, str]], Iterable[EndpointSlice]]
+"""Slices of a service that selects these pods, as the endpoint slice controller of a cluster would write them. The last
+argument: node → zone."""
 
 
 class ServiceBook:

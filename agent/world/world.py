@@ -12,17 +12,18 @@ import msgspec
 
 from agent.identity.allocator import ExhaustedError
 from agent.identity.labels import LabelFilter
-from agent.objects import Change, EndpointSlice, Interface, Namespace, Pod, Problem, Service
+from agent.objects import Change, EndpointSlice, Interface, Namespace, Node, Pod, Problem, Service
 from agent.services import frontends
 from agent.services.model import Frontend
 from agent.services.places import is_served
-from agent.world.addresses import ALLOCATED, LOCAL, NODE, REMOTE, AddressBook
+from agent.world.addresses import ALLOCATED, HOST_NETWORK, LOCAL, NODE, NODE_KIND, REMOTE, AddressBook
 from agent.world.allocations import Allocations, key_of
 from agent.world.config import NodeConfig
 from agent.world.frontends import FrontendClaims
 from agent.world.hostports import KIND as HOST_PORT
 from agent.world.hostports import HostPortBook, host_port_ref
 from agent.world.identities import IdentityBook
+from agent.world.nodes import NodeBook
 from agent.world.pods import PodBook, PodState
 from agent.world.problems import describe_problems
 from agent.world.services import Derive, ServiceBook
@@ -47,13 +48,17 @@ class Dirty(msgspec.Struct):
 
 
 class World:
-    """`derive` makes the slices of a service that has a selector and no slice; None where a cluster does that."""
+    """`derive` makes the slices of a service that has a selector and no slice; None where a cluster does that.
+
+    `config` has the zone of this node's manifest, where it was given none.
+    """
 
     def __init__(self, config: NodeConfig, derive: Derive | None = None) -> None:
         self.config = config
         self.allocations = Allocations(config)
         self.index = PolicyIndex()
         self.pods = PodBook()
+        self.nodes = NodeBook(config)
         self._frontends = FrontendClaims()
         self.services = ServiceBook(self.allocations, self._frontends, config)
         self.host_ports = HostPortBook(self._frontends, config)
@@ -79,6 +84,8 @@ class World:
         self._failures.pop(ref, None)
         if ref.kind == "Namespace":
             self._put_namespace(ref.name, new if isinstance(new, Namespace) else None)
+        elif ref.kind == NODE_KIND:
+            self._put_node(ref, new if isinstance(new, Node) else None)
         elif ref.kind == "Pod":
             self._put_pod(ref, new if isinstance(new, Pod) else None)
         elif ref.kind == "Service":
@@ -183,7 +190,8 @@ class World:
         given = self.services.slices(service.ref)
         if given or self._derive is None or not service.selector:
             return given
-        return tuple(self._derive(service, self.pods.selected(service.ref.namespace, service.selector)))
+        pods = self.pods.selected(service.ref.namespace, service.selector)
+        return tuple(self._derive(service, pods, self.nodes.zones))
 
     def problems(self) -> list[Problem]:
         """What is written but not in force: conflicts, and what could not be allocated."""
@@ -221,6 +229,25 @@ class World:
         elif self.config.implicit_namespaces and self.pods.namespace_used(name):
             labels = {METADATA_NAME: name}
         self.index.set_namespace(name, labels)
+
+    def _put_node(self, ref: ObjectRef, node: Node | None) -> None:
+        old, zone = self.nodes.get(ref.name), self.nodes.zones.get(ref.name, "")
+        self.nodes.put(ref.name, node)
+        if ref.name != self.config.name:
+            for address in old.addresses if old else ():
+                self._dirty_endpoints |= self.addresses.remove(address, NODE, ref)
+            for address in node.addresses if node else ():
+                self._dirty_endpoints |= self.addresses.add(address, NODE, ref)
+        if self.nodes.zones.get(ref.name, "") != zone:
+            self._set_zone(ref.name)
+
+    def _set_zone(self, name: str) -> None:
+        """Of this node all hints are to be looked at again, of another one those that are derived."""
+        if name == self.config.name:
+            self.config = msgspec.structs.replace(self.config, zone=self.nodes.zones.get(name, ""))
+            self._dirty_services.update(self.served())
+        else:
+            self._dirty_services.update(s.ref for s in self.services if s.exposure.distribution)
 
     def _put_service(self, ref: ObjectRef, service: Service | None) -> None:
         self._dirty_services |= self.services.take(ref) if service is None else self.services.put(service)
@@ -269,7 +296,7 @@ class World:
 
     def _rank(self, state: PodState) -> int:
         if state.pod.host_network:
-            return NODE
+            return HOST_NETWORK
         if not self._runs_here(state.pod):
             return REMOTE
         return ALLOCATED if state.own_addresses else LOCAL

@@ -16,6 +16,7 @@ from agent.objects import (
     EndpointSlice,
     Exposure,
     Namespace,
+    Node,
     Object,
     Pod,
     Service,
@@ -74,6 +75,32 @@ def test_namespace_has_its_name_as_label() -> None:
     found = only("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {team: a}}\n")
     labels = {"team": "a", "kubernetes.io/metadata.name": "shop"}
     assert found == Namespace(ObjectRef("Namespace", "", "shop"), Origin("m.yaml", 1), labels)
+
+
+def test_node() -> None:
+    """Host names are passed over, and an address is one however often it is listed."""
+    found = only("""\
+apiVersion: v1
+kind: Node
+metadata: {name: n1, labels: {topology.kubernetes.io/zone: z1, other: x}}
+spec: {podCIDR: 10.1.0.0/24, podCIDRs: [10.1.0.0/24, "fd00:1::/64"]}
+status:
+  addresses:
+  - {type: InternalIP, address: 192.0.2.1}
+  - {type: Hostname, address: n1}
+  - {type: ExternalIP, address: "2001:db8::1"}
+  - {type: ExternalIP, address: 192.0.2.1}
+  - {type: InternalDNS, address: 192.0.2.9}
+""")
+    addresses = (parse_address("192.0.2.1"), parse_address("2001:db8::1"))
+    blocks = (Prefix.parse("10.1.0.0/24"), Prefix.parse("fd00:1::/64"))
+    assert found == Node(ObjectRef("Node", "", "n1"), Origin("m.yaml", 1), addresses, blocks, "z1")
+
+
+@pytest.mark.parametrize("rest", ["", "spec: {}\nstatus: {addresses: []}\n"])
+def test_a_node_of_which_little_is_known(rest: str) -> None:
+    found = only("apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n" + rest)
+    assert found == Node(ObjectRef("Node", "", "n1"), Origin("m.yaml", 1))
 
 
 def test_pod_with_everything() -> None:

@@ -110,10 +110,18 @@ def test_conditions(given: tuple[bool, bool, bool], expected: tuple[bool, bool])
     assert (endpoint.ready, endpoint.serving, endpoint.terminating) == (*expected, terminating)
 
 
-@pytest.mark.parametrize(("distribution", "nodes"), [("PreferSameNode", ("n",)), ("PreferSameZone", ()), ("", ())])
-def test_hints(distribution: str, nodes: tuple[str, ...]) -> None:
-    """Which zone a pod is in is nowhere written in manifests of pods."""
-    (found,) = derive(service(NUMBER, exposure=Exposure(distribution=distribution)), [pod(node="n")])
+HINTS: list[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = [
+    ("PreferSameNode", "n", ("n",), ("z",)),
+    ("PreferSameNode", "m", ("m",), ()),
+    ("PreferSameZone", "n", (), ("z",)),
+    ("PreferSameZone", "m", (), ()),
+    ("", "n", (), ()),
+]
+
+
+@pytest.mark.parametrize(("distribution", "node", "nodes", "zones"), HINTS)
+def test_hints(distribution: str, node: str, nodes: tuple[str, ...], zones: tuple[str, ...]) -> None:
+    given = service(NUMBER, exposure=Exposure(distribution=distribution))
+    (found,) = derive(given, [pod(node=node)], {"n": "z"})
     (endpoint,) = found.endpoints
-    assert endpoint.nodes == nodes
-    assert endpoint.zones == ()
+    assert (endpoint.nodes, endpoint.zones) == (nodes, zones)

@@ -200,16 +200,17 @@ EVERY_KIND = {
     "Service": "apiVersion: v1\nkind: Service\nmetadata: {name: x}\nspec: {ports: [{port: 1}]}\n",
     "NetworkPolicy": policy("x"),
     "Namespace": ns("x"),
+    "Node": "apiVersion: v1\nkind: Node\nmetadata: {name: x}\n",
 }
 
 
 def test_order_of_changes(driver: Driver) -> None:
-    order = ["Namespace x", "NetworkPolicy x", "Service x", "EndpointSlice x", "Pod x"]
+    order = ["Namespace x", "Node x", "NetworkPolicy x", "Service x", "EndpointSlice x", "Pod x"]
     assert shown(driver.put(a_yaml=docs(*EVERY_KIND.values()))) == ["+" + what for what in order]
     assert shown(driver.put(a_yaml=docs(*EVERY_KIND.values()).replace("name: x", "name: y"))) == [
         "-Pod x", "-EndpointSlice x", "-Service x",
-        "+Namespace y", "+NetworkPolicy y", "+Service y", "+EndpointSlice y", "+Pod y",
-        "-NetworkPolicy x", "-Namespace x",
+        "+Namespace y", "+Node y", "+NetworkPolicy y", "+Service y", "+EndpointSlice y", "+Pod y",
+        "-NetworkPolicy x", "-Namespace x", "-Node x",
     ]  # fmt: skip
     assert set(tree_module._COMING) == set(tree_module._GOING) == set(EVERY_KIND)
 
