@@ -26,6 +26,8 @@ Lines = dict[Key, Line]
 
 SNAPSHOT_LINES = 32
 """Made at once: half a millisecond, for which all else waits."""
+PAUSE_S = 0.001
+"""Between two pieces of a snapshot: a change that comes meanwhile takes several turns of the loop."""
 BACKLOG_LINES = 65536
 """A reader that is further behind is cut off: it comes back and gets a snapshot."""
 
@@ -73,6 +75,7 @@ class NameFeed:
             snapshot = self._snapshot()
             while lines := Batch(islice(snapshot, SNAPSHOT_LINES)):
                 yield lines
+                await asyncio.sleep(PAUSE_S)
             while True:
                 batch = Batch([await reader.get()])
                 while not reader.empty():

@@ -20,8 +20,10 @@ from agent.world.world import World
 from policies.address import format_address, parse_address
 from policies.model import Protocol
 
-LEARNED_AT_ONCE = 8
-"""Services looked at before others get their turn: half a millisecond. A change takes several turns of the loop."""
+LEARNED_AT_ONCE = 16
+"""Services looked at before others get their turn: half a millisecond."""
+PAUSE_S = 0.001
+"""A change that comes meanwhile takes several turns of the loop: not in each of them are services looked at."""
 PAIRS_AT_ONCE = 2048
 """In one request: some 100 KB."""
 ASK_S = 60.0
@@ -72,7 +74,7 @@ class Retirement:
     async def _end_all(self) -> None:
         serving = self._serving
         while serving.learn(self._world, LEARNED_AT_ONCE):
-            await asyncio.sleep(0)
+            await asyncio.sleep(PAUSE_S)
         if serving.asks:
             serving.asks = False
             try:

@@ -85,6 +85,8 @@ class Serving:
             wanted[_frontend(address, protocol, port)].add(_backend((backend, backend_port)))
         of_nobody = {frontend for frontend in wanted if frontend[16] == TCP}
         for groups in self._known.values():
+            if len(groups) == 1 and len(groups[0][0]) == _FRONTEND and groups[0][0] not in wanted:
+                continue  # as nearly all of 50,000
             tcp: frozenset[bytes] | None = None
             for frontend, backends in _by_frontend(groups):
                 if frontend in wanted:
@@ -96,6 +98,8 @@ class Serving:
         if of_nobody:
             unserved = set[bytes]().union(*(wanted[frontend] for frontend in of_nobody))
             for groups in self._known.values():
+                if not unserved:
+                    break
                 unserved -= _of_tcp(groups)
             for frontend in of_nobody:
                 wanted[frontend] &= unserved
