@@ -17,9 +17,10 @@ from agent.api.protocol import ApiError
 from agent.attachments import units
 from agent.config import Config, port_range
 from agent.datapath.bpf import BpfError
+from agent.datapath.bytecode import CompileFailed
 from agent.datapath.maps import MapMismatch, Maps
 from agent.datapath.mounts import BPFFS, Unmet, is_mounted, require_cgroup2
-from agent.datapath.programs import PODS, CompileFailed, load_units
+from agent.datapath.programs import PODS, load_units
 from agent.endpoints import namespaces, node
 from agent.endpoints.node import NodeRefused
 from agent.instance import Instance

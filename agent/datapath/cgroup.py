@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.datapath import bpf
+from agent.datapath import bpf, bpf_programs
 from agent.datapath.mounts import ensure_cgroup2
 from agent.datapath.pins import Pins
 from agent.datapath.programs import SOCKET_PROGRAMS, AttachType, Programs
@@ -96,10 +96,10 @@ def attached(folder: Path, pins: Pins) -> list[Attached]:
 
 
 def _attach(cgroup: int, program: int, hook: AttachType, there: list[int]) -> bool:
-    wanted = bpf.program_info(program).id
+    wanted = bpf_programs.program_info(program).id
     others = [number for number in there if number != wanted]
     if wanted not in there and not (others and _replace(cgroup, program, hook, others.pop(0))):
-        bpf.cgroup_attach(cgroup, program, hook)
+        bpf_programs.cgroup_attach(cgroup, program, hook)
     for number in others:
         _detach(cgroup, number, hook)
     return there != [wanted]
@@ -108,11 +108,11 @@ def _attach(cgroup: int, program: int, hook: AttachType, there: list[int]) -> bo
 def _replace(cgroup: int, program: int, hook: AttachType, old: int) -> bool:
     """False where the old one is gone."""
     try:
-        old_fd = bpf.program_by_id(old)
+        old_fd = bpf_programs.program_by_id(old)
     except bpf.NoEntry:
         return False
     try:
-        bpf.cgroup_attach(cgroup, program, hook, instead_of=old_fd)
+        bpf_programs.cgroup_attach(cgroup, program, hook, instead_of=old_fd)
     except bpf.NoEntry:
         return False
     finally:
@@ -122,11 +122,11 @@ def _replace(cgroup: int, program: int, hook: AttachType, old: int) -> bool:
 
 def _detach(cgroup: int, number: int, hook: AttachType) -> None:
     try:
-        program = bpf.program_by_id(number)
+        program = bpf_programs.program_by_id(number)
     except bpf.NoEntry:
         return
     try:
-        bpf.cgroup_detach(cgroup, program, hook)
+        bpf_programs.cgroup_detach(cgroup, program, hook)
     except bpf.NoEntry:
         pass
     finally:
@@ -136,7 +136,7 @@ def _detach(cgroup: int, number: int, hook: AttachType) -> None:
 def _attached(cgroup: int, elsewhere: frozenset[int]) -> list[Attached]:
     found = []
     for hook in _ATTACH_TYPES.values():
-        for number in bpf.cgroup_programs(cgroup, hook):
+        for number in bpf_programs.cgroup_programs(cgroup, hook):
             name = _name_of(number)
             found.append(Attached(hook, number, name, name.startswith(NAME_PREFIX) and number not in elsewhere))
     return found
@@ -145,11 +145,11 @@ def _attached(cgroup: int, elsewhere: frozenset[int]) -> list[Attached]:
 def _name_of(number: int) -> str:
     """Empty where the program is gone."""
     try:
-        program = bpf.program_by_id(number)
+        program = bpf_programs.program_by_id(number)
     except bpf.NoEntry:
         return ""
     try:
-        return bpf.program_info(program).name
+        return bpf_programs.program_info(program).name
     finally:
         os.close(program)
 
@@ -163,7 +163,7 @@ def _pinned_elsewhere(pins: Pins) -> frozenset[int]:
                 program = bpf.open_pinned(path)
             except bpf.NoEntry:
                 continue
-            numbers.add(bpf.program_info(program).id)
+            numbers.add(bpf_programs.program_info(program).id)
             os.close(program)
     return frozenset(numbers)
 
@@ -174,7 +174,7 @@ def _opened(folder: Path) -> Iterator[int]:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with _explained(f"asking for the programs of {folder}"):
-            bpf.cgroup_programs(descriptor, AttachType.INET4_CONNECT)
+            bpf_programs.cgroup_programs(descriptor, AttachType.INET4_CONNECT)
         yield descriptor
     finally:
         os.close(descriptor)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from agent import log as logs
 from agent.config import Config
-from agent.datapath import bpf, devices, xdp
+from agent.datapath import bpf, bpf_programs, devices, xdp
 from agent.datapath.devices import Device
 from agent.datapath.maps import Map
 from agent.datapath.pins import Pins
@@ -181,11 +181,11 @@ def detach_all(map_ids: frozenset[int]) -> int:
 
 def _uses(program: int, map_ids: frozenset[int]) -> bool:
     try:
-        fd = bpf.program_by_id(program)
+        fd = bpf_programs.program_by_id(program)
     except bpf.NoEntry:
         return False
     try:
-        return not map_ids.isdisjoint(bpf.program_info(fd).map_ids)
+        return not map_ids.isdisjoint(bpf_programs.program_info(fd).map_ids)
     finally:
         os.close(fd)
 

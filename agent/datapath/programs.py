@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.datapath import bpf
+from agent.datapath import bpf, bpf_programs
 from agent.datapath.abi import bpf_dir
 from agent.datapath.bytecode import Bytecode, CompileFailed, bytecode, relocated
 from agent.datapath.maps import Maps
@@ -223,7 +223,7 @@ def _open(folder: Path, digest: str, specs: tuple[ProgramSpec, ...]) -> Programs
 def _is_usable(folder: Path, specs: tuple[ProgramSpec, ...], map_ids: frozenset[int]) -> bool:
     try:
         with _open(folder, "", specs) as programs:
-            return all(map_ids.issuperset(bpf.program_info(fd).map_ids) for fd in programs.values())
+            return all(map_ids.issuperset(bpf_programs.program_info(fd).map_ids) for fd in programs.values())
     except bpf.NoEntry:
         return False
 
@@ -248,8 +248,8 @@ def _load_all(source: Path, code: Bytecode, specs: tuple[ProgramSpec, ...], maps
     for spec in specs:
         instructions = relocated(code[spec.name], fds)
         try:
-            loaded[spec.name] = bpf.program_load(spec.type, spec.name, instructions, spec.attach_type)
-        except bpf.ProgramRefused as refused:
+            loaded[spec.name] = bpf_programs.program_load(spec.type, spec.name, instructions, spec.attach_type)
+        except bpf_programs.ProgramRefused as refused:
             Programs("", loaded).close()
             raise CompileFailed(f"{source}: the kernel refused {spec.name}: {refused.strerror}", refused.log) from None
     return loaded
@@ -266,8 +266,8 @@ def _pin_all(loaded: Mapping[str, int], folder: Path) -> None:
     partial.rename(folder)
 
 
-def statistics(programs: Programs) -> list[tuple[str, bpf.ProgramInfo]]:
-    return [(name, bpf.program_info(fd)) for name, fd in programs.items()]
+def statistics(programs: Programs) -> list[tuple[str, bpf_programs.ProgramInfo]]:
+    return [(name, bpf_programs.program_info(fd)) for name, fd in programs.items()]
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from agent.datapath import bpf
+from agent.datapath import bpf_programs
 from agent.datapath.programs import PROGRAMS, Hook, Programs, ProgramSpec
 from agent.endpoints.netlink import NLM_F_DUMP, NetlinkError, Request, RouteSocket
 
@@ -65,7 +65,7 @@ class Hooks:
     """
 
     def __init__(self, programs: Programs, specs: tuple[ProgramSpec, ...] = PROGRAMS) -> None:
-        self._ids = {name: bpf.program_info(fd).id for name, fd in programs.items()}
+        self._ids = {name: bpf_programs.program_info(fd).id for name, fd in programs.items()}
         self._clsact = _clsact(_RTM_NEWQDISC, _NLM_F_CREATE | _NLM_F_EXCL)
         self._is_clsact = _clsact(_RTM_GETQDISC, 0)
         self._filters = [

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 from pyroute2 import IPRoute
 
-from agent.datapath import bpf
+from agent.datapath import bpf_programs
 
 _CLONE_NEWNET = 0x40000000
 _SKB_SIZE = 192  # struct __sk_buff, include/uapi/linux/bpf.h
@@ -84,7 +84,7 @@ def _context(ifindex: int, ingress_ifindex: int, mark: int = 0, gso_size: int = 
 
 
 def _run(program: int, packet: bytes, context: bytes, repeat: int = 1, flags: int = 0) -> Result:
-    result = bpf.test_run(program, packet, context, repeat, flags=flags)
+    result = bpf_programs.test_run(program, packet, context, repeat, flags=flags)
     return Result(
         action=struct.unpack("=i", struct.pack("=I", result.retval))[0],
         packet=result.data,
@@ -96,7 +96,7 @@ def _run(program: int, packet: bytes, context: bytes, repeat: int = 1, flags: in
 
 def run_xdp(program: int, packet: bytes, *, ifindex: int) -> Result:
     """Run an XDP program on an Ethernet frame that comes in by a device of the current network namespace."""
-    result = bpf.test_run(program, packet, struct.pack("=6I", 0, len(packet), 0, ifindex, 0, 0))
+    result = bpf_programs.test_run(program, packet, struct.pack("=6I", 0, len(packet), 0, ifindex, 0, 0))
     return Result(result.retval, result.data, 0, (), result.duration_ns)
 
 

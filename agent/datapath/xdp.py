@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from agent.datapath import bpf
+from agent.datapath import bpf, bpf_programs
 from agent.datapath.devices import Device
 from agent.datapath.pins import Pins
 from agent.datapath.programs import AttachType
@@ -36,7 +36,7 @@ class Xdp:
     def __init__(self, pins: Pins, program: int, mode: str) -> None:
         self._folder = pins.links
         self._program = program
-        self._id = bpf.program_info(program).id
+        self._id = bpf_programs.program_info(program).id
         self._mode = mode
 
     def attach(self, device: Device) -> None:
@@ -64,19 +64,19 @@ class Xdp:
 
     def _replace(self, link: int, device: Device) -> bool:
         """False where the link is of another device, or in a mode that is not wanted (any more)."""
-        info = bpf.link_info(link)
+        info = bpf_programs.link_info(link)
         here = (device.ifindex, device.xdp_program) == (info.ifindex, info.program_id)
         if not here or _mode(device) not in self._modes(device):
             return False
         if info.program_id != self._id:
-            bpf.link_update(link, self._program)
+            bpf_programs.link_update(link, self._program)
         return True
 
     def _create(self, device: Device) -> int:
         refusal: OSError | None = None
         for mode in self._modes(device):
             try:
-                return bpf.link_create(self._program, device.ifindex, AttachType.XDP, mode)
+                return bpf_programs.link_create(self._program, device.ifindex, AttachType.XDP, mode)
             except bpf.BpfError as error:
                 if error.errno in _TAKEN:
                     raise XdpRefused(
@@ -97,7 +97,7 @@ def detach(folder: Path, ifindex: int) -> bool:
         if link is None:
             return False
         with suppress(OSError):  # its device is gone
-            bpf.link_detach(link)
+            bpf_programs.link_detach(link)
     path.unlink()
     return True
 

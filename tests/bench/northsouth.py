@@ -27,7 +27,7 @@ import msgspec
 import rig
 from agents import Document, RunningAgent
 
-from agent.datapath import bpf
+from agent.datapath import bpf_programs
 from agent.datapath.programs import AttachType, ProgramType
 from bench.report import Figure
 from bench.setting import Bench, apart, check
@@ -158,7 +158,7 @@ def _take_frames(device: str, held: ExitStack) -> None:
     call = ctypes.CDLL(None, use_errno=True).syscall
     program = call(_SYS_BPF, _PROG_LOAD, attributes, len(attributes))
     assert program >= 0, os.strerror(ctypes.get_errno())
-    held.callback(os.close, bpf.link_create(program, socket.if_nametoindex(device), AttachType.XDP, 0))
+    held.callback(os.close, bpf_programs.link_create(program, socket.if_nametoindex(device), AttachType.XDP, 0))
     os.close(program)
 
 

@@ -12,7 +12,7 @@ from frames import SCTP, TCP, UDP, Packet, echo, echo_reply, flow, host_mac, pod
 from kernel import ANY, CLOSED, INTERFACES, SECONDS, Kernel, Network
 from table import STACK, arrives, arrives_new, do, dropped, entry, new, policy, run, sent, stopped
 
-from agent.datapath import bpf, testrun
+from agent.datapath import bpf_programs, testrun
 
 SYN, SYN_ACK, ACK = tcp("a", "b", 1000, 80, "S"), tcp("b", "a", 80, 1000, "SA"), tcp("a", "b", 1000, 80)
 
@@ -70,7 +70,7 @@ def test_lesson_17_no_number_of_flows_of_the_node_is_too_many(kernel: Kernel) ->
 def test_half_of_what_the_verifier_bears(loaded: Kernel) -> None:
     """It gives up at 1,000,000 instructions walked, and how many it walks differs from kernel to kernel."""
     for name, program in loaded.programs.items():
-        assert 0 < bpf.program_info(program).verified_instructions < 500_000, name
+        assert 0 < bpf_programs.program_info(program).verified_instructions < 500_000, name
 
 
 def test_ring_full(kernel: Kernel) -> None:

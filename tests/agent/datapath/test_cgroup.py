@@ -15,7 +15,7 @@ import pytest
 from small_datapath import write_source
 from socket_site import scratch_cgroup
 
-from agent.datapath import bpf, cgroup
+from agent.datapath import bpf, bpf_programs, cgroup
 from agent.datapath.abi import bpf_dir
 from agent.datapath.maps import Maps
 from agent.datapath.pins import Pins
@@ -63,7 +63,7 @@ def load(maps: Maps, pins: Pins, tmp_path: Path) -> Iterator[Load]:
 
 
 def ids(programs: Programs) -> list[int]:
-    return [bpf.program_info(fd).id for fd in programs.values()]
+    return [bpf_programs.program_info(fd).id for fd in programs.values()]
 
 
 def ours(folder: Path, pins: Pins) -> list[int]:
@@ -90,10 +90,10 @@ def test_another_version_takes_the_place_of_the_first(folder: Path, load: Load, 
     assert cgroup.attach(folder, second, pins) == len(SOCKET_PROGRAMS)
     assert ours(folder, pins) == ids(second)
     descriptor = os.open(folder, os.O_RDONLY)
-    bpf.cgroup_attach(
+    bpf_programs.cgroup_attach(
         descriptor, first["gh_connect6"], AttachType.INET6_CONNECT
     )  # as an agent that was killed leaves it
-    bpf.cgroup_detach(descriptor, second["gh_sendmsg4"], AttachType.UDP4_SENDMSG)
+    bpf_programs.cgroup_detach(descriptor, second["gh_sendmsg4"], AttachType.UDP4_SENDMSG)
     os.close(descriptor)
     assert cgroup.attach(folder, second, pins) == 2
     assert sorted(ours(folder, pins)) == sorted(ids(second))
@@ -104,15 +104,15 @@ def test_programs_of_others_stay_and_in_their_place(folder: Path, load: Load, pi
     descriptor = os.open(folder, os.O_RDONLY)
     (number,) = ids(foreign)
     cgroup.attach(folder, first, pins)
-    bpf.cgroup_attach(descriptor, foreign["other_connect4"], AttachType.INET4_CONNECT)
+    bpf_programs.cgroup_attach(descriptor, foreign["other_connect4"], AttachType.INET4_CONNECT)
     cgroup.attach(folder, second, pins)
-    assert bpf.cgroup_programs(descriptor, AttachType.INET4_CONNECT) == (ids(second)[0], number)
+    assert bpf_programs.cgroup_programs(descriptor, AttachType.INET4_CONNECT) == (ids(second)[0], number)
     assert [(f.name, f.is_ours) for f in cgroup.attached(folder, pins)][:2] == [
         ("gh_connect4", True),
         ("other_connect4", False),
     ]
     assert cgroup.detach(folder, pins) == len(SOCKET_PROGRAMS)
-    assert bpf.cgroup_programs(descriptor, AttachType.INET4_CONNECT) == (number,)
+    assert bpf_programs.cgroup_programs(descriptor, AttachType.INET4_CONNECT) == (number,)
     os.close(descriptor)
 
 
@@ -174,8 +174,8 @@ def test_errors_say_what_to_do(folder: Path, load: Load, pins: Pins, tmp_path: P
     assert missing.value.errno == errno.ENOENT
     foreign = load(FOREIGN)["other_connect4"]
     descriptor = os.open(folder, os.O_RDONLY)
-    alone = bpf._Attach(descriptor, foreign, AttachType.INET4_CONNECT, 0)
-    bpf._checked(bpf._PROG_ATTACH, alone, "attaching a program that allows none beside it")
+    alone = bpf_programs._Attach(descriptor, foreign, AttachType.INET4_CONNECT, 0)
+    bpf.checked(bpf_programs._PROG_ATTACH, alone, "attaching a program that allows none beside it")
     with pytest.raises(cgroup.CgroupError, match=r"attaching gh_connect4 to .*allows none beside it.*--cgroup"):
         cgroup.attach(folder, programs, pins)
     os.close(descriptor)

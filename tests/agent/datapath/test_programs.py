@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from small_datapath import NETWORK_PROGRAM, PROGRAM, SMALL_SIZES, write_source
 
-from agent.datapath import bpf
+from agent.datapath import bpf_programs
+from agent.datapath.bytecode import CompileFailed
 from agent.datapath.maps import Maps
 from agent.datapath.pins import Pins, instance_name
 from agent.datapath.programs import (
@@ -17,7 +18,6 @@ from agent.datapath.programs import (
     NETWORK_PROGRAMS,
     PROGRAMS,
     SOCKET,
-    CompileFailed,
     Programs,
     ProgramType,
     Unit,
@@ -29,7 +29,7 @@ from agent.datapath.programs import (
 
 
 def ids(programs: Programs) -> dict[str, int]:
-    return {name: bpf.program_info(fd).id for name, fd in programs.items()}
+    return {name: bpf_programs.program_info(fd).id for name, fd in programs.items()}
 
 
 def test_loaded_once_and_opened_after(maps: Maps, pins: Pins, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_programs_of_maps_that_are_gone_are_loaded_anew(pins: Pins, tmp_path: Pa
     (pins.maps / "drops").unlink()
     with Maps.open_or_create(pins.maps, SMALL_SIZES) as maps, ensure_loaded(maps, pins, source) as programs:
         assert set(ids(programs).values()).isdisjoint(first.values())
-        assert maps.ids().issuperset(bpf.program_info(programs["from_pod"]).map_ids)
+        assert maps.ids().issuperset(bpf_programs.program_info(programs["from_pod"]).map_ids)
         assert not list(pins.root.glob("partial-*"))
 
 

@@ -11,7 +11,7 @@ import pytest
 from pyroute2 import IPRoute
 from small_datapath import PROGRAM
 
-from agent.datapath import bpf, testrun
+from agent.datapath import bpf, bpf_programs, testrun
 from agent.datapath.abi import load
 from agent.datapath.maps import Maps
 from agent.datapath.pins import Pins
@@ -38,7 +38,7 @@ def test_attach_list_detach(programs: Programs, network: None) -> None:
         ]
         assert {f.source_hash for f in found} == {programs.source_hash}
         assert all(f.is_current for f in found)
-        assert {f.program_id for f in found} == {bpf.program_info(fd).id for fd in programs.values()}
+        assert {f.program_id for f in found} == {bpf_programs.program_info(fd).id for fd in programs.values()}
         hooks.detach(101)
         assert hooks.attached([101]) == []
         for ifindex in (101, 102, 99999):  # nothing there: no filter, no clsact, no interface
