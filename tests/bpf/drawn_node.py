@@ -30,7 +30,7 @@ from agent.datapath.testrun import Action, Result, XdpAction
 from agent.plan.blocks import MAGLEV
 from agent.plan.plan import Plan
 from agent.plan.state import State
-from agent.plan.step import Transition
+from agent.plan.step import Step, Transition
 from agent.plan.transition import reconcile
 from policies.address import V4_MAPPED, is_v4, parse_address
 
@@ -103,6 +103,16 @@ class DrawnNode:
     def carry_out(self, steps: Transition) -> None:
         assert apply(self.maps, steps.steps, raise_epoch=steps.raises_epoch).failure is None
         assert apply(self.maps, steps.cleanup, raise_epoch=False).failure is None
+
+    def writes(self, steps: Transition) -> Iterator[None]:
+        """As carry_out, with a pause after each single write."""
+        for step in (*steps.steps, *steps.cleanup):
+            singles = [Step(step.map, {key: value}) for key, value in step.updates.items()]
+            singles += [Step(step.map, {}, (key,)) for key in step.deletes]
+            for single in singles:
+                assert apply(self.maps, [single], raise_epoch=False).failure is None
+                yield
+        apply(self.maps, [], raise_epoch=steps.raises_epoch)
 
     # ---- packets
 
