@@ -15,6 +15,7 @@ remembers what is gone, up to a number of entries, and finds the name that held 
 from __future__ import annotations
 
 from collections import deque
+from sys import intern
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -81,7 +82,7 @@ class Name(msgspec.Struct, frozen=True):
     name: str
 
 
-class FrontendName(msgspec.Struct, frozen=True):
+class FrontendName(msgspec.Struct, frozen=True, gc=False):
     namespace: str
     name: str
     port_name: str
@@ -180,7 +181,8 @@ class Names:
                 if protocol is None:
                     raise ValueError(f"{delta.protocol!r} is no protocol of a service")
                 key = (parse_address(address), delta.port, protocol)
-                name = FrontendName(delta.namespace, delta.name, delta.port_name)
+                # Of 50,000 services many are in one namespace, and most call their port the same.
+                name = FrontendName(intern(delta.namespace), delta.name, intern(delta.port_name))
                 _apply(self._services, key, name, now_ns, gone=delta.gone)
             case Node() as delta:
                 self.node = delta.name

@@ -36,6 +36,12 @@ class Site:
         assert self.agent.process is not None
         return self.agent.process.pid
 
+    @property
+    def cpu_s(self) -> float:
+        """What the agent's process has used by now, in user mode and in the kernel."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def put(self, file: str, document: Document) -> int:
         """Have a manifest appear, whole; when it did (CLOCK_MONOTONIC, ns)."""
         fresh = self.agent.manifests / f".{file}.new"
