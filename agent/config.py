@@ -52,7 +52,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cluster_cidrs: Annotated[
         tuple[str, ...], _doc("Blocks of all pods of the cluster; default: those of --pod-cidrs.")
     ] = ()
-    zone: Annotated[str, _doc("Zone of this node (topology.kubernetes.io/zone).")] = ""
+    zone: Annotated[
+        str, _doc("Zone of this node (topology.kubernetes.io/zone); default: what its Node manifest says.")
+    ] = ""
     devices: Annotated[
         tuple[str, ...],
         _doc(

@@ -163,12 +163,12 @@ INLINE bool strip_dsr_ipv6(struct __sk_buff *skb)
 	       store_ipv6_next(skb, next, -(int)sizeof(struct dsr_ipv6));
 }
 
-/* The client has broken the earlier flow of this tuple off: policy has seen it, while of DSR no entry here does. */
-INLINE bool was_broken_off(const struct packet *p)
+/* The client has ended the earlier flow of this tuple: policy has seen it, while of DSR no entry here does. */
+INLINE bool was_ended(const struct packet *p)
 {
 	const struct conntrack *e = conntrack_at(&p->tuple, false);
 
-	return e && e->flags & CT_CLOSED && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	return e && e->flags & (CT_FIN | CT_CLOSED) && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
 /* Answers of this flow will take the frontend's address: p->other's destination, asked for by p->tuple's source. */
@@ -182,7 +182,7 @@ INLINE enum drop_reason remember_dsr(struct packet *p, __u32 ifindex)
 	copy_address(&p->nat_entry.after.source, &p->other.destination);
 	p->nat_entry.after.source_port_be = p->other.destination_port_be;
 	known = nat_at(&p->answer);
-	if (known && !is_begun_anew(p, known) && !was_broken_off(p) && is_nat_live(p, known)) {
+	if (known && !is_begun_anew(p, known) && !was_ended(p) && is_nat_live(p, known)) {
 		if (!same_address(&known->after.source, &p->nat_entry.after.source) ||
 		    known->after.source_port_be != p->nat_entry.after.source_port_be)
 			return DROP_TUPLE_TAKEN;

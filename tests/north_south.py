@@ -2,7 +2,9 @@
 
 with NorthSouth(folder) as cluster:
     cluster.write("services.yaml", *documents)
-    cluster.probe(Entry("NodePort", "n1"), ...)
+    cluster.run("--xdp", "off")
+    with cluster.served("n2/shop/web"):
+        probes.tcp(cluster.outside, routed_ip("n1", 1, "v4"), 80)
 
 The network is a bridge in a namespace of its own. The client sends addresses of 203.0.113.0/24 and 2001:db8:113::/64 to
 n1, and those of 198.51.100.0/24 and 2001:db8:100::/64 to n2, as a router before a cluster does. Pods run on either node
@@ -27,6 +29,8 @@ NODES = ("n1", "n2")
 FAMILIES = ("v4", "v6")
 NODE_IPS = {"n1": {"v4": "192.0.2.11", "v6": "2001:db8:0:1::11"}, "n2": {"v4": "192.0.2.12", "v6": "2001:db8:0:1::12"}}
 CLIENT_IPS = {"v4": "192.0.2.2", "v6": "2001:db8:0:1::2"}
+OTHER_CLIENT_IPS = {"v4": "192.0.2.3", "v6": "2001:db8:0:1::3"}
+"""Of the client, too. Pods go there with their own addresses, to everybody else outside with their node's."""
 ROUTED = {
     "n1": {"v4": "203.0.113.0/24", "v6": "2001:db8:113::/64"},
     "n2": {"v4": "198.51.100.0/24", "v6": "2001:db8:100::/64"},
@@ -54,6 +58,18 @@ def pod_ip(node: str, number: int, family: str) -> str:
     return network.removesuffix("0") + str(number) if family == "v4" else f"{network}{number:x}"
 
 
+def node_document(name: str) -> Document:
+    addresses = [{"type": "InternalIP", "address": ip} for ip in NODE_IPS[name].values()]
+    blocks = list(POD_CIDRS[name].values())
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": f"zone-of-{name}"}},
+        "spec": {"podCIDR": blocks[0], "podCIDRs": blocks},
+        "status": {"addresses": [*addresses, {"type": "Hostname", "address": name}]},
+    }
+
+
 def pod(name: str, node: str, number: int, **labels: str) -> Document:
     """`name`: NAMESPACE/NAME. Both agents are told its addresses, and one of them runs it."""
     namespace, _, short = name.partition("/")
@@ -77,17 +93,18 @@ def _set(device: str, feature: int, on: bool) -> None:
 class NorthSouth:
     """`outside`: the client's namespace; `nodes`, `agents`: by node name."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self.manifests = folder / "manifests"
         self.manifests.mkdir()
         self.nodes: dict[str, rig.Netns] = {}
         self.agents: dict[str, RunningAgent] = {}
         self._pods: dict[str, rig.Netns] = {}
+        self._flags: tuple[str, ...] = ()
         with ExitStack() as stack:
             self._network = stack.enter_context(rig.Netns("network"))
             self._network.ip("link add br0 type bridge", "link set br0 up")
             self.outside = stack.enter_context(rig.Netns("client"))
-            self._plug(self.outside, CLIENT_IPS)
+            self._plug(self.outside, CLIENT_IPS, OTHER_CLIENT_IPS)
             # Its packets have their checksums, as on a wire: what a veth pair leaves out XDP would leave to tc.
             self.outside.call(_set, "eth0", _ETHTOOL_STXCSUM, False)
             for name in NODES:
@@ -95,7 +112,8 @@ class NorthSouth:
                 self._plug(self.nodes[name], NODE_IPS[name])
             self._route()
             for name in NODES:
-                self.agents[name] = stack.enter_context(self._agent(name, folder, *flags))
+                self.agents[name] = stack.enter_context(self._agent(name, folder))
+            self.write("nodes.yaml", *map(node_document, NODES))
             self._stack = stack.pop_all()
 
     def __enter__(self) -> NorthSouth:
@@ -106,8 +124,9 @@ class NorthSouth:
 
     # ---- the network
 
-    def _plug(self, netns: rig.Netns, addresses: Mapping[str, str]) -> None:
+    def _plug(self, netns: rig.Netns, *addresses: Mapping[str, str]) -> None:
         """An interface eth0 on the bridge."""
+        own = [(family, each[family]) for each in addresses for family in FAMILIES]
         port = f"p{len(self.nodes)}" if netns is not self.outside else "client"
         self._network.ip(
             f"link add {port} type veth peer name eth0 netns {netns.name}",
@@ -117,7 +136,7 @@ class NorthSouth:
         netns.sysctl(ipv6__conf__eth0__accept_ra="0")
         netns.ip(
             "link set eth0 up",
-            *(f"address add {addresses[f]}/{PREFIX_BITS[f]} dev eth0 {'nodad' if f == 'v6' else ''}" for f in FAMILIES),
+            *(f"address add {ip}/{PREFIX_BITS[f]} dev eth0 {'nodad' if f == 'v6' else ''}" for f, ip in own),
         )
 
     def _route(self) -> None:
@@ -127,7 +146,7 @@ class NorthSouth:
 
     # ---- agents and pods
 
-    def _agent(self, name: str, folder: Path, *flags: str) -> RunningAgent:
+    def _agent(self, name: str, folder: Path) -> RunningAgent:
         own = folder / name
         own.mkdir()
         settings = {
@@ -135,15 +154,24 @@ class NorthSouth:
             "--pod-cidrs": ",".join(POD_CIDRS[name].values()),
             "--cluster-cidrs": CLUSTER_CIDRS,
             "--devices": "eth0",
+            "--masquerade-exclude": ",".join(f"{ip}/{32 if '.' in ip else 128}" for ip in OTHER_CLIENT_IPS.values()),
         }
         words = [word for setting in settings.items() for word in setting]
-        agent = RunningAgent(self.nodes[name], own, *words, "--external-ips", *flags)
+        agent = RunningAgent(self.nodes[name], own, *words, "--external-ips", "--masquerade")
         agent.manifests = self.manifests
         return agent
 
-    def start(self) -> None:
+    def run(self, *flags: str) -> None:
+        """With these settings, begun anew where they were others. Pods and what runs in them stay."""
+        running = [agent for agent in self.agents.values() if agent.process is not None]
+        if running and flags != self._flags:
+            for agent in running:
+                assert agent.stop() == 0, agent.log()
+            running = []
+        self._flags = flags
         for agent in self.agents.values():
-            agent.start(settle=False)
+            if agent not in running:
+                agent.start(*flags, settle=False)
         for agent in self.agents.values():
             agent.settle(60)
 

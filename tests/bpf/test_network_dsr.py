@@ -396,6 +396,18 @@ BACKEND_CASES: list[Case] = [
         ],
     ),
     (
+        "a flow that has ended makes room for one to another frontend: the client has said so",
+        [
+            HERE,
+            HERE_81,
+            comes_in(naming(SYN_B, "vip", 80), SYN_B),
+            goes_out(BACK, BACK_VIP),
+            tracked(SYN_B, "ESTABLISHED", "FIN"),
+            comes_in(naming(SYN_B, "vip", 81), SYN_B),
+            goes_out(BACK, tcp("vip", "world", 81, 1000, "SA")),
+        ],
+    ),
+    (
         "a flow that has ended makes room for one to another frontend: the client has broken it off",
         [
             HERE,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import rig
 from agents import RunningAgent
+from north_south import NorthSouth
 from traffic import Cluster
 
 from agent.datapath.mounts import ensure_cgroup2
@@ -33,4 +34,11 @@ def other_cgroup(agent: RunningAgent) -> Iterator[Path]:
 def cluster(root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One agent for all test_traffic_*: each module puts its own manifests in force, and takes them back."""
     with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def north_south(datapath_host: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NorthSouth]:
+    """One cluster for all test_north_south*, which run it as they need it and number their addresses apart."""
+    with NorthSouth(tmp_path_factory.mktemp("north-south")) as cluster:
         yield cluster

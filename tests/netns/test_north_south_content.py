@@ -30,7 +30,7 @@ FAMILY = {"v4": socket.AF_INET, "v6": socket.AF_INET6}
 
 
 def service(number: int, name: str, selector: dict[str, str], **annotations: str) -> Document:
-    """Load balancer addresses that are routed to either node are numbered from 1 on."""
+    """Its load balancer addresses are routed to either node."""
     ports = [
         {"name": "bulk", "port": BULK, "targetPort": BULK},
         {"name": "echo", "port": ECHO, "targetPort": ECHO, "protocol": "UDP"},
@@ -47,18 +47,20 @@ def service(number: int, name: str, selector: dict[str, str], **annotations: str
     }
 
 
-SERVICES = {name: number for number, name in enumerate((*FORWARDINGS, "maglev"), 1)}
+SERVICES = {name: number for number, name in enumerate((*FORWARDINGS, "maglev"), 200)}
+"""Their load balancer addresses by number: test_north_south has those below."""
 
 
 @pytest.fixture(scope="module")
-def cluster(datapath_host: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NorthSouth]:
-    with NorthSouth(tmp_path_factory.mktemp("content")) as cluster, ExitStack() as stack:
+def cluster(north_south: NorthSouth) -> Iterator[NorthSouth]:
+    cluster = north_south
+    with ExitStack() as stack:
         backends = [(f"b{number}", ("n1", "n2")[number % 2]) for number in range(BACKENDS)]
-        pods = [pod(f"shop/{name}", node, 10 + i, app="many") for i, (name, node) in enumerate(backends)]
+        pods = [pod(f"shop/{name}", node, 40 + i, app="many") for i, (name, node) in enumerate(backends)]
         documents = [service(SERVICES[f], f, {"app": "far"}, forwarding=f) for f in FORWARDINGS]
         documents.append(service(SERVICES["maglev"], "maglev", {"app": "many"}, algorithm="maglev"))
-        cluster.write("cluster.yaml", pod("shop/far", "n2", 30, app="far"), *pods, *documents)
-        cluster.start()
+        cluster.write("content.yaml", pod("shop/far", "n2", 30, app="far"), *pods, *documents)
+        cluster.run("--xdp", "off")
         far = cluster.netns("n2", "shop/far")
         stack.enter_context(bulk_server(far))
         stack.enter_context(echo_server(far))
