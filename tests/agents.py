@@ -108,8 +108,10 @@ class RunningAgent:
             self.kill()
         for netns in self._pods:
             netns.close()
-        cleaned = self.cli("cleanup", check=True).stdout
-        # The kernel takes its time with the veths of namespaces that nobody holds any more, such as blank ones.
+        self.gone(self.cli("cleanup", check=True).stdout)
+
+    def gone(self, cleaned: str = "") -> None:
+        """All of it, which the kernel takes its time with: the veths of namespaces that nobody holds any more."""
         deadline = time.monotonic() + GONE_S
         while (left := self.leftovers()) and time.monotonic() < deadline:
             time.sleep(0.02)

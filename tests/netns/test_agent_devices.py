@@ -8,12 +8,17 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import probes
 import pytest
 import rig
 from agents import RunningAgent, pod
+from kernel_objects import KernelObjects, settings
+from probes import Server
+from traffic import objects, pods
 
 from agent import traces
 from agent.datapath import cgroup, xdp
+from agent.datapath.abi import load
 from agent.datapath.maps import Maps
 
 POD = "shop/web"
@@ -88,23 +93,53 @@ def test_a_node_with_everything_on_and_all_of_it_off_again(
         assert list(maps["devices"].items()) == []
 
 
-def test_cleanup_from_another_namespace_leaves_nothing(agent: RunningAgent, device: str) -> None:
-    """As the machine's administrator calls it: in the machine's own namespace, by the state directory's name."""
+EVERYTHING = (
+    *("--xdp", "native", "--socket-lb", "all", "--masquerade", "--external-ips"),
+    *("--algorithm", "maglev", "--maglev-size", "251", "--forwarding", "hybrid", "--healthz", "127.0.0.1:10256"),
+)
+SERVED = """
+c/web: {type: LoadBalancer, selector: {app: web}, ports: [{port: 80, targetPort: 8080}], sessionAffinity: ClientIP,
+  externalIPs: [198.51.100.10], externalTrafficPolicy: Local, loadBalancerSourceRanges: [192.0.2.0/24]}
+"""
+
+
+def test_cleanup_from_another_namespace_leaves_nothing_of_anything(
+    agent: RunningAgent, outside: rig.Outside, other_cgroup: Path
+) -> None:
+    """Every feature on and in use; then as the machine's administrator calls it after a crash: in the machine's own
+    namespace, by the state directory's name."""
+    device = outside.link
     agent.node.sysctl(ipv4__ip_local_reserved_ports="8080")
-    agent.write("web.yaml", pod(POD, command="exec sleep 1000"))
-    agent.start("--devices", "auto", "--xdp", "generic")
-    assert reserved(agent) == "8080,30000-32767"
-    assert xdp_mode(agent, device) == "xdpgeneric"
+    before = settings(agent.node)
+    agent.write(
+        "pods.yaml", *pods(f"{POD}: {{labels: {{app: web}}, ports: [{{containerPort: 8080, hostPort: 8888}}]}}")
+    )
+    agent.write("web.yaml", *objects("Service", SERVED.replace("c/web", POD)))
+    agent.start("--devices", device, "--cgroup", str(other_cgroup), *EVERYTHING)
+    (web,) = (s for s in agent.json("services") if s["type"] == "LoadBalancer")
+    (node_port,) = {f["port"] for f in web["frontends"] if f["kind"] == "NodePort"}
+    with Server(agent.netns(POD), "tcp", 8080):
+        for number in (node_port, 8888):
+            assert probes.tcp(outside, rig.NODE_V4, number)
+    assert (len(filters(agent, device)), xdp_mode(agent, device)) == (2, "xdp")
+    assert (sockets(agent), sockets(agent, other_cgroup)) == (9, 9)
+    assert reserved(agent).startswith("8080,30000-32767")
+    held = KernelObjects.of(agent.instance.pins)
+    assert (len(held.programs), len(held.links)) == (14, 1)
+    assert len(held.maps) > len(load().maps), "with Maglev tables"
+    with Maps.open_pinned(agent.instance.pins.maps) as maps:
+        assert {name for name in ("conntrack", "nat", "affinity") if not list(maps[name].items())} == set()
     folder = cgroup.folder_of(agent.instance.name)
-    assert folder.is_dir()
     agent.kill()
     said = agent.cli("cleanup", check=True).stdout
-    for what in ("1 devices", "1 XDP programs", "9 socket programs", "1 cgroups"):
+    for what in ("1 devices", "1 XDP programs", "18 socket programs", "1 cgroups"):
         assert what in said
-    assert (filters(agent, device), xdp_mode(agent, device), reserved(agent)) == ([], "", "8080")
-    assert "clsact" not in agent.node.run("tc", "qdisc", "show", "dev", device).stdout
-    assert not folder.exists()
-    assert agent.leftovers() == []
+    assert held.left() == []
+    assert cgroup.attached(other_cgroup, agent.instance.pins) == []
+    assert (filters(agent, device), xdp_mode(agent, device), folder.exists()) == ([], "", False)
+    agent.gone()
+    after = settings(agent.node)
+    assert {key: after.get(key) for key in before if after.get(key) != before[key]} == {}
     assert "nothing to remove" in agent.cli("cleanup", check=True).stdout
 
 
