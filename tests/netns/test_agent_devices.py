@@ -143,6 +143,28 @@ def test_cleanup_from_another_namespace_leaves_nothing_of_anything(
     assert "nothing to remove" in agent.cli("cleanup", check=True).stdout
 
 
+def test_settings_taken_back_at_a_restart(agent: RunningAgent, outside: rig.Outside) -> None:
+    """Masquerade and externalIPs: flows of before go on as they were, new ones are not translated any more."""
+    external, device = "198.51.100.10", ("--devices", outside.link)
+    agent.write("pods.yaml", *pods(f"{POD}: {{labels: {{app: web}}}}"))
+    agent.write("web.yaml", *objects("Service", SERVED.replace("c/web", POD)))
+    agent.start(*device, "--masquerade", "--external-ips")
+    web = agent.netns(POD)
+    with Server(web, "tcp", 8080), Server(outside, "tcp", 9090):
+        assert probes.tcp(outside, external, 80)
+        assert probes.tcp(web, rig.OUTSIDE_V4, 9090).seen_from == rig.NODE_V4
+        with probes.Connection(web, probes.STREAM, rig.OUTSIDE_V4, 9090) as lasting:
+            assert lasting.exchange()
+            agent.kill()
+            agent.start(*device)
+            assert lasting.exchange().seen_from == rig.NODE_V4
+        assert agent.status()["reasons"] == []
+        assert probes.tcp(web, rig.OUTSIDE_V4, 9090).seen_from == agent.ip(POD)
+        assert not probes.tcp(outside, external, 80, timeout_s=0.3)
+    (service,) = (s for s in agent.json("services") if s["type"] == "LoadBalancer")
+    assert {f["kind"] for f in service["frontends"]} == {"ClusterIP", "NodePort", "Loopback"}
+
+
 def test_remove_on_exit_takes_all_of_it_off(agent: RunningAgent, device: str) -> None:
     agent.start("--devices", device, "--xdp", "auto", "--remove-on-exit")
     folder = cgroup.folder_of(agent.instance.name)
@@ -214,3 +236,4 @@ def test_a_start_beside_kube_proxy_says_so(agent: RunningAgent) -> None:
         assert status["state"] == "degraded"
         assert any("kube-proxy runs here" in reason for reason in status["reasons"])
         assert "another service proxy" in agent.log()
+        assert "! kube-proxy runs here" in agent.cli("status").stdout
