@@ -22,7 +22,7 @@ def test_struct_config() -> None:
         "manifests": "m",
         "devices": "eth0",
         "masquerade": "true",
-        "socket_lb": "host",
+        "socket_lb": "host", "cgroup": "/cg",
         "snat_ports": "50000-50999",
         "timeouts": "udp=1.5",
         "maglev_seed": "other",
