@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from agent.datapath import abi
@@ -16,6 +17,12 @@ ABI = abi.load()
 NUMBERS = ABI.constants
 RECORDS = ABI.records
 ICMP = (1, 58)
+
+
+@cache
+def _slots(table: bytes) -> frozenset[int]:
+    """All that a Maglev table names."""
+    return frozenset(maglev.lookup(table, number) for number in range(int.from_bytes(table[:8], "little")))
 
 
 class MapModel:
@@ -64,18 +71,18 @@ class MapModel:
                 assert self.maps["members"][key] == slot.to_bytes(4, "little")
         if fields.flags & NUMBERS.SERVICE_MAGLEV:
             table = self.maps["maglev"][pool.to_bytes(8, "little")]
-            assert {maglev.lookup(table, n) for n in range(int.from_bytes(table[:8], "little"))} == set(range(count))
+            assert _slots(table) == set(range(count))
         values = map(RECORDS["backend_value"].unpack, slots)
         return frozenset((value.address, abi.be16(value.port_be)) for value in values)
 
     def _in_ranges(self, fields: Any, source: bytes, node: bool) -> bool:
         if node:
             return bool(fields.flags & NUMBERS.SERVICE_NODE_IN_RANGES)
-        number, (high, low) = int.from_bytes(source, "big"), (fields.ranges >> 32, fields.ranges & 0xFFFFFFFF)
-        for bits in range(129):
-            block = (number >> 128 - bits << 128 - bits).to_bytes(16, "big")
-            key = (NUMBERS.RANGES_BITS + bits, abi.be32(high), abi.be32(low), block)
-            if RECORDS["range_key"].pack_values(*key) in self.maps["source_ranges"]:
+        client = int.from_bytes(source, "big")
+        for key in map(RECORDS["range_key"].unpack, self.maps["source_ranges"]):
+            number = abi.be32(key.ranges_high_be) << 32 | abi.be32(key.ranges_low_be)
+            free = NUMBERS.RANGES_BITS + 128 - key.prefixlen
+            if number == fields.ranges and client >> free == int.from_bytes(key.address, "big") >> free:
                 return True
         return False
 

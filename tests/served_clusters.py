@@ -12,8 +12,8 @@ import strategies as drawn
 from hypothesis import strategies as st
 from worlds import ORIGIN, ZONES, Objects, Scene, exposures
 
-from agent.objects import EndpointSlice, Service, ServicePort, SliceEndpoint, SlicePort
-from policies.address import is_v4, parse_address
+from agent.objects import EndpointSlice, Exposure, Service, ServicePort, SliceEndpoint, SlicePort
+from policies.address import Prefix, is_v4, parse_address
 from policies.model import ObjectRef
 
 PODS, SERVICES = 6, 5
@@ -47,6 +47,18 @@ def endpoints(*, v4: bool) -> st.SearchStrategy[SliceEndpoint]:
 
 
 @st.composite
+def balanced(draw: st.DrawFn, number: int) -> Exposure:
+    """A load balancer whose addresses not everybody may use."""
+    addresses = parse_address(f"203.0.113.{number + 1}"), parse_address(f"2001:db8::{number + 1:x}")
+    ranges = st.sampled_from((("192.0.2.0/24",), ("10.0.0.0/8", "::/0"), ("192.0.2.0/24", "fd00::/8")))
+    return msgspec.structs.replace(
+        draw(exposures("LoadBalancer")),
+        balancer_ips=addresses,
+        source_ranges=tuple(map(Prefix.parse, draw(ranges))),
+    )
+
+
+@st.composite
 def services(draw: st.DrawFn, number: int) -> Objects:
     """The service with this number and its slices, one a family."""
     kind = draw(st.sampled_from(TYPES))
@@ -72,7 +84,7 @@ def services(draw: st.DrawFn, number: int) -> Objects:
         False,
         tuple(ports),
         tuple(_FAMILIES[v4] for v4 in families),
-        exposure=draw(exposures(kind)),
+        exposure=draw(exposures(kind) if kind != "LoadBalancer" else exposures(kind) | balanced(number)),
     )
     return {service.ref: service} | draw(slices(service))
 

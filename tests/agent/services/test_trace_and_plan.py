@@ -7,6 +7,7 @@ import os
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from map_model import MapModel
+from served_clusters import histories as served
 from strategies import HOST_ADDRESSES
 from worlds import ABOUT_SERVICES, CONFIGS, Scene, change_world, histories
 
@@ -28,7 +29,7 @@ CLIENTS = tuple(
 )
 
 
-@given(scenes=histories(steps=1, batch=12, kinds=ABOUT_SERVICES), config=st.sampled_from(CONFIGS))
+@given(scenes=histories(steps=1, batch=12, kinds=ABOUT_SERVICES) | served(steps=1), config=st.sampled_from(CONFIGS))
 @settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 def test_trace_says_what_the_entries_say(scenes: list[Scene], config: NodeConfig) -> None:
     world, plan = World(config, derive), Plan()
