@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import aclosing
@@ -84,7 +85,12 @@ class Retirement:
                 raise
         while serving.lost:
             some = dict(islice(serving.lost.items(), PAIRS_AT_ONCE))
-            arguments = {"frontends": _frontends(some), "namespaces": self._namespaces()}
+            # By now no new flow goes to these: one that is younger when the request is read, they serve again.
+            arguments = {
+                "frontends": _frontends(some),
+                "until_ns": time.monotonic_ns(),
+                "namespaces": self._namespaces(),
+            }
             ended = await aio.call(self._socket, "retire", timeout_s=ASK_S, **arguments)
             serving.done(some)
             log.info("flows of backends that are gone have ended", pairs=len(some), **ended)

@@ -41,10 +41,10 @@ class Collector:
         self._forget.addresses.update(dict.fromkeys(addresses, time.monotonic_ns()))
         return await self._swept()
 
-    async def retire(self, pairs: Collection[Pair], namespaces: Collection[str]) -> tuple[int, int]:
-        """End all flows there are by now from these frontends to these backends; how many entries were removed or
+    async def retire(self, pairs: Collection[Pair], until_ns: int, namespaces: Collection[str]) -> tuple[int, int]:
+        """End all flows there were then from these frontends to these backends; how many entries were removed or
         marked, and how many sockets ended. `namespaces`: paths of those the pods' sockets are in."""
-        self._forget.retired.update(dict.fromkeys(pairs, time.monotonic_ns()))
+        self._forget.retired.update(dict.fromkeys(pairs, until_ns))
         sockets = self._sockets.retire(frozenset(pairs), namespaces)
         entries, ended = await asyncio.gather(self._swept(), sockets)
         return entries, ended

@@ -5,7 +5,8 @@ stats                                              Stats
 forget {ips: [ADDRESS]}                            {entries}: those of conntrack and nat removed, two a flow
 ping                                               {pid, version, pin_dir, node}
 backends                                           frontends in use, each {ip, port, protocol, backends: [[IP, PORT]]}
-retire {frontends: [as above], namespaces: [PATH]} {entries, sockets}: of flows through these to these, which are ended
+retire {frontends: [as above], until_ns,           {entries, sockets}: of flows through these to these, which are ended
+        namespaces: [PATH]}
 stop                                               {}
 """
 
@@ -61,9 +62,11 @@ class FrontendBackends(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RetireArguments(msgspec.Struct, forbid_unknown_fields=True):
-    """`namespaces`: paths of the network namespaces that pods' sockets are in."""
+    """`until_ns` (CLOCK_MONOTONIC): younger flows chose their backend when it served again. `namespaces`: paths of the
+    network namespaces that pods' sockets are in."""
 
     frontends: list[FrontendBackends]
+    until_ns: int
     namespaces: list[str] = []
 
 
@@ -221,7 +224,7 @@ class Operations:
             pairs = [pair for frontend in request.frontends for pair in _pairs(frontend)]
         except ValueError as error:
             raise ApiError(f"retire: {error}") from None
-        entries, sockets = await self._flows.collector.retire(pairs, request.namespaces)
+        entries, sockets = await self._flows.collector.retire(pairs, request.until_ns, request.namespaces)
         return {"entries": entries, "sockets": sockets}
 
     async def ping(self, _arguments: dict[str, Any]) -> dict[str, Any]:

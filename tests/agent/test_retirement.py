@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,11 @@ def test_what_is_lost_is_said_with_where_sockets_may_be(tmp_path: Path) -> None:
     async def run() -> None:
         async with Bench(tmp_path) as bench:
             bench.begin()
+            before_ns = time.monotonic_ns()
             bench.change(NEW)
             request = await bench.flows.next()
             assert (said(request), request["namespaces"]) == ([OLD], ["/run/netns/web"])
+            assert before_ns < request["until_ns"] < time.monotonic_ns(), "flows of before may be with it"
             bench.change(OLD)
             assert said(await bench.flows.next()) == [NEW]
 

@@ -265,15 +265,25 @@ def test_without_maps_it_says_what_to_do(state_dir: Path, pins: Pins) -> None:
 
 
 DNS = {"ip": "10.0.0.1", "port": 53, "protocol": "UDP"}
+RETIRE = {"until_ns": 1}
 BAD_REQUESTS: list[tuple[str, dict[str, Any], str]] = [
     ("observe", {"filters": {"verdict": ["MAYBE"]}}, "--verdict MAYBE: give one of"),
     ("observe", {"last": -1}, "Expected `int` >= 0"),
     ("observe", {"colour": "red"}, "unknown field `colour`"),
     ("forget", {"ips": ["nowhere"]}, "forget: 'nowhere' is not an IP address"),
     ("forget", {}, "missing required field `ips`"),
-    ("retire", {"frontends": [DNS | {"backends": [["nowhere", 53]]}]}, "retire: 'nowhere' is not an IP address"),
-    ("retire", {"frontends": [DNS | {"port": 0, "backends": []}]}, "Expected `int` >= 1"),
-    ("retire", {"frontends": [DNS | {"protocol": "TLS", "backends": []}]}, "'TLS' is no protocol of a service"),
+    (
+        "retire",
+        RETIRE | {"frontends": [DNS | {"backends": [["nowhere", 53]]}]},
+        "retire: 'nowhere' is not an IP address",
+    ),
+    ("retire", RETIRE | {"frontends": [DNS | {"port": 0, "backends": []}]}, "Expected `int` >= 1"),
+    (
+        "retire",
+        RETIRE | {"frontends": [DNS | {"protocol": "TLS", "backends": []}]},
+        "'TLS' is no protocol of a service",
+    ),
+    ("retire", {"frontends": []}, "missing required field `until_ns`"),
     ("explode", {}, "no operation 'explode' at flows.sock: backends, forget, observe, ping, retire, stats, stop"),
 ]
 
@@ -329,12 +339,16 @@ def test_flows_of_backends_that_are_gone_are_ended(start: Starter, maps: Maps) -
     used = sorted(client.stream(process.socket, "backends"), key=itemgetter("protocol"))
     frontend = {"ip": "10.96.0.9", "port": 80, "backends": [["10.0.0.2", 8080]]}
     assert used == [frontend | {"protocol": "TCP"}, frontend | {"protocol": "UDP"}]
-    assert process.ask("retire", frontends=used[1:]) == {"entries": 4, "sockets": 0}
+    tcp, udp_too, now_ns = used[:1], used[1:], time.monotonic_ns()
+    nothing = {"entries": 0, "sockets": 0}
+    assert process.ask("retire", frontends=used, until_ns=0) == nothing, "younger ones chose it anew"
+    assert process.ask("retire", frontends=udp_too, until_ns=now_ns) == {"entries": 4, "sockets": 0}
     assert {key for key, _ in maps["conntrack"].items()} == FLOWS["service"].keys
     assert not list(maps["nat"].items())
-    assert process.ask("retire", frontends=used[:1], namespaces=["/run/netns/none"]) == {"entries": 2, "sockets": 0}
+    refused = process.ask("retire", frontends=tcp, until_ns=now_ns, namespaces=["/run/netns/none"])
+    assert refused == {"entries": 2, "sockets": 0}
     assert list(client.stream(process.socket, "backends")) == [], "what is refused is not in use"
-    assert process.ask("retire", frontends=used) == {"entries": 0, "sockets": 0}
+    assert process.ask("retire", frontends=used, until_ns=now_ns) == nothing
 
 
 @pytest.mark.parametrize(("name", "tally"), [("nat", C.TALLY_NAT_FULL), ("affinity", C.TALLY_AFFINITY_FULL)])
