@@ -188,7 +188,8 @@ class Handlers:
         reasons += [f"{ref}: {problem}" for ref, problem in agent.health.ports.problems.items()]
         wrong = [p for p in (*agent.turns.problems, *problems) if not p.warning]
         if wrong:
-            reasons.append(f"{len(wrong)} problems in what is written: it is not in force as it stands there")
+            count = "1 problem" if len(wrong) == 1 else f"{len(wrong)} problems"
+            reasons.append(f"{count} in what is written: it is not in force as it stands there")
         if agent.realizer.missing:
             reasons.append(
                 f"{agent.realizer.missing} parts of the plan found no room ({agent.realizer.failure}): "

@@ -187,7 +187,7 @@ async def test_sigterm_first_then_sigkill_after_the_grace_period(site: Site) -> 
         log = (site.state_dir / "pods/shop/web/polite.log").open()
         begin = time.monotonic()
         await endpoints.stop(pod.ref)
-        assert 0.5 <= time.monotonic() - begin < 1.5
+        assert 0.5 <= time.monotonic() - begin < 4, "its own grace period, not the usual one"
         with log:
             assert log.read().split()[-1] == "bye"
         assert not any(map(is_alive, pids))
