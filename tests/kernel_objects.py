@@ -18,7 +18,7 @@ from pathlib import Path
 
 import rig
 
-from agent.datapath import bpf
+from agent.datapath import bpf, bpf_programs
 from agent.datapath.maps import Maps
 from agent.datapath.pins import Pins
 
@@ -47,7 +47,7 @@ class KernelObjects:
         programs = {number for number in _numbers(_PROG_GET_NEXT_ID) if _uses(number, found)}
         for path in pins.root.glob("programs-*/*"):
             fd = bpf.open_pinned(path)
-            programs.add(bpf.program_info(fd).id)
+            programs.add(bpf_programs.program_info(fd).id)
             os.close(fd)
         links = {number for number in _numbers(_LINK_GET_NEXT_ID) if _is_of(number, programs)}
         return cls(frozenset(found), frozenset(programs), frozenset(links))
@@ -112,22 +112,25 @@ def _numbers(command: int) -> Iterator[int]:
     number = 0
     while True:
         attributes = ctypes.create_string_buffer(_ID.pack(number, 0, 0), _ID.size)
-        if bpf._call(command, attributes) < 0:
+        if bpf.call(command, attributes) < 0:
             return
         number = _ID.unpack(attributes.raw)[1]
         yield number
 
 
 def _uses(program: int, maps: set[int]) -> bool:
-    return _ask(lambda: bpf.program_by_id(program), lambda fd: not maps.isdisjoint(bpf.program_info(fd).map_ids))
+    return _ask(
+        lambda: bpf_programs.program_by_id(program),
+        lambda fd: not maps.isdisjoint(bpf_programs.program_info(fd).map_ids),
+    )
 
 
 def _is_of(link: int, programs: set[int]) -> bool:
     def opened() -> int:
         attributes = ctypes.create_string_buffer(_ID.pack(link, 0, 0), _ID.size)
-        return bpf._checked(_LINK_GET_FD_BY_ID, attributes, "opening a link")
+        return bpf.checked(_LINK_GET_FD_BY_ID, attributes, "opening a link")
 
-    return _ask(opened, lambda fd: bpf.link_info(fd).program_id in programs)
+    return _ask(opened, lambda fd: bpf_programs.link_info(fd).program_id in programs)
 
 
 def _ask(opened: Callable[[], int], question: Callable[[int], bool]) -> bool:
