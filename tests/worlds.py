@@ -130,11 +130,8 @@ def interfaces_of(*clusters: drawn.Cluster) -> dict[bytes, int]:
 def change_world(world: World, old: Scene | None, new: Scene) -> None:
     """All at once: from one scene to another."""
     before, after = ({} if old is None else old.objects()), new.objects()
-    for ref in before.keys() - after.keys():
-        world.apply(Change(ref, None))
-    for ref, wanted in after.items():
-        if before.get(ref) != wanted:
-            world.apply(Change(ref, wanted))
+    gone = [Change(ref, None) for ref in before.keys() - after.keys()]
+    world.apply_all([*gone, *(Change(ref, wanted) for ref, wanted in after.items() if before.get(ref) != wanted)])
     for pod in new.cluster.pods:
         if not is_remote(pod):
             world.set_interface(pod_ref(pod), interface_of(pod))
