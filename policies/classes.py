@@ -81,6 +81,10 @@ class ClassIndex:
             self._answers.clear()
             self._answered = 0
 
+    def forget_answer(self, peer: Peer) -> None:
+        """Of a selector that is out of use: whatever changes until it is used again would pass it by."""
+        self._answered -= len(self._answers.pop(peer, ()))
+
     def _matched(self, peer: Peer) -> Iterable[RemoteClass]:
         if isinstance(peer, CidrBlock):
             return (c for c in self._by_prefix.get(peer.block, ()) if c.prefixes.isdisjoint(peer.excepts))

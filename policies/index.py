@@ -226,7 +226,7 @@ class PolicyIndex:
         kept = set() if successor is None else _traits(successor)
         for trait in _traits(old):
             if isinstance(trait, PodSelector):
-                self._selectors.drop(trait)
+                self._drop_selector(trait)
             if trait not in kept:
                 self._asking.take(trait, old.ref)
         if successor is None or successor.subject != old.subject:
@@ -234,7 +234,11 @@ class PolicyIndex:
         if old.subject not in self._selecting:
             for identity in tuple(self._selected.get(old.subject, ())):
                 self._unlink(old.subject, identity)
-        self._selectors.drop(old.subject)
+        self._drop_selector(old.subject)
+
+    def _drop_selector(self, selector: PodSelector) -> None:
+        if self._selectors.drop(selector):
+            self._classes.forget_answer(selector)
 
     def _side(self, subject: Subject, direction: Direction) -> Side:
         key = (subject, direction)

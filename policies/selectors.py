@@ -139,11 +139,12 @@ class SelectorIndex:
         for label in filed:
             folder[label] = (*folder.get(label, ()), selector)
 
-    def drop(self, selector: PodSelector) -> None:
+    def drop(self, selector: PodSelector) -> bool:
+        """End one use. Whether it was the last: from now on nobody hears what the selector matches."""
         entry = self._entries[selector]
         entry.uses -= 1
         if entry.uses:
-            return
+            return False
         self._answers.clear()
         del self._entries[selector]
         scope = _scope(selector)
@@ -154,13 +155,9 @@ class SelectorIndex:
                 folder[label] = rest
             else:
                 del folder[label]
-        if folder:
-            return
-        del self._filed[scope]
-        if isinstance(scope, LabelSelector):
-            for name in tuple(self._covered[scope]):
-                self._uncover(scope, name)
-            del self._covered[scope]
+        if not folder:
+            self._close(scope)
+        return True
 
     # ---- inside
 
@@ -194,6 +191,14 @@ class SelectorIndex:
                     r.matches(workload.labels) for r in rest
                 ):
                     yield identity
+
+    def _close(self, scope: Scope) -> None:
+        """The last selector of a scope is gone."""
+        del self._filed[scope]
+        if isinstance(scope, LabelSelector):
+            for name in tuple(self._covered[scope]):
+                self._uncover(scope, name)
+            del self._covered[scope]
 
     def _anchor(self, pods: LabelSelector) -> Requirement | None:
         """The In requirement that fewest identities meet at present."""

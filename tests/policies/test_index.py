@@ -213,3 +213,21 @@ def test_who_is_selected() -> None:
     index.drop_subject(Subject(300))
     assert index.subjects_of(written.ref) == set()
     assert index.take_dirty() == {}
+
+
+def test_a_selector_used_again_asks_anew_what_it_matches() -> None:
+    """While no policy used it, the namespace became unknown: its pods must not be let in as they were."""
+    index = PolicyIndex()
+    index.set_namespace("blue", {})
+    index.set_namespace("green", {})
+    index.set_identity(300, Workload("blue", {}))
+    index.set_identity(301, Workload("green", {}))
+    index.add_subject(Subject(300))
+    index.add_class(RemoteClass(301))
+    opened = policy(podSelector={}, ingress=[{"from": [{"namespaceSelector": {}}]}])
+    index.set_policy(opened.ref, opened)
+    assert (Direction.INGRESS, RemoteClass(301)) in index.compile(Subject(300))
+    index.set_policy(opened.ref, None)
+    index.set_namespace("green", None)
+    index.set_policy(opened.ref, opened)
+    assert (Direction.INGRESS, RemoteClass(301)) not in index.compile(Subject(300))
