@@ -62,12 +62,22 @@
  * that blindly takes some 2,000 packets for each tuple. Either way it passes, and the end it is for decides. */
 #define RESET_WINDOW          1048576
 
+/* Marks of packets in the node's namespace; a packet that leaves a namespace loses its mark, so no pod can set them.
+ * To a proxy's socket: a rule for this mark leads to a table in which everything is local. From a proxy: what it sends
+ * on for a pod whose egress (ingress) it has judged; what it answers to the one who began. */
+#define MARK_TO_PROXY         0x6a7e0001
+#define MARK_FROM_EGRESS      0x6a7e0002
+#define MARK_FROM_INGRESS     0x6a7e0003
+#define MARK_PROXY_ANSWERS    0x6a7e0004
+#define PROXY_TABLE           2076
+
 /* Extension headers of one IPv6 packet that are followed. */
 #define EXTENSION_HEADERS     6
 
 enum direction { DIRECTION_INGRESS = 0, DIRECTION_EGRESS = 1 };
 
-enum verdict { VERDICT_DENY = 0, VERDICT_ALLOW = 1 };
+/* REDIRECT: the proxy behind the cell's listener decides. */
+enum verdict { VERDICT_DENY = 0, VERDICT_ALLOW = 1, VERDICT_REDIRECT = 2 };
 
 enum event_type { EVENT_NEW = 1, EVENT_END = 2, EVENT_DROP = 3 };
 
@@ -112,7 +122,9 @@ enum drop_reason {
 	DROP_TOO_BIG = 27,          /* refused: with what has to be added the packet exceeds the MTU */
 	DROP_NO_ROUTE = 28,         /* the node has no way to the backend */
 	DROP_TTL_EXCEEDED = 29,     /* refused: its hop limit ends at this node */
-	DROP_REASONS = 30
+	DROP_PROXY_UNREADY = 30,    /* the proxy that is to judge it has not said yet that it does, or does not run */
+	DROP_PROXY_DENIED = 31,     /* a request, name or TLS connection that no rule allows (a proxy's verdict) */
+	DROP_REASONS = 32
 };
 
 /* Index of the tallies map: what else the datapath counts. */
@@ -170,7 +182,8 @@ enum nat_flags {
 
 enum feature {
 	FEATURE_MASQUERADE = 1,
-	FEATURE_SOCKET_PODS = 2      /* sockets of pods are translated too, not only the node's */
+	FEATURE_SOCKET_PODS = 2,     /* sockets of pods are translated too, not only the node's */
+	FEATURE_PROXY = 4            /* there are proxies: packets may be theirs */
 };
 
 /* ---- values -------------------------------------------------------------------------- */
@@ -204,9 +217,18 @@ struct policy_row_key {
 	__u32 row_low_be;           /* an LPM key is compared from its first byte on */
 	__u8 protocol;
 	__u8 zero;
-	__u16 port_be;              /* ICMP: 0 */
+	__u16 port_be;              /* ICMP: the type of the flow's first packet */
 };
-struct policy_row_value { __u64 rule; __u8 verdict; __u8 pad[7]; };
+struct policy_row_value {
+	__u64 rule;
+	__u64 listener;             /* of a REDIRECT: what the proxy is asked, by content */
+	__u8 verdict;
+	__u8 pad[7];
+};
+
+/* Where a proxy listens on loopback, both families, for what these demands judge. Written once it has said that it does;
+ * without an entry nothing passes. TCP: Envoy or the DNS proxy; UDP: the DNS proxy. */
+struct listener_value { __u16 tcp_port_be; __u16 udp_port_be; __u32 pad; };
 
 struct tuple {
 	struct address source;
@@ -365,6 +387,7 @@ struct scratch { __u8 bytes[1024]; };
 	M(LPM_TRIE,     ipcache,        struct ipcache_key,      struct ipcache_value,      524288,  NO_PREALLOC) \
 	M(HASH,         policy_class,   struct policy_class_key, struct policy_class_value, 1048576, NO_PREALLOC) \
 	M(LPM_TRIE,     policy_row,     struct policy_row_key,   struct policy_row_value,   1048576, NO_PREALLOC) \
+	M(HASH,         listeners,      __u64,                   struct listener_value,     16384,   NO_PREALLOC) \
 	M(HASH,         conntrack,      struct tuple,            struct conntrack,          524288,  NO_PREALLOC) \
 	M(LRU_HASH,     conntrack_host, struct tuple,            struct conntrack,          65536,   0) \
 	M(LRU_HASH,     fragments,      struct fragment_key,     struct fragment_value,     8192,    0) \

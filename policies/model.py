@@ -7,11 +7,12 @@ None can be part of a reference cycle, so the collector need not track them (gc=
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 import msgspec
 
 from policies.address import Prefix
+from policies.l7 import L7, Demands, NamePattern
 
 
 class Direction(StrEnum):
@@ -20,8 +21,28 @@ class Direction(StrEnum):
 
 
 class Verdict(StrEnum):
+    """REDIRECT: a proxy decides, request by request."""
+
     DENY = "deny"
     ALLOW = "allow"
+    REDIRECT = "redirect"
+
+
+class Action(StrEnum):
+    """What a rule says of what it matches. PASS: let the next tier decide (policy.networking.k8s.io)."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+    PASS = "pass"  # noqa: S105
+
+
+class Tier(IntEnum):
+    """In which order policies are asked. In ADMIN and BASELINE the first rule that matches decides, by priority of the
+    policy, then by its place; in NAMESPACED a deny goes before any allow, and what isolates denies the rest."""
+
+    ADMIN = 0
+    NAMESPACED = 1
+    BASELINE = 2
 
 
 class Operator(StrEnum):
@@ -58,14 +79,16 @@ class ObjectRef(msgspec.Struct, frozen=True, order=True, gc=False, cache_hash=Tr
 
 
 class RuleRef(msgspec.Struct, frozen=True, order=True, gc=False, cache_hash=True):
-    """One rule of one policy: how people are told what decided. `index` is its position in the section."""
+    """One rule of one policy: how people are told what decided. `index` is its position in the section, which is named
+    where it is not the direction's own: ingressDeny, specs[1].egress."""
 
     policy: ObjectRef
     direction: Direction
     index: int
+    section: str = ""
 
     def __str__(self) -> str:
-        return f"{self.policy} {self.direction}[{self.index}]" if self.index >= 0 else str(self.policy)
+        return f"{self.policy} {self.section or self.direction}[{self.index}]" if self.index >= 0 else str(self.policy)
 
 
 def _built_in(name: str) -> RuleRef:
@@ -115,17 +138,61 @@ class PodSelector(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
 
 
 class CidrBlock(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
-    """Addresses in `block` and in none of `excepts`; pod addresses too. An except only narrows its own block."""
+    """Addresses in `block` and in none of `excepts`. An except only narrows its own block.
+
+    `inside`: also those of pods and nodes (NetworkPolicy's ipBlock); else only those outside the cluster
+    (cilium.io/v2).
+    """
 
     block: Prefix
     excepts: tuple[Prefix, ...] = ()
+    inside: bool = True
 
 
-Peer = PodSelector | CidrBlock
+class Entity(StrEnum):
+    """Names of cilium.io/v2 for kinds of remotes, by identity number. `all` is no peer of its own: peers None."""
+
+    WORLD = "world"
+    WORLD_IPV4 = "world-ipv4"
+    WORLD_IPV6 = "world-ipv6"
+    HOST = "host"
+    REMOTE_NODE = "remote-node"
+    CLUSTER = "cluster"
+    INIT = "init"
+    HEALTH = "health"
+    UNMANAGED = "unmanaged"
+    KUBE_APISERVER = "kube-apiserver"
+    INGRESS = "ingress"
+    NONE = "none"
+
+
+class EntityPeer(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
+    entity: Entity
+
+
+class NodePeer(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
+    """Nodes by the labels of their Node objects, this one included."""
+
+    nodes: LabelSelector
+
+
+class ServicePeer(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
+    """The endpoints of services: of one by name, or of all whose labels match, in one namespace or ("") in all."""
+
+    namespace: str
+    name: str = ""
+    selector: LabelSelector | None = None
+
+
+Mark = NamePattern | NodePeer | ServicePeer
+"""What a rule can ask of an address that neither its identity nor a prefix tells: the World says who has it.
+NamePattern: an address outside the cluster that such a DNS name was answered with."""
+
+Peer = PodSelector | CidrBlock | EntityPeer | NamePattern | NodePeer | ServicePeer
 
 
 class PortRange(msgspec.Struct, frozen=True, gc=False):
-    """Inclusive. A rule for every port of a protocol is 0–65535."""
+    """Inclusive. A rule for every port of a protocol is 0–65535. Of ICMP (1) and ICMPv6 (58) ports are types."""
 
     protocol: int
     first: int
@@ -143,17 +210,24 @@ Port = PortRange | NamedPort
 
 
 class Rule(msgspec.Struct, frozen=True, gc=False):
-    """Allows. `peers` None: any remote; `ports` None: any protocol and port, ICMP included. An empty tuple: none."""
+    """`peers` None: any remote; `ports` None: any protocol and port, ICMP included. An empty tuple: none.
+
+    `l7`: what else is asked of what it allows. Several rules may have one ref: toPorts of one rule as it is written.
+    """
 
     ref: RuleRef
     peers: tuple[Peer, ...] | None
     ports: tuple[Port, ...] | None
+    action: Action = Action.ALLOW
+    l7: L7 | None = None
 
 
 class Policy(msgspec.Struct, frozen=True, gc=False):
     """`isolates`: directions in which the subject's pods are denied what no rule allows.
 
     `problem` is set where the policy could not be understood: it then has no rules and only isolates.
+    `priority`: in the tiers ADMIN and BASELINE, the lower goes first. An object with several specs is several policies;
+    the further ones have refs named NAME:specs[1] and so on.
     """
 
     ref: ObjectRef
@@ -162,6 +236,8 @@ class Policy(msgspec.Struct, frozen=True, gc=False):
     isolates: frozenset[Direction]
     rules: tuple[Rule, ...]
     problem: str = ""
+    tier: Tier = Tier.NAMESPACED
+    priority: int = 0
 
 
 class Workload(msgspec.Struct, frozen=True):
@@ -180,12 +256,13 @@ class ContainerPort(msgspec.Struct, frozen=True, order=True, gc=False, cache_has
 
 
 class RemoteClass(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
-    """What rules can tell apart in a remote address: its identity, the policy prefixes that cover it, and
-    those of its named ports that some egress rule names."""
+    """What rules can tell apart in a remote address: its identity, the policy prefixes that cover it, those of its
+    named ports that some egress rule names, and the marks that rules ask for."""
 
     identity: int
     prefixes: frozenset[Prefix] = frozenset()
     ports: frozenset[ContainerPort] = frozenset()
+    marks: frozenset[Mark] = frozenset()
 
 
 class Subject(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
@@ -197,13 +274,16 @@ class Subject(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
 
 
 class Cell(msgspec.Struct, frozen=True, gc=False):
-    """One part of a row. `protocol` None: everything that no cell of the row with a protocol covers."""
+    """One part of a row. `protocol` None: everything that no cell of the row with a protocol covers.
+
+    `demands`: of a REDIRECT; `rule` is then the first of the rules they are from."""
 
     protocol: int | None
     first: int
     last: int
     verdict: Verdict
     rule: RuleRef
+    demands: Demands | None = None
 
 
 Row = tuple[Cell, ...]

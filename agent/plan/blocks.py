@@ -33,7 +33,11 @@ TABLE_HEAD = struct.Struct("=QI")
 """Seed and size of a Maglev table; the backends (struct backend_value) follow."""
 
 PORT_BITS = 16
-VERDICTS = {Verdict.DENY: NUMBERS.VERDICT_DENY, Verdict.ALLOW: NUMBERS.VERDICT_ALLOW}
+VERDICTS = {
+    Verdict.DENY: NUMBERS.VERDICT_DENY,
+    Verdict.ALLOW: NUMBERS.VERDICT_ALLOW,
+    Verdict.REDIRECT: NUMBERS.VERDICT_REDIRECT,
+}
 
 Span = tuple[int, int, int, Verdict, int]
 """Bits fixed, first and last port, verdict, rule number."""
@@ -92,7 +96,7 @@ def row(cells: Row, names: Names) -> Block:
     """A row as entries of the LPM map. Port ranges become the prefixes that cover them."""
     entries = {}
     for cell in cells:
-        value = ROW_VALUE.pack_values(names.rule(cell.rule), VERDICTS[cell.verdict])
+        value = ROW_VALUE.pack_values(names.rule(cell.rule), names.listener(cell.demands), VERDICTS[cell.verdict])
         for bits, protocol, port in _prefixes(cell):
             entries[bits, protocol, abi.be16(port)] = value
     content = b"".join(bytes(key[:2]) + key[2].to_bytes(2, "big") + value for key, value in sorted(entries.items()))

@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from typing import TypeVar
 
+import msgspec
+
 from agent.datapath import abi
+from policies.l7 import Demands
 from policies.model import NODE, NOT_ISOLATED, SELF, ContainerPort, Direction, ObjectRef, RemoteClass, RuleRef, Subject
 
 NUMBERS = abi.load().constants
@@ -40,9 +43,12 @@ def content_id(kind: str, content: bytes) -> int:
 
 def class_id(remote: RemoteClass) -> int:
     """The identity where nothing else tells the class apart, so that most numbers can be read."""
-    if not remote.prefixes and not remote.ports:
+    if not remote.prefixes and not remote.ports and not remote.marks:
         return remote.identity
-    parts = [str(remote.identity), *sorted(map(str, remote.prefixes)), *_ports(remote.ports)]
+    marks = sorted(
+        f"{type(mark).__name__} {msgspec.json.encode(mark, order='deterministic').decode()}" for mark in remote.marks
+    )
+    parts = [str(remote.identity), *sorted(map(str, remote.prefixes)), *_ports(remote.ports), *marks]
     return _hashed("class", parts)
 
 
@@ -63,7 +69,16 @@ def rule_id(rule: RuleRef) -> int:
     if rule.policy.kind == UNKNOWN_RULE:
         return int(rule.policy.name, 16)
     ref = rule.policy
-    return content_id("rule", "\n".join((ref.kind, ref.namespace, ref.name, rule.direction, str(rule.index))).encode())
+    return content_id(
+        "rule", "\n".join((ref.kind, ref.namespace, ref.name, rule.section or rule.direction, str(rule.index))).encode()
+    )
+
+
+def listener_id(demands: Demands) -> int:
+    """What a proxy is asked, by content: also the name of its listener, in hex."""
+    return content_id(
+        "listener", b"\n".join(sorted(msgspec.json.encode(one, order="deterministic") for one in demands))
+    )
 
 
 def unknown_rule(number: int) -> RuleRef:
@@ -77,9 +92,11 @@ class Names:
         self.rules: dict[int, RuleRef] = {number: rule for rule, number in BUILT_IN.items()}
         self.classes: dict[int, RemoteClass] = {}
         self.subjects: dict[int, Subject] = {}
+        self.listeners: dict[int, Demands] = {}
         self._rule_ids: dict[RuleRef, int] = {rule: number for number, rule in self.rules.items()}
         self._class_ids: dict[RemoteClass, int] = {}
         self._subject_ids: dict[Subject, int] = {}
+        self._listener_ids: dict[Demands, int] = {}
 
     def rule(self, rule: RuleRef) -> int:
         if (number := self._rule_ids.get(rule)) is None:
@@ -98,6 +115,14 @@ class Names:
     def subject(self, subject: Subject) -> int:
         if (number := self._subject_ids.get(subject)) is None:
             number = self._subject_ids[subject] = _note(self.subjects, subject_id(subject), subject)
+        return number
+
+    def listener(self, demands: Demands | None) -> int:
+        """0: none."""
+        if demands is None:
+            return 0
+        if (number := self._listener_ids.get(demands)) is None:
+            number = self._listener_ids[demands] = _note(self.listeners, listener_id(demands), demands)
         return number
 
     def rule_ref(self, number: int) -> RuleRef:
