@@ -13,7 +13,7 @@ from itertools import pairwise
 import msgspec
 
 from agent.datapath import abi
-from agent.plan.ids import NUMBERS, Names, content_id
+from agent.plan.ids import NUMBERS, Asked, Names, content_id
 from agent.services.maglev import table
 from policies.flatten import LAST_PORT, meet
 from policies.model import Cell, Row, RuleRef, Verdict
@@ -96,7 +96,8 @@ def row(cells: Row, names: Names) -> Block:
     """A row as entries of the LPM map. Port ranges become the prefixes that cover them."""
     entries = {}
     for cell in cells:
-        value = ROW_VALUE.pack_values(names.rule(cell.rule), names.listener(cell.demands), VERDICTS[cell.verdict])
+        listener = 0 if cell.demands is None else names.listener(Asked(cell.rule.direction, cell.demands))
+        value = ROW_VALUE.pack_values(names.rule(cell.rule), listener, VERDICTS[cell.verdict])
         for bits, protocol, port in _prefixes(cell):
             entries[bits, protocol, abi.be16(port)] = value
     content = b"".join(bytes(key[:2]) + key[2].to_bytes(2, "big") + value for key, value in sorted(entries.items()))

@@ -74,11 +74,17 @@ def rule_id(rule: RuleRef) -> int:
     )
 
 
-def listener_id(demands: Demands) -> int:
-    """What a proxy is asked, by content: also the name of its listener, in hex."""
-    return content_id(
-        "listener", b"\n".join(sorted(msgspec.json.encode(one, order="deterministic") for one in demands))
-    )
+class Asked(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
+    """What a proxy is asked of flows, for the side whose rules these are."""
+
+    direction: Direction
+    demands: Demands
+
+
+def listener_id(asked: Asked) -> int:
+    """By content: also the name of the proxy's listener, in hex."""
+    demands = sorted(msgspec.json.encode(one, order="deterministic") for one in asked.demands)
+    return content_id("listener", b"\n".join((asked.direction.encode(), *demands)))
 
 
 def unknown_rule(number: int) -> RuleRef:
@@ -92,11 +98,11 @@ class Names:
         self.rules: dict[int, RuleRef] = {number: rule for rule, number in BUILT_IN.items()}
         self.classes: dict[int, RemoteClass] = {}
         self.subjects: dict[int, Subject] = {}
-        self.listeners: dict[int, Demands] = {}
+        self.listeners: dict[int, Asked] = {}
         self._rule_ids: dict[RuleRef, int] = {rule: number for number, rule in self.rules.items()}
         self._class_ids: dict[RemoteClass, int] = {}
         self._subject_ids: dict[Subject, int] = {}
-        self._listener_ids: dict[Demands, int] = {}
+        self._listener_ids: dict[Asked, int] = {}
 
     def rule(self, rule: RuleRef) -> int:
         if (number := self._rule_ids.get(rule)) is None:
@@ -117,12 +123,9 @@ class Names:
             number = self._subject_ids[subject] = _note(self.subjects, subject_id(subject), subject)
         return number
 
-    def listener(self, demands: Demands | None) -> int:
-        """0: none."""
-        if demands is None:
-            return 0
-        if (number := self._listener_ids.get(demands)) is None:
-            number = self._listener_ids[demands] = _note(self.listeners, listener_id(demands), demands)
+    def listener(self, asked: Asked) -> int:
+        if (number := self._listener_ids.get(asked)) is None:
+            number = self._listener_ids[asked] = _note(self.listeners, listener_id(asked), asked)
         return number
 
     def rule_ref(self, number: int) -> RuleRef:

@@ -6,7 +6,7 @@
 //                                            rr: COUNT exchanges on one connection; crr: each on a connection of its own;
 //                                            connect: connections without an exchange, connect() alone is timed
 //
-// The client prints the sorted quantiles in nanoseconds: "p50 p90 p99 mean".
+// The client takes a turn of COUNT for each byte on its standard input, and prints the median in nanoseconds.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -90,35 +90,48 @@ static int ascending(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-static void measure(const char *address, int port, int count, int per_connection, int exchanges)
+struct shape {
+	int per_connection; // a connection for each exchange
+	int exchanges;
+};
+
+static long long once(struct sockaddr_in6 *to, struct shape shape, int *fd)
+{
+	long long start = now_ns(), took;
+
+	if (shape.per_connection)
+		*fd = dial(to);
+	if (shape.exchanges)
+		exchange(*fd);
+	if (shape.per_connection && shape.exchanges)
+		close(*fd);
+	took = now_ns() - start;
+	if (!shape.exchanges)
+		close(*fd);
+	return took;
+}
+
+static void measure(const char *address, int port, int count, struct shape shape)
 {
 	struct sockaddr_in6 to = { .sin6_family = AF_INET6, .sin6_port = htons(port) };
-	char mapped[INET6_ADDRSTRLEN + 8];
-	long long *took = calloc(count, sizeof(*took)), sum = 0;
+	char mapped[INET6_ADDRSTRLEN + 8], turn;
+	long long *took = calloc(count, sizeof(*took));
 	int fd = -1;
 
 	snprintf(mapped, sizeof(mapped), strchr(address, ':') ? "%s" : "::ffff:%s", address);
 	if (!took || inet_pton(AF_INET6, mapped, &to.sin6_addr) != 1)
 		fail("address");
-	if (!per_connection)
-		fd = dial(&to);
-	for (int i = 0; i < count; i++) {
-		long long start = now_ns();
-
-		if (per_connection)
+	while (read(STDIN_FILENO, &turn, 1) == 1) {
+		if (!shape.per_connection)
 			fd = dial(&to);
-		if (exchanges) {
-			exchange(fd);
-			if (per_connection)
-				close(fd);
-		}
-		took[i] = now_ns() - start;
-		if (!exchanges)
+		for (int i = 0; i < count; i++)
+			took[i] = once(&to, shape, &fd);
+		if (!shape.per_connection)
 			close(fd);
-		sum += took[i];
+		qsort(took, count, sizeof(*took), ascending);
+		printf("%lld\n", took[count / 2]);
+		fflush(stdout);
 	}
-	qsort(took, count, sizeof(*took), ascending);
-	printf("%lld %lld %lld %lld\n", took[count / 2], took[count * 9 / 10], took[count * 99 / 100], sum / count);
 }
 
 int main(int argc, char **argv)
@@ -126,7 +139,8 @@ int main(int argc, char **argv)
 	if (argc == 3 && !strcmp(argv[1], "server"))
 		serve(atoi(argv[2]));
 	else if (argc == 6 && !strcmp(argv[1], "client"))
-		measure(argv[2], atoi(argv[3]), atoi(argv[4]), strcmp(argv[5], "rr"), strcmp(argv[5], "connect"));
+		measure(argv[2], atoi(argv[3]), atoi(argv[4]),
+			(struct shape){ strcmp(argv[5], "rr") != 0, strcmp(argv[5], "connect") != 0 });
 	else
 		return fprintf(stderr, "usage: rr server PORT | rr client ADDRESS PORT COUNT rr|crr|connect\n"), 2;
 	return 0;
