@@ -29,6 +29,15 @@ class Instance:
         self.agent_socket = self.state_dir / "agent.sock"
         self.flows_socket = self.state_dir / "flows.sock"
         self.flows_log = self.state_dir / "flows.log"
+        self.xds_socket = self.state_dir / "xds.sock"
+        self.access_log_socket = self.state_dir / "accesslog.sock"
+        self.envoy_socket = self.state_dir / "envoy.sock"
+        """Its admin interface."""
+        self.envoy_log = self.state_dir / "envoy.log"
+        self.envoy_config = self.state_dir / "envoy.json"
+        self.dns_socket = self.state_dir / "dns.sock"
+        self.dns_log = self.state_dir / "dns.log"
+        self.dns_names = self.state_dir / "names.json"
 
     @property
     def pins(self) -> Pins:

@@ -23,6 +23,7 @@ def node_config(config: Config, found: Sequence[bytes] = ()) -> NodeConfig:
         labels_include=config.labels_include,
         labels_exclude=config.labels_exclude,
         zone=config.zone,
+        proxy_ports=port_range("proxy_ports", config.proxy_ports),
         services=ServiceConfig(
             node_ports=port_range("node_ports", config.node_ports),
             node_port_addresses=prefixes(config.node_port_addresses),

@@ -28,7 +28,7 @@ def ref_of(kind: str, key: str) -> ObjectRef:
 
 class Allocations:
     """Keys: identities by their canonical labels, one a line; CIDR identities by prefix; all else by namespace/name,
-    of a service's node ports with :port or :health."""
+    of a service's node ports with :port or :health; proxy ports by the listener's name."""
 
     def __init__(self, config: NodeConfig) -> None:
         self.identities = Allocator("identity", IDENTITY_MIN, IDENTITY_MAX - IDENTITY_MIN + 1)
@@ -37,6 +37,8 @@ class Allocations:
         self.pod_pools = tuple(AddressPool("pod address", cidr, config.addresses) for cidr in config.pod_cidrs)
         first, last = config.services.node_ports
         self.node_ports = Allocator("node port", first, last - first + 1)
+        first, last = config.proxy_ports
+        self.proxy_ports = Allocator("proxy port", first, last - first + 1)
         self.service_pools = tuple(AddressPool("service address", cidr) for cidr in config.service_cidrs)
 
     def pod_addresses(self, ref: ObjectRef) -> tuple[bytes, ...]:
@@ -77,6 +79,7 @@ class Allocations:
             "cidr_identities": self.cidr_identities,
             "endpoints": self.endpoints,
             "node ports": self.node_ports,
+            "proxy ports": self.proxy_ports,
             **{f"pods {pool.block}": pool for pool in self.pod_pools},
             **{f"services {pool.block}": pool for pool in self.service_pools},
         }
