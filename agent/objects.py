@@ -1,6 +1,6 @@
 """Kubernetes objects as the agent needs them: defaults filled in, validated, with where they were written.
 
-Sources produce these, whatever they read; NetworkPolicies arrive as policies.model.Policy.
+Sources produce these, whatever they read; policies arrive as policies.model.Policy, or a PolicySet of them.
 None can be part of a reference cycle, so the collector need not track them (gc=False): there are many.
 """
 
@@ -32,6 +32,7 @@ class Node(msgspec.Struct, frozen=True, gc=False):
     addresses: tuple[bytes, ...] = ()  # status.addresses of type InternalIP and ExternalIP
     pod_cidrs: tuple[Prefix, ...] = ()  # spec.podCIDRs
     zone: str = ""  # label topology.kubernetes.io/zone
+    labels: dict[str, str] = {}
 
 
 class Container(msgspec.Struct, frozen=True, gc=False):
@@ -100,6 +101,7 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     publish_not_ready: bool = False
     exposure: Exposure = Exposure()
     proxied: bool = True  # false: labelled service.kubernetes.io/service-proxy-name or headless, so not ours to serve
+    labels: dict[str, str] = {}  # by which policies select services (toServices)
 
 
 class SlicePort(msgspec.Struct, frozen=True, order=True, gc=False):
@@ -180,7 +182,31 @@ class Interface(msgspec.Struct, frozen=True):
     netns_cookie: int = 0  # the kernel's number of that namespace; 0: not known
 
 
-Object = Namespace | Node | Pod | Service | EndpointSlice | Policy
+class Secret(msgspec.Struct, frozen=True, gc=False):
+    """Certificates and keys that TLS rules name. What it holds is never shown: not in logs, errors or listings."""
+
+    ref: ObjectRef
+    origin: Origin
+    data: dict[str, bytes]
+
+    def __repr__(self) -> str:
+        return f"Secret({str(self.ref)!r}, {str(self.origin)!r}, keys={sorted(self.data)})"
+
+
+class PolicySet(msgspec.Struct, frozen=True, gc=False):
+    """The policies of one object of a kind that may hold several (cilium.io/v2: spec and specs). The first has the
+    object's ref, further ones NAME:specs[1] and so on; each has a ref of its own.
+
+    `salvaged`: the object is not valid, and all that is certain of it is which pods it isolates.
+    """
+
+    ref: ObjectRef
+    origin: Origin
+    policies: tuple[Policy, ...]
+    salvaged: bool = False
+
+
+Object = Namespace | Node | Pod | Service | EndpointSlice | Secret | Policy | PolicySet
 
 
 class Problem(msgspec.Struct, frozen=True, order=True, gc=False):
