@@ -16,7 +16,7 @@ PATTERNS = [
     ("*", ["a", "a.b", "cilium.io", "", ".", "odd\\032name.local", "a\\.b.c"], []),
     ("**", ["a", "a.b.c", "."], []),
     ("*.", ["a", "a.b.c", "."], []),
-    ("*.cilium.io", ["sub.cilium.io", "SUB.Cilium.IO.", "_srv.cilium.io"], ["cilium.io", "a.b.cilium.io", "subcilium.io"]),
+    ("*.cilium.io", ["sub.cilium.io", "SUB.Cilium.IO.", "_s.cilium.io"], ["cilium.io", "a.b.cilium.io", "scilium.io"]),
     ("*cilium.io", ["cilium.io", "subcilium.io", "sub-cilium.io"], ["sub.cilium.io", "cilium.io.evil.com"]),
     ("sub*.cilium.io", ["sub.cilium.io", "subdomain.cilium.io"], ["www.cilium.io", "blog.sub.cilium.io", "cilium.io"]),
     ("part*ial.com", ["partial.com", "part-extra-ial.com"], ["partial.com.org", "part.ial.com", "parial.com"]),
