@@ -29,6 +29,7 @@ from agent.instance import Instance
 from agent.naming import NameFeed
 from agent.plan.plan import Plan
 from agent.pods import LocalPods
+from agent.proxy.proxies import Proxies
 from agent.realize import Realizer
 from agent.retirement import Retirement
 from agent.sources.directory import Batch, DirectorySource
@@ -70,9 +71,11 @@ class Agent:
         self.names = NameFeed(self.world, config.node)
         self.realizer = Realizer(maps, Plan())
         self.health = HealthChecks(config.healthz, self.world, lambda: self.turns.behind_since)
+        self.proxies = Proxies(self.realizer.plan, maps["listeners"], ())
         self.turns = Turns(
-            self.world, self.realizer, self.names, self._save, self._forget, self._retire, self.health.ports.update
-        )
+            self.world, self.realizer, self.names, self._save, self._forget, self._retire, self.health.ports.update,
+            self.proxies,
+        )  # fmt: skip
         self.source = source
         self.attachments = Attachments(config, instance, maps, loaded, node.addresses)
         self.kube_proxy = kubeproxy.Watch(config)
@@ -122,6 +125,7 @@ class Agent:
         self.turns.load(batch)
         stays = {ref: found for ref, found in adopted.items() if self._fits(ref, found)}
         writes = self.turns.start({ref: found.interface for ref, found in stays.items()})
+        self.proxies.start()
         self._replace_programs(found.interface.index for found in stays.values())
         self.attachments.attach()
         self.instance.remove_other_pins(programs.source_hash for programs in self.loaded.values())
@@ -138,7 +142,7 @@ class Agent:
         works = (
             self.turns.run(self.pods), self._watch(), self.flows.run(), self._retirement.run(), self._flush(),
             self._become_ready(), self.health.run(), self.attachments.follow(),
-            self.kube_proxy.run(),
+            self.kube_proxy.run(), self.proxies.run(),
         )  # fmt: skip
         stop = asyncio.create_task(stopping.wait())
         pending: set[asyncio.Task[Any]] = {stop, *(asyncio.create_task(work) for work in works)}

@@ -18,7 +18,7 @@ from agent.datapath.maps import Map
 from agent.history import History
 from agent.plan.pieces import pieces
 from agent.plan.plan import Plan
-from agent.plan.state import State
+from agent.plan.state import Changes, State
 from agent.plan.step import Transition
 from agent.plan.transition import reconcile, transition
 from agent.world.world import Dirty, World
@@ -57,12 +57,16 @@ class Realizer:
         memory.keep()
         return writes
 
-    def realize(self, world: World, dirty: Dirty, save: Callable[[], None]) -> int:
-        """Bring what is dirty into the kernel. Returns the number of writes. Raises plan.ids.CollisionError.
+    def compile(self, world: World, dirty: Dirty) -> Changes:
+        """What is to be otherwise in the kernel: for `realize`, before anything else is compiled. Raises
+        plan.ids.CollisionError."""
+        return self.plan.update(world, dirty)
+
+    def realize(self, changes: Changes, save: Callable[[], None]) -> int:
+        """Bring changes into the kernel. Returns the number of writes.
 
         `save` is called when all numbers are given and none is in the kernel yet.
         """
-        changes = self.plan.update(world, dirty)
         if not changes:
             return 0
         self.history.note(self.plan.state, changes)

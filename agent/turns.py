@@ -10,12 +10,14 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 from agent import log as logs
 from agent.naming import NameFeed
 from agent.objects import Interface, Pod, Problem
 from agent.plan.ids import CollisionError
 from agent.plan.serving import Serving
+from agent.plan.state import Changes
 from agent.pods import LocalPods
 from agent.realize import Realizer
 from agent.sources.directory import Batch
@@ -28,6 +30,16 @@ INTERFACES_A_TURN = 16
 log = logs.get("turns")
 
 
+class Redirects(Protocol):
+    """Who sees to it that proxies listen where rows redirect to."""
+
+    async def announce(self, changes: Changes) -> None:
+        """Rows that may redirect to new listeners are about to be in force: have these ready, if that is soon."""
+
+    async def follow(self) -> None:
+        """The plan is in force, as far as there was room: what it uses may be reached, all else goes."""
+
+
 class Turns:
     """`desired` counts the batches read, `realized` is the newest of which everything is in the kernel.
 
@@ -36,7 +48,7 @@ class Turns:
     `behind_since`: since when (CLOCK_MONOTONIC, seconds) not all that is desired is realized; None: all is.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  # what decides has to tell many
         self,
         world: World,
         realizer: Realizer,
@@ -45,6 +57,7 @@ class Turns:
         freed: Callable[[set[bytes]], None],
         retired: Callable[[], None],
         services_changed: Callable[[Iterable[ObjectRef]], None],
+        proxies: Redirects,
     ) -> None:
         self.behind_since: float | None = time.monotonic()
         self.desired = 0
@@ -58,6 +71,7 @@ class Turns:
         self._freed = freed
         self._retired = retired
         self._services_changed = services_changed
+        self._proxies = proxies
         self.serving = Serving()
         self._taken = 0
         self._promised = 0
@@ -132,17 +146,17 @@ class Turns:
             self._wake.clear()
             while self._batches or self._interfaces:
                 if self._batches:
-                    self._take_batch(self._batches.popleft(), pods)
+                    await self._take_batch(self._batches.popleft(), pods)
                 else:
-                    self._take_interfaces()
+                    await self._take_interfaces()
                 await asyncio.sleep(0)
 
-    def _take_batch(self, batch: Batch, pods: LocalPods) -> None:
+    async def _take_batch(self, batch: Batch, pods: LocalPods) -> None:
         changes = batch.changes
         self._names.watch(change.ref for change in changes)
         before = {address for change in changes for address in self._addresses(change.ref)}
         self._world.apply_all(changes)
-        writes = self._realize(change.ref for change in changes)
+        writes = await self._realize(change.ref for change in changes)
         self.problems = batch.problems
         self._finish(self._taken + 1)
         took_ms = round((time.monotonic_ns() - batch.received_ns) / 1e6, 1)
@@ -153,28 +167,31 @@ class Turns:
             if change.ref.kind == "Pod":
                 self.want(change.ref, pods)
 
-    def _take_interfaces(self) -> None:
+    async def _take_interfaces(self) -> None:
         finished: list[asyncio.Future[None]] = []
         while self._interfaces and len(finished) < INTERFACES_A_TURN:
             ref, interface, done = self._interfaces.popleft()
             if self._world.pods.get(ref) is not None:
                 self._world.set_interface(ref, interface)
             finished.append(done)
-        self._realize(())
+        await self._realize(())
         for done in finished:
             if not done.done():
                 done.set_result(None)
         self._finish(self._taken)
 
-    def _realize(self, refs: Iterable[ObjectRef]) -> int:
+    async def _realize(self, refs: Iterable[ObjectRef]) -> int:
         dirty = self._world.take_dirty()
         self._names.publish({*refs, *dirty.endpoints, *dirty.services})
         try:
-            writes = self._realizer.realize(self._world, dirty, self._save)
+            changes = self._realizer.compile(self._world, dirty)
         except CollisionError as error:
             self.collision = str(error)
             log.error("a change is not in force", reason=self.collision)
             return 0
+        await self._proxies.announce(changes)
+        writes = self._realizer.realize(changes, self._save)
+        await self._proxies.follow()
         if self.serving.update(self._world, dirty.services):
             self._retired()
         self._services_changed(dirty.services)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from agent.plan.blocks import ROW_VALUE, ROWS, Block
 from agent.plan.ids import NUMBERS
 from agent.plan.state import Changes, State
@@ -14,19 +16,30 @@ def listeners_of(block: Block) -> frozenset[int]:
 
 
 class ListenerUses:
-    """`note` every change before the state takes it over; then `in_use` knows without looking at all rows."""
+    """`note` every change before the state takes it over, `settle` after."""
 
     def __init__(self) -> None:
         self._rows: dict[int, frozenset[int]] = {}  # those that redirect, by number
 
     def note(self, changes: Changes) -> frozenset[int]:
         """The listeners that rows of this change name, which may be new."""
-        found = {number: named for number, block in changes.blocks[ROWS].items() if (named := listeners_of(block))}
-        self._rows.update(found)
-        return frozenset().union(*found.values())
+        return self._note(changes.blocks[ROWS])
 
-    def in_use(self, state: State) -> frozenset[int]:
-        """By rows the state has."""
+    def start(self, state: State) -> None:
+        """All rows there are."""
+        self._note(state.blocks[ROWS])
+
+    def settle(self, state: State) -> None:
+        """Forget the rows that it does not have any more."""
         for number in self._rows.keys() - state.blocks[ROWS].keys():
             del self._rows[number]
+
+    @property
+    def named(self) -> frozenset[int]:
+        """By rows in force and, between `note` and `settle`, by those that are about to be."""
         return frozenset().union(*self._rows.values())
+
+    def _note(self, rows: Mapping[int, Block]) -> frozenset[int]:
+        found = {number: named for number, block in rows.items() if (named := listeners_of(block))}
+        self._rows.update(found)
+        return frozenset().union(*found.values())

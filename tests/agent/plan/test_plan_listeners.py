@@ -39,9 +39,12 @@ def test_listeners_go_out_of_use_with_the_last_row() -> None:
     number = names.listener(Asked(Direction.INGRESS, GET))
     assert uses.note(changes) == {number}
     state.advance(changes)
-    assert uses.in_use(state) == {number}
+    uses.settle(state)
+    assert uses.named == {number}
     gone = Changes()
     gone.policy[1, 0] = {2: None}
     assert uses.note(gone) == frozenset()
+    assert uses.named == {number}
     state.advance(gone)
-    assert uses.in_use(state) == frozenset()
+    uses.settle(state)
+    assert uses.named == frozenset()
