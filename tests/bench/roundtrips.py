@@ -1,28 +1,33 @@
 """Round trips pod → pod: through Gatehouse with 1,000 rules in force, against plain kernel routing.
 
-The same two pods, interleaved (plain, Gatehouse, plain, …): for the plain runs the programs and their qdisc are taken
-off both veths. Each run is one connection of one-byte exchanges (rr), or a connection for each (crr). A run's figure
-is its median; the ratio is the median over the pairs of neighbouring runs, so that what else goes on drops out.
+Two pairs of pods on one node; off the veths of the plain pair the programs and their qdisc are taken. Clients of all
+paths stand ready and take short turns: plain, Gatehouse, plain, … A turn is one connection of one-byte exchanges (rr),
+or a connection for each (crr), and its figure is its median. The ratio is the median over the rounds. A machine that
+is slowed down from outside is slow for many turns in a row, and so is what a ratio compares.
 
 Both ends are pinned to one core: the path is the same, but for waking another core, which on virtual machines takes
-several times as long as the path and varies by more than what is to be seen.
+several times as long as the path and varies by more than what is to be seen. Each client has a cgroup of its own, as a
+pod's processes have: the scheduler's work at changing from one to another is no part of the path.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import msgspec
 import probes
 from agents import Document
 
+from agent.datapath.mounts import ensure_cgroup2
 from agent.datapath.programs import ensure_loaded
 from agent.datapath.tc import Hooks
+from agent.endpoints import cgroups
 from bench import cluster
 from bench.cluster import NAMESPACE
 from bench.report import Figure
@@ -31,92 +36,130 @@ from bench.setting import Bench, Site, apart, site
 RULES = 1000
 RULES_IN_A_POLICY = 10
 PORT, CLOSED_PORT, SERVICE_PORT, SERVICE_IP = 5201, 5999, 80, "10.96.0.80"
-PAIRS = 21
-EXCHANGES, CONNECTIONS = 6000, 2000
-RUN_TIMEOUT_S = 60.0
+PODS = ("client", "server", "plain-client", "plain-server")
+ROUNDS = 600
+WARM_UP = 5
 GOAL = 1.05
 
 
+class Shape(msgspec.Struct, frozen=True):
+    what: str
+    count: int
+    """In a turn, which so takes some 5 ms."""
+
+
+SHAPES = {
+    "rr": Shape("one-byte exchange", 300),
+    "crr": Shape("connect, exchange, close", 50),
+    "connect": Shape("connect() alone", 100),
+}
+PATHS = ("plain", "ours", "service")
+
+
 def measure(bench: Bench) -> Iterator[Figure]:
-    program = compile_client()
     core = max(os.sched_getaffinity(0))
-    with apart(core), site(manifests()) as place:
-        pair = Pair(place, program, core)
-        with closing(pair):
-            yield from compare(pair, bench.samples(PAIRS))
+    with apart(core), site(manifests()) as place, Pairs(place, compile_client(), core) as pairs:
+        for name in ("rr", "crr"):
+            found = pairs.compare(PATHS, name, bench.samples(ROUNDS))
+            for path, by, goal in (("ours", "", GOAL), ("service", ", by ClusterIP", None)):
+                yield figure("roundtrips", f"TCP {SHAPES[name].what}{by}", found, path, goal)
 
 
-SHAPES = {"rr": ("one-byte exchange", EXCHANGES), "crr": ("connect, exchange, close", CONNECTIONS)}
+def figure(measured: str, name: str, found: Mapping[str, list[float]], path: str, goal: float | None) -> Figure:
+    plain, taken = found["plain"], found[path]
+    ratio = median(a / b for a, b in zip(taken, plain, strict=True))
+    note = f"{median(taken) / 1000:.1f} µs, plain {median(plain) / 1000:.1f} µs; both ends on one core"
+    return Figure(measured, name, ratio, "×", goal, note)
 
 
-def compare(pair: Pair, rounds: int) -> Iterator[Figure]:
-    pair.verify()
-    target = pair.place.agent.ip(f"{NAMESPACE}/server")
-    paths = (("plain", target, PORT), ("ours", target, PORT), ("service", SERVICE_IP, SERVICE_PORT))
-    found: dict[tuple[str, str], list[float]] = {}
-    for number in range(-1, rounds):
-        for path, address, port in paths:
-            (pair.detach if path == "plain" else pair.attach)()
-            for shape, (_, count) in SHAPES.items():
-                took_ns = pair.run(address, port, count, shape)
-                if number >= 0:  # the first round warms up
-                    found.setdefault((path, shape), []).append(took_ns)
-    for path, by, goal in (("ours", "", GOAL), ("service", ", by ClusterIP", None)):
-        for shape, (what, _) in SHAPES.items():
-            plain, taken = found["plain", shape], found[path, shape]
-            ratio = median(a / b for a, b in zip(taken, plain, strict=True))
-            note = f"{median(taken) / 1000:.1f} µs, plain {median(plain) / 1000:.1f} µs; both ends on one core"
-            yield Figure("roundtrips", f"TCP {what}{by}", ratio, "×", goal, note)
-
-
-class Pair:
-    """Two pods and the hooks of their veths; the server runs."""
+class Pairs:
+    """The two pairs of pods. Both servers run."""
 
     def __init__(self, place: Site, program: Path, core: int) -> None:
-        self.place = place
+        agent = place.agent
+        self._place = place
         self._pinned = ("taskset", "-c", str(core), str(program))
-        self.client, self.server = (place.agent.netns(f"{NAMESPACE}/{name}") for name in ("client", "server"))
-        self._links = [place.agent.endpoint(f"{NAMESPACE}/{name}")["interface"] for name in ("client", "server")]
-        self._indexes = [self._index(link) for link in self._links]
-        self._programs = ensure_loaded(place.maps, place.agent.instance.pins)
-        self._hooks = place.node.call(Hooks, self._programs)
-        serving = self.server.popen(*self._pinned, "server", str(PORT), stdout=subprocess.PIPE)
-        assert serving.stdout is not None and serving.stdout.readline() == b"listening\n"
+        self._pods = {name: agent.netns(f"{NAMESPACE}/{name}") for name in PODS}
+        for name in ("server", "plain-server"):
+            serving = self._pods[name].popen(*self._pinned, "server", str(PORT), stdout=subprocess.PIPE)
+            assert serving.stdout is not None and serving.stdout.readline() == b"listening\n"
+        self._cgroup = ensure_cgroup2() / f"gatehouse-bench-{os.getpid()}"
+        server = agent.ip(f"{NAMESPACE}/server")
+        self._targets = {
+            "plain": (agent.ip(f"{NAMESPACE}/plain-server"), PORT),
+            "ours": (server, PORT),
+            "service": (SERVICE_IP, SERVICE_PORT),
+            "socket": (SERVICE_IP, SERVICE_PORT),
+        }
+        self._detach("plain-client", "plain-server")
+        self._verify()
 
-    def close(self) -> None:
-        self._hooks.close()
-        self._programs.close()
+    def __enter__(self) -> Pairs:
+        return self
 
-    def attach(self) -> None:
-        for index in self._indexes:
-            self._hooks.attach(index)
+    def __exit__(self, *_: object) -> None:
+        for below in ("bench/pods/*/", "bench/pods/", "bench/", "./"):
+            for folder in self._cgroup.glob(below):
+                cgroups.remove(folder)
 
-    def detach(self) -> None:
-        for index, link in zip(self._indexes, self._links, strict=True):
-            self._hooks.detach(index)
-            self.place.node.run("tc", "qdisc", "del", "dev", link, "clsact")
+    def compare(self, paths: Iterable[str], shape: str, rounds: int) -> dict[str, list[float]]:
+        """Of each path the median of each turn, in ns."""
+        with ExitStack() as stack:
+            clients = {path: stack.enter_context(self._client(path, shape)) for path in paths}
+            found: dict[str, list[float]] = {path: [] for path in clients}
+            for _ in range(WARM_UP + rounds):
+                for path, client in clients.items():
+                    found[path].append(_turn(client))
+        return {path: taken[WARM_UP:] for path, taken in found.items()}
 
-    def verify(self) -> None:
-        """Attached, what no rule allows is dropped; detached, it reaches the closed port and is refused."""
-        target = self.place.agent.ip(f"{NAMESPACE}/server")
-        assert probes.tcp(self.client, target, CLOSED_PORT, timeout_s=0.3).result == "timeout"
-        self.detach()
-        assert probes.tcp(self.client, target, CLOSED_PORT, timeout_s=0.3).result == "refused"
-        self.attach()
-        assert probes.tcp(self.client, target, CLOSED_PORT, timeout_s=0.3).result == "timeout"
+    @contextmanager
+    def _client(self, path: str, shape: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Of path "socket": a process of the pod, in whose cgroup the socket programs are. Of others: in a cgroup that
+        has none, as far down."""
+        address, port = self._targets[path]
+        words = (*self._pinned, "client", address, str(port), str(SHAPES[shape].count), shape)
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        agent = self._place.agent
+        if path == "socket":
+            client = subprocess.Popen(
+                agent.command("exec", f"{NAMESPACE}/client", "--", *words), env=agent.env, **pipes
+            )
+        else:
+            folder = self._cgroup / "bench" / "pods" / path
+            folder.mkdir(parents=True, exist_ok=True)
+            join = ("sh", "-c", f'echo $$ > {folder}/{cgroups.PROCESSES} && exec "$@"', "sh")
+            client = self._pods["plain-client" if path == "plain" else "client"].popen(*join, *words, **pipes)
+        with client:  # the end of its input is its own
+            yield client
 
-    def run(self, address: str, port: int, count: int, shape: str) -> float:
-        """The median exchange of a run, in ns."""
-        words = (*self._pinned, "client", address, str(port), str(count), shape)
-        return float(self.client.run(*words, timeout_s=RUN_TIMEOUT_S).stdout.split()[0])
+    def _detach(self, *pods: str) -> None:
+        node = self._place.node
+        with ensure_loaded(self._place.maps, self._place.agent.instance.pins) as programs:
+            hooks = node.call(Hooks, programs)
+            for pod in pods:
+                link = self._place.agent.endpoint(f"{NAMESPACE}/{pod}")["interface"]
+                hooks.detach(int(node.run("ip", "-o", "link", "show", "dev", link).stdout.partition(":")[0]))
+                node.run("tc", "qdisc", "del", "dev", link, "clsact")
+            hooks.close()
 
-    def _index(self, link: str) -> int:
-        return int(self.place.node.run("ip", "-o", "link", "show", "dev", link).stdout.partition(":")[0])
+    def _verify(self) -> None:
+        """What no rule allows is dropped; of the plain pair it reaches the closed port and is refused."""
+        for client, server, result in (("client", "server", "timeout"), ("plain-client", "plain-server", "refused")):
+            target = self._place.agent.ip(f"{NAMESPACE}/{server}")
+            found = probes.tcp(self._pods[client], target, CLOSED_PORT, timeout_s=0.3)
+            assert found.result == result, (client, found)
+
+
+def _turn(client: subprocess.Popen[bytes]) -> float:
+    assert client.stdin is not None and client.stdout is not None
+    client.stdin.write(b".")
+    client.stdin.flush()
+    return float(client.stdout.readline())
 
 
 def manifests() -> Iterator[tuple[str, Document]]:
     """Half the rules judge what the server receives, half what the client sends; one of each lets the bench pass."""
-    pods = [cluster.pod(NAMESPACE, name, {"app": name}) for name in ("client", "server")]
+    pods = [cluster.pod(NAMESPACE, name, {"app": name}) for name in PODS]
     yield from cluster.files("pods", "Pod", pods)
     half = range(RULES // RULES_IN_A_POLICY // 2)
     judged = [
