@@ -83,7 +83,7 @@ class Pairs:
         for name in ("server", "plain-server"):
             serving = self._pods[name].popen(*self._pinned, "server", str(PORT), stdout=subprocess.PIPE)
             assert serving.stdout is not None and serving.stdout.readline() == b"listening\n"
-        self._cgroup = ensure_cgroup2() / f"gatehouse-bench-{os.getpid()}"
+        self._cgroup = ensure_cgroup2() / f"gatehouse-bench-{os.getpid()}" / "bench"
         server = agent.ip(f"{NAMESPACE}/server")
         self._targets = {
             "plain": (agent.ip(f"{NAMESPACE}/plain-server"), PORT),
@@ -98,9 +98,7 @@ class Pairs:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for below in ("bench/pods/*/", "bench/pods/", "bench/", "./"):
-            for folder in self._cgroup.glob(below):
-                cgroups.remove(folder)
+        cgroups.remove_tree(self._cgroup)
 
     def compare(self, paths: Iterable[str], shape: str, rounds: int) -> dict[str, list[float]]:
         """Of each path the median of each turn, in ns."""
@@ -125,7 +123,7 @@ class Pairs:
                 agent.command("exec", f"{NAMESPACE}/client", "--", *words), env=agent.env, **pipes
             )
         else:
-            folder = self._cgroup / "bench" / "pods" / path
+            folder = self._cgroup / "pods" / path
             folder.mkdir(parents=True, exist_ok=True)
             join = ("sh", "-c", f'echo $$ > {folder}/{cgroups.PROCESSES} && exec "$@"', "sh")
             client = self._pods["plain-client" if path == "plain" else "client"].popen(*join, *words, **pipes)
