@@ -18,6 +18,7 @@ from agent.endpoints.netlink import NetlinkError, RouteSocket, is_gone
 from agent.endpoints.sandbox import POD_LINK
 from agent.instance import Instance
 from agent.lock import lock
+from agent.proxy import routing
 from agent.supervisor import end_listener
 
 FILES = (
@@ -29,6 +30,13 @@ FILES = (
     "pods",
     "node.json",
     "traces.json",
+    "xds.sock",
+    "accesslog.sock",
+    "envoy.sock",
+    "envoy.json",
+    "dns.sock",
+    "dns.json",
+    "names.json*",
     "*.log",
     "agent.lock",
 )
@@ -54,9 +62,10 @@ def remove(instance: Instance) -> dict[str, int]:
     found = traces.read(instance.traces)
     removed = {
         "flows process": int(end_listener(instance.flows_socket)),
+        "proxies": int(end_listener(instance.envoy_socket)) + int(end_listener(instance.dns_socket)),
         "containers": _end_containers(instance.pods),
         "network namespaces": _remove_namespaces(instance.short_name),
-        "devices": _leave_node(instance, found),
+        **_leave_node(instance, found),
         "XDP programs": _detach_xdp(instance),
         "socket programs": _detach_sockets(instance, found),
         "cgroups": int(cgroups.remove_tree(cgroup.folder_of(instance.name))),
@@ -113,15 +122,17 @@ def _disconnect(name: str) -> None:
         os.close(netns)
 
 
-def _leave_node(instance: Instance, found: traces.Traces | None) -> int:
-    """Off how many of the node's devices programs were taken. A namespace that is gone has taken them along."""
+def _leave_node(instance: Instance, found: traces.Traces | None) -> dict[str, int]:
+    """What was taken off the node's network. A namespace that is gone has taken it along."""
     netns = traces.open_namespace(found) if found else namespaces.open_current()
     if netns is None:
-        return 0
+        return {}
     try:
         with namespaces.entered(netns):
             node.restore(instance.node)
-            return network.detach_all(_map_ids(instance)) if found else 0
+            if found is None:
+                return {}
+            return {"devices": network.detach_all(_map_ids(instance)), "routes to proxies": routing.remove()}
     finally:
         os.close(netns)
 
