@@ -6,18 +6,17 @@ API server takes a lone `-` for an empty rule, which allows everything), and so 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from sys import intern
 from typing import Any
 
 from policies.address import Prefix
 from policies.fields import Field, FieldProblem, InvalidPolicy
-from policies.labelselector import parse_labels, parse_selector
+from policies.labelselector import parse_selector
+from policies.metadata import check_kind, parse_metadata
 from policies.model import (
     CidrBlock,
     Direction,
     NamedPort,
-    ObjectRef,
     Origin,
     Peer,
     PodSelector,
@@ -28,22 +27,12 @@ from policies.model import (
     Rule,
     RuleRef,
 )
-from policies.syntax import (
-    dns_label_problem,
-    dns_subdomain_problem,
-    parse_cidr,
-    port_name_problem,
-)
+from policies.syntax import parse_cidr, port_name_problem
 
 API_VERSION = "networking.k8s.io/v1"
 KIND = "NetworkPolicy"
 
 _ROOT = ("apiVersion", "kind", "metadata", "spec", "status")
-_METADATA = (
-    "name", "generateName", "namespace", "selfLink", "uid", "resourceVersion", "generation", "creationTimestamp",
-    "deletionTimestamp", "deletionGracePeriodSeconds", "labels", "annotations", "ownerReferences", "finalizers",
-    "managedFields",
-)  # fmt: skip
 _SPEC = ("podSelector", "policyTypes", "ingress", "egress")
 _TYPES = {"Ingress": Direction.INGRESS, "Egress": Direction.EGRESS}
 _PEERS = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
@@ -96,11 +85,8 @@ def _parent(path: str) -> str:
 def _policy(root: Field, origin: Origin) -> Policy:
     """The policy as far as it can be read; only right if no problem was noted."""
     root.expect_object(_ROOT)
-    for name, expected in (("apiVersion", API_VERSION), ("kind", KIND)):
-        field = root.get(name)
-        if isinstance(root.value, Mapping) and field.value != expected:
-            field.problem(f"must be {expected}")
-    ref = _metadata(root.get("metadata"))
+    check_kind(root, (API_VERSION,), KIND)
+    ref = parse_metadata(root.get("metadata"), KIND)
     spec = root.get("spec")
     spec.expect_object(_SPEC)
     subject = PodSelector(parse_selector(spec.get("podSelector")), namespace=ref.namespace)
@@ -111,21 +97,6 @@ def _policy(root: Field, origin: Origin) -> Policy:
     isolates = _isolates(spec.get("policyTypes"), has_egress=bool(rules[Direction.EGRESS]))
     in_force = tuple(rule for direction in rules if direction in isolates for rule in rules[direction])
     return Policy(ref, origin, subject, isolates, in_force)
-
-
-def _metadata(field: Field) -> ObjectRef:
-    field.expect_object(_METADATA)
-    name, namespace = field.get("name"), field.get("namespace")
-    if not name.given:
-        name.problem("must be given")
-    given_name, given_namespace = name.string(), namespace.string()
-    if given_name is not None:
-        name.check(dns_subdomain_problem(given_name))
-    if given_namespace:
-        namespace.check(dns_label_problem(given_namespace))
-    parse_labels(field.get("labels"))
-    field.get("annotations").string_map()
-    return ObjectRef(KIND, intern(given_namespace or "default"), given_name or "")
 
 
 _DIRECTIONS = {one: one for one in (frozenset(Direction), *(frozenset((d,)) for d in Direction))}
