@@ -186,6 +186,17 @@ class FlowsView(msgspec.Struct, frozen=True, kw_only=True):
     records_lost: int  # a reader was too slow
 
 
+class ProxyView(msgspec.Struct, frozen=True, kw_only=True):
+    """Envoy or the DNS proxy. `wanted`: a rule asks for it, or the settings do."""
+
+    wanted: bool
+    process: ProcessView
+    listeners: int  # rule sets it judges
+    waiting: int  # rule sets it has not taken yet: their flows are denied
+    resident_bytes: int  # 0 where it does not run
+    problems: tuple[str, ...]  # what it refused, and why
+
+
 class ProblemView(msgspec.Struct, frozen=True, kw_only=True):
     file: str
     line: int
@@ -222,3 +233,4 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     rejudged: int  # live flows judged anew after a policy change
     map_full: int  # sum of the maps' `full`
     flows: FlowsView
+    proxies: dict[str, ProxyView] = {}  # envoy, dns

@@ -16,6 +16,7 @@ from agent.status import (
     IdentityView,
     NodeView,
     PolicyView,
+    ProxyView,
     StatusView,
 )
 
@@ -37,7 +38,8 @@ def status(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -> No
     maps [{name, entries, capacity, full}]}, endpoints {STATE: number}, namespaces, policies, services,
     services_by_type {TYPE: number}, identities, problems [{file, line, subject, path, message, warning}],
     drops {REASON: packets}, tallies {NAME: number}, rejudged, map_full,
-    flows {process {state, pid, restarts, problem}, events_lost, records_lost}.
+    flows {process {state, pid, restarts, problem}, events_lost, records_lost}, proxies {envoy, dns: {wanted, process,
+    listeners, waiting, resident_bytes, problems}}.
 
     \b
     Examples:
@@ -164,6 +166,7 @@ def _describe(s: StatusView) -> str:
         ),
         ("Services", ", ".join(f"{n} {kind}" for kind, n in s.services_by_type.items()) or "none"),
         ("Flows", _flows(s)),
+        *[(name.capitalize() if name != "dns" else "DNS proxy", _proxy(proxy)) for name, proxy in s.proxies.items()],
         ("Pins", s.datapath.pins),
         ("Programs", f"source {s.datapath.source_hash}, ABI {s.datapath.abi_hash}"),
         *[
@@ -190,6 +193,15 @@ def _flows(s: StatusView) -> str:
     text = f"{process.state}, pid {process.pid}, restarted {process.restarts} times"
     text += f", lost {s.flows.events_lost} events and {s.flows.records_lost} records"
     return f"{text}: {process.problem}" if process.problem else text
+
+
+def _proxy(proxy: ProxyView) -> str:
+    if not proxy.wanted and not proxy.problems:
+        return "not needed"
+    process = proxy.process
+    text = f"{process.state}, pid {process.pid}, restarted {process.restarts} times, {proxy.resident_bytes >> 20} MB"
+    text += f", {proxy.listeners} rule sets" + (f", {proxy.waiting} not taken yet" if proxy.waiting else "")
+    return "; ".join((text, *proxy.problems, *([process.problem] if process.problem else [])))
 
 
 def _problem(file: str, line: int, subject: str, path: str, message: str) -> str:

@@ -1,0 +1,75 @@
+"""A proxy's process: started when something first asks for it, or not at all; looked after as any other."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from agent import log as logs
+from agent.proxy import routing
+from agent.status import ProcessView, ProxyView
+from agent.supervisor import Supervisor, end_listener
+
+log = logs.get("proxy")
+
+
+class Running:
+    """`setting`: auto, on or off. Routes for its packets come with it; they stay for the other proxy when it goes."""
+
+    def __init__(self, supervisor: Supervisor, path: Path, setting: str) -> None:
+        self._supervisor = supervisor
+        self._path = path
+        self._setting = setting
+        self._wanted = asyncio.Event()
+        if setting == "on":
+            self._wanted.set()
+
+    @property
+    def is_wanted(self) -> bool:
+        return self._wanted.is_set()
+
+    @property
+    def is_off(self) -> bool:
+        return self._setting == "off"
+
+    def want(self) -> None:
+        """A rule asks for it. It then runs until the agent is started without such rules."""
+        if not self.is_off:
+            self._wanted.set()
+
+    def leave(self) -> None:
+        """Once all rules are known at a start: one that an earlier agent started goes if nothing asks for it."""
+        if not self.is_wanted and end_listener(self._path):
+            log.info("proxy ended: nothing asks for it", process=self._supervisor.name)
+
+    async def run(self) -> None:
+        """Until cancelled; the process then goes on."""
+        await self._wanted.wait()
+        routing.install()
+        await self._supervisor.run()
+
+    async def stop(self) -> None:
+        await self._supervisor.stop()
+
+    def process(self) -> ProcessView:
+        return self._supervisor.view()
+
+    def view(self, listeners: int, waiting: int, problems: tuple[str, ...]) -> ProxyView:
+        process = self._supervisor.view()
+        off = ("it is turned off, and rules ask for it: their flows are denied",) if self.is_off and waiting else ()
+        return ProxyView(
+            wanted=self.is_wanted,
+            process=process,
+            listeners=listeners,
+            waiting=waiting,
+            resident_bytes=_resident_bytes(process.pid) if process.pid else 0,
+            problems=(*off, *problems),
+        )
+
+
+def _resident_bytes(pid: int) -> int:
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
