@@ -94,6 +94,18 @@ class Field:
         self.problem(f"must be an integer, not {_kind(self.value)}")
         return None
 
+    def boolean(self) -> bool | None:
+        """None where it is absent or no boolean."""
+        if self.value is None or isinstance(self.value, bool):
+            return self.value
+        self.problem(f"must be true or false, not {_kind(self.value)}")
+        return None
+
+    def refuse(self, why: str = "is not supported") -> None:
+        """Note a problem if the field is given: one that is known, and not enforced."""
+        if self.given:
+            self.problem(why)
+
     def string_map(self) -> dict[str, str]:
         """String to string, as labels are; members that are not are problems and left out."""
         if self.value is None:
