@@ -1,7 +1,7 @@
 """Envoy's access log, taken in over gRPC (envoy.service.accesslog.v3) and made into plain records.
 
-Of an entry only what records have is read; of its headers only :method, content-type and grpc-status. The name of a log
-is that of its listener: a number in hex. Importing this costs 20 MB.
+Of an entry only what records have is read; of its headers only :method, content-type and grpc-status. What listeners
+have to log, and what their logs are called, is in l7proxy.logging. Importing this costs 20 MB.
 """
 
 from __future__ import annotations
@@ -18,15 +18,10 @@ from envoy.service.accesslog.v3 import als_pb2
 from google.protobuf.message import DecodeError
 
 from l7proxy import redact
+from l7proxy.logging import GRPC_STATUS, SNI_TAG, LogName
 from l7proxy.records import Http, L7Record, Tls
 
 SERVICE, METHOD = "envoy.service.accesslog.v3.AccessLogService", "StreamAccessLogs"
-SNI_TAG = "sni"
-"""The custom tag by which a listener logs the name that was asked for: of TLS that it does not end Envoy logs none."""
-REQUEST_HEADERS = (":method", "content-type")
-RESPONSE_TRAILERS = ("grpc-status",)
-"""What a listener has to log besides: methods that Envoy has no number for, and what tells gRPC."""
-
 FLAGS_SHOWN = 8
 TEXT_LENGTH = 128
 GRPC_TYPE = "application/grpc"
@@ -61,7 +56,7 @@ REFUSALS = (
 upstream that cannot be reached, time-outs, clients that leave) say nothing about what is allowed."""
 
 
-def of_http(entry: Any, listener: int, *, redacted: bool = True) -> L7Record:
+def of_http(entry: Any, log: LogName, *, redacted: bool = True) -> L7Record:
     """Of an HTTPAccessLogEntry. Raises ValueError where it does not tell whose request it was."""
     request, response, common = entry.request, entry.response, entry.common_properties
     shown_host, shown_path = (redact.host, redact.path) if redacted else (_host, _path)
@@ -80,10 +75,10 @@ def of_http(entry: Any, listener: int, *, redacted: bool = True) -> L7Record:
         flags=_flags(common),
         details=_text(response.response_code_details),
     )
-    return _record(common, listener, http, denied=http.details.startswith(REFUSALS))
+    return _record(common, log, http, denied=http.details.startswith(REFUSALS))
 
 
-def of_tcp(entry: Any, listener: int) -> L7Record:
+def of_tcp(entry: Any, log: LogName) -> L7Record:
     """Of a TCPAccessLogEntry. Raises ValueError where it does not tell whose connection it was."""
     common, connection = entry.common_properties, entry.connection_properties
     tls = Tls(
@@ -94,32 +89,24 @@ def of_tcp(entry: Any, listener: int) -> L7Record:
         flags=_flags(common),
         details=_text(common.connection_termination_details),
     )
-    return _record(common, listener, tls, denied=tls.details.startswith(REFUSALS))
+    return _record(common, log, tls, denied=tls.details.startswith(REFUSALS))
 
 
-def of_message(message: Any, listener: int, *, redacted: bool = True) -> Iterator[L7Record | None]:
+def of_message(message: Any, log: LogName, *, redacted: bool = True) -> Iterator[L7Record | None]:
     """Of each entry of a StreamAccessLogsMessage; None for those of which no record can be made."""
     for entry in message.http_logs.log_entry:
         try:
-            yield of_http(entry, listener, redacted=redacted)
+            yield of_http(entry, log, redacted=redacted)
         except ValueError:
             yield None
     for entry in message.tcp_logs.log_entry:
         try:
-            yield of_tcp(entry, listener)
+            yield of_tcp(entry, log)
         except ValueError:
             yield None
 
 
-def listener_of(log_name: str) -> int:
-    """The number a log's name stands for; 0 where it is none."""
-    try:
-        return int(log_name, 16) if len(log_name) == 16 else 0
-    except ValueError:
-        return 0
-
-
-def _record(common: Any, listener: int, l7: Http | Tls, *, denied: bool) -> L7Record:
+def _record(common: Any, log: LogName, l7: Http | Tls, *, denied: bool) -> L7Record:
     # Not downstream_remote_address: a client can change that by a header.
     source = common.downstream_direct_remote_address.socket_address
     if not source.address:
@@ -128,7 +115,8 @@ def _record(common: Any, listener: int, l7: Http | Tls, *, denied: bool) -> L7Re
     if not source.address or not destination.address:
         raise ValueError("the entry names no addresses")
     return L7Record(
-        listener=listener,
+        listener=log.listener,
+        direction=log.direction,
         time_ns=_ns(common.start_time) + l7.latency_ns,
         source=source.address,
         source_port=source.port_value,
@@ -148,7 +136,7 @@ def _protocol(version: int, headers: Any) -> str:
 def _grpc_status(response: Any) -> int | None:
     """In the trailers, or where there is no body in the headers."""
     for fields in (response.response_trailers, response.response_headers):
-        text = fields.get(RESPONSE_TRAILERS[0], "")
+        text = fields.get(GRPC_STATUS, "")
         if text.isascii() and text.isdigit() and len(text) < 10:
             return int(text)
     return None
@@ -226,21 +214,21 @@ class AccessLog:
         await self._server.stop(None)
 
     async def _stream(self, messages: AsyncIterator[Any], _context: Any) -> Any:
-        listener = 0
+        log = LogName()
         async for message in messages:
             if message is _UNREADABLE:
                 self._sink.lose(1)
                 continue
             if message.HasField("identifier"):  # only the first of a stream has it
-                listener = listener_of(message.identifier.log_name)
-            self._receive(message, listener)
+                log = LogName.parse(message.identifier.log_name)
+            self._receive(message, log)
             await asyncio.sleep(0)
         return als_pb2.StreamAccessLogsResponse()
 
-    def _receive(self, message: Any, listener: int) -> None:
+    def _receive(self, message: Any, log: LogName) -> None:
         count = len(message.http_logs.log_entry) + len(message.tcp_logs.log_entry)
         admitted = self._sink.admit(count)
-        made = list(islice(of_message(message, listener, redacted=self._redacted), admitted))
+        made = list(islice(of_message(message, log, redacted=self._redacted), admitted))
         records = [record for record in made if record is not None]
         if records:
             self._sink.take(records)

@@ -63,5 +63,6 @@ class L7Record(msgspec.Struct, frozen=True, gc=False):
     destination: str
     destination_port: int
     l7: L7
+    direction: Literal["", "egress", "ingress"] = ""  # whose rules were asked: the source's, the destination's
     denied: bool = False
     transport: Literal["TCP", "UDP"] = "TCP"

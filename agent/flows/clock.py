@@ -31,6 +31,10 @@ class WallClock:
         index = bisect_right(self._since, monotonic_ns) - 1
         return monotonic_ns + self._offset[max(index, 0)]
 
+    def monotonic_ns(self, wall_ns: int) -> int:
+        """Of a moment not long ago."""
+        return wall_ns - self._offset[-1]
+
     def text(self, monotonic_ns: int) -> str:
         """RFC 3339 in UTC with nanoseconds."""
         return rfc3339(self.wall_ns(monotonic_ns))

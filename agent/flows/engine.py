@@ -16,6 +16,7 @@ from agent.flows.affinity import AffinitySweeper
 from agent.flows.clock import WallClock
 from agent.flows.collector import Collector
 from agent.flows.intake import Intake
+from agent.flows.l7 import EnvoyLog, L7Intake
 from agent.flows.names import Names
 from agent.flows.sockets import Sockets
 from agent.flows.store import Store
@@ -31,7 +32,9 @@ log = logs.get("flows")
 class Flows:
     """All that the process holds, over open maps."""
 
-    def __init__(self, state_dir: Path, pin_dir: Path, maps: Maps, *, node: str, records: int) -> None:
+    def __init__(
+        self, state_dir: Path, pin_dir: Path, maps: Maps, *, node: str, records: int, redacted: bool = True
+    ) -> None:
         self.state_dir = state_dir
         self.pin_dir = pin_dir
         self.abi = load()
@@ -40,6 +43,8 @@ class Flows:
         self.clock = WallClock(*read_clocks())
         self.store = Store(self.abi, records)
         self.names = Names(self.abi, node)
+        self.l7 = L7Intake(self.abi, maps, self.store, self.clock)
+        self.envoy_log = EnvoyLog(state_dir / "accesslog.sock", self.l7, redacted=redacted)
         self.subscription = Subscription(state_dir / "agent.sock", self.names)
         self.collector = Collector(
             {
@@ -55,6 +60,8 @@ class Flows:
     async def run(self, server: Server, ring: Ring) -> None:
         """Until told to stop, or nobody can reach it any more."""
         intake = Intake(ring, self.store)
+        self.l7.catch_up = intake.catch_up
+        await self.envoy_log.reopen()
         tasks = [asyncio.create_task(work) for work in (self.subscription.run(), self.collector.run())]
         tasks.append(asyncio.create_task(self._watch(server)))
         stopping = asyncio.create_task(self.stopping.wait())
@@ -62,6 +69,7 @@ class Flows:
             done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
         finally:
             intake.close()
+            await self.envoy_log.close()
             for task in (*tasks, stopping):
                 task.cancel()
             await asyncio.gather(*tasks, stopping, return_exceptions=True)
@@ -80,6 +88,7 @@ class Flows:
             if lost:
                 self.store.lose(lost, time.monotonic_ns())
                 log.warning("the kernel's ring was full", events_lost=lost)
+            self.l7.say_lost()
             if any(now[tally] != before[tally] for tally in full):
                 self.collector.hurry()
             before = now

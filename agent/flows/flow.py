@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
 
 import msgspec
+
+from l7proxy.records import L7
 
 
 class Verdict(StrEnum):
     FORWARDED = "FORWARDED"
     DROPPED = "DROPPED"
     REFUSED = "REFUSED"  # dropped, and the sender was told at once (RST or ICMP)
+    REDIRECTED = "REDIRECTED"  # to a proxy, which decides: see its records, of type l7
 
 
 class FlowType(StrEnum):
     NEW = "new"  # first packet of a flow
     END = "end"  # closed, or silent for so long that it is forgotten; carries the totals
     DROP = "drop"  # one packet
+    L7 = "l7"  # one request, DNS name or TLS connection that a proxy judged; `time` is that of its answer
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -69,7 +72,7 @@ class Icmp(msgspec.Struct, frozen=True):
 
 
 class Flow(msgspec.Struct, frozen=True, kw_only=True):
-    """One judgement of one packet. Source and destination are those after service translation."""
+    """One judgement of one packet, or of one request. Source and destination are those after service translation."""
 
     time: str  # RFC 3339, UTC, nanoseconds
     seq: int  # of the event; both sides of one event have the same
@@ -80,7 +83,7 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     source: Endpoint
     destination: Endpoint
     protocol: str
-    l7: dict[str, Any] | None = None
+    l7: L7 | None = None  # by `type`: http, dns or tls
     policy: PolicyRule | None
     service: ServicePort | None
     node: str
@@ -88,14 +91,15 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int | None = None
     tcp_flags: tuple[str, ...] | None = None
     icmp: Icmp | None = None
-    hook: str  # the program that saw it: from-pod, to-pod, from-network, to-network, xdp, socket
-    ifindex: int  # where that is attached: host side of a veth, device of the node; 0 for sockets
+    hook: str  # the program that saw it: from-pod, to-pod, from-network, to-network, xdp, socket, proxy
+    ifindex: int  # where that is attached: host side of a veth, device of the node; 0 for sockets and proxies
 
 
 class Lost(msgspec.Struct, frozen=True, tag_field="type", tag="lost"):
-    """Stands in the stream where events are missing: `where` "kernel" (the ring was full) or "observer" (too slow).
+    """Stands in the stream where events are missing: `where` "kernel" (the ring was full), "proxy" (there were more
+    requests than are recorded) or "observer" (too slow).
 
-    `summary` counts what an observer missed, by type and drop reason; of kernel losses nothing more is known.
+    `summary` counts what an observer missed, by type and drop reason; of other losses nothing more is known.
     """
 
     time: str

@@ -24,6 +24,10 @@ class Intake:
         self._timer: asyncio.TimerHandle | None = None
         self._wait()
 
+    def catch_up(self) -> None:
+        """Take in what is in the ring now: what is appended next has come about after it."""
+        self._take()
+
     def close(self) -> None:
         self._loop.remove_reader(self._ring.fileno())
         if self._timer is not None:
@@ -34,8 +38,11 @@ class Intake:
 
     def _drain(self) -> None:
         self._loop.remove_reader(self._ring.fileno())
+        self._take()
+        behind = self._ring.unread_bytes > DRAIN_BYTES // 4
+        self._timer = self._loop.call_later(0 if behind else PAUSE_S, self._wait)
+
+    def _take(self) -> None:
         events = self._ring.drain(DRAIN_BYTES)
         if events:
             self._store.append(b"".join(events))
-        behind = self._ring.unread_bytes > DRAIN_BYTES // 4
-        self._timer = self._loop.call_later(0 if behind else PAUSE_S, self._wait)

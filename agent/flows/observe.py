@@ -12,7 +12,7 @@ from agent.datapath.abi import Abi
 from agent.flows.clock import WallClock
 from agent.flows.filters import Filter
 from agent.flows.flow import Flow, Lost
-from agent.flows.record import Recorder
+from agent.flows.record import L7_EVENT, Recorder
 from agent.flows.store import Store, Tally, kind_names
 
 CHUNK = 256
@@ -75,7 +75,7 @@ class Observer:
             self._losses_seen = max((loss.number for loss in store.losses if loss.seq <= self._seq), default=0)
 
     def _step(self, goal: int, *, follow: bool) -> Batch:
-        """The next few events, or a word on those that are passed over; and on what the kernel lost."""
+        """The next few events, or a word on those that are passed over; and on what was lost before."""
         store, batch = self._store, Batch()
         if follow and store.next - self._seq > store.capacity // 2:
             batch.append(self._pass_over(store.next, store.totals))
@@ -84,7 +84,7 @@ class Observer:
         turn_ends = time.monotonic() + TURN_S
         while store.first <= self._seq < goal and time.monotonic() < turn_ends:
             batch.extend(self._look(store.read(self._seq, min(CHUNK, goal - self._seq))))
-        batch.extend(self._kernel_losses())
+        batch.extend(self._losses())
         return batch
 
     def _look(self, data: bytes) -> list[Flow]:
@@ -98,12 +98,12 @@ class Observer:
 
     def _flows(self, seq: int, data: bytes) -> list[Flow]:
         wanted, wall_ns, flows = self._wanted, self._clock.wall_ns, self._recorder.flows
-        is_timed = wanted.is_timed
+        is_timed, l7 = wanted.is_timed, self._store.l7
         return [
             flow
             for number, event in enumerate(self._records(data), seq)
             if wanted.event(event) and not (is_timed and not wanted.time(wall_ns(event.time_ns)))
-            for flow in flows(number, event)
+            for flow in flows(number, event, l7(number) if event.type == L7_EVENT else None)
             if wanted.flow(flow)
         ]
 
@@ -115,8 +115,8 @@ class Observer:
         summary = {self._kinds.get(kind, "other"): count for kind, count in passed.most_common()}
         return Lost(self._clock.text(self._store.newest_ns), "observer", passed.total(), summary)
 
-    def _kernel_losses(self) -> list[Lost]:
+    def _losses(self) -> list[Lost]:
         fresh = [loss for loss in self._store.losses if self._losses_seen < loss.number and loss.seq <= self._seq]
         if fresh:
             self._losses_seen = fresh[-1].number
-        return [Lost(self._clock.text(loss.time_ns), "kernel", loss.count) for loss in fresh]
+        return [Lost(self._clock.text(loss.time_ns), loss.where, loss.count) for loss in fresh]

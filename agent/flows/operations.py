@@ -7,6 +7,8 @@ ping                                               {pid, version, pin_dir, node}
 backends                                           frontends in use, each {ip, port, protocol, backends: [[IP, PORT]]}
 retire {frontends: [as above], until_ns,           {entries, sockets}: of flows through these to these, which are ended
         namespaces: [PATH]}
+l7 {records: [l7proxy.records.L7Record]}           {taken}: what the DNS proxy judged
+access_log                                         {path}: the socket for Envoy's access log, which is there from now on
 stop                                               {}
 """
 
@@ -30,6 +32,7 @@ from agent.flows.observe import Observer
 from agent.flows.pairs import Pair
 from agent.flows.record import PORT_PROTOCOLS, Recorder, drop_reasons
 from agent.flows.sweeper import Sweep
+from l7proxy.records import L7Record
 from policies.address import format_address, parse_address
 from policies.model import Protocol
 
@@ -70,6 +73,10 @@ class RetireArguments(msgspec.Struct, forbid_unknown_fields=True):
     namespaces: list[str] = []
 
 
+class L7Arguments(msgspec.Struct, forbid_unknown_fields=True):
+    records: list[L7Record]
+
+
 class MapStats(msgspec.Struct):
     """As the last sweep left it."""
 
@@ -101,6 +108,8 @@ class Stats(msgspec.Struct, kw_only=True):
     events_lost: int  # the kernel's ring was full; since the maps were made
     records_lost: int  # events that observers were too slow for
     observers: int
+    l7_records: int  # of proxies, taken in
+    l7_records_lost: int  # there were too many, or they could not be read
     drops: dict[str, int]  # reason → packets
     tallies: dict[str, int]
     conntrack: ConntrackStats
@@ -132,6 +141,8 @@ class Operations:
             "backends": self.backends,
             "retire": self.retire,
             "ping": self.ping,
+            "l7": self.l7,
+            "access_log": self.access_log,
             "stop": self.stop,
         }
 
@@ -167,6 +178,8 @@ class Operations:
             events_lost=tallies[flows.abi.constants.TALLY_EVENTS_LOST],
             records_lost=self._missed + sum(observer.missed for observer in self._observers),
             observers=len(self._observers),
+            l7_records=flows.l7.taken,
+            l7_records_lost=flows.l7.lost,
             drops={name: drops[number] for number, name in self._reasons.items() if drops[number]},
             tallies={name: tallies[number] for name, number in self._tallies.items()},
             conntrack=self._conntrack(),
@@ -226,6 +239,21 @@ class Operations:
             raise ApiError(f"retire: {error}") from None
         entries, sockets = await self._flows.collector.retire(pairs, request.until_ns, request.namespaces)
         return {"entries": entries, "sockets": sockets}
+
+    async def l7(self, arguments: dict[str, Any]) -> dict[str, int]:
+        records = msgspec.convert(arguments, L7Arguments).records
+        intake = self._flows.l7
+        admitted = records[: intake.admit(len(records))]
+        intake.take(admitted)
+        return {"taken": len(admitted)}
+
+    async def access_log(self, _arguments: dict[str, Any]) -> dict[str, str]:
+        envoy_log = self._flows.envoy_log
+        try:
+            await envoy_log.open()
+        except OSError as error:
+            raise ApiError(f"access_log: {error}; check the state directory") from None
+        return {"path": str(envoy_log.path)}
 
     async def ping(self, _arguments: dict[str, Any]) -> dict[str, Any]:
         flows = self._flows

@@ -10,6 +10,7 @@ from agent.datapath.abi import Abi, be16
 from agent.flows.clock import WallClock
 from agent.flows.flow import Endpoint, Flow, FlowType, Icmp, PolicyRule, ServicePort, Verdict
 from agent.flows.names import Names
+from l7proxy.records import L7
 from policies.address import format_address
 from policies.model import Protocol
 
@@ -22,6 +23,9 @@ NO_ADDRESS = bytes(16)
 TCP = 6
 PORT_PROTOCOLS = frozenset(Protocol.BY_NAME.values())
 ICMP_PROTOCOLS = frozenset({1, 58})
+
+L7_EVENT = PROXY_HOOK = 128
+"""Numbers of what proxies report (agent.flows.judgements): above all that the datapath gives."""
 
 REFUSALS = ("NO_BACKEND", "BACKEND_GONE", "TOO_BIG", "TTL_EXCEEDED")
 """Drop reasons of which the sender is told, by RST or ICMP."""
@@ -45,11 +49,11 @@ class Recorder:
         self._by_policy = {constants.DROP_POLICY_EGRESS: EGRESS, constants.DROP_POLICY_INGRESS: INGRESS}
         self._reasons = drop_reasons(abi)
 
-    def flows(self, seq: int, event: Any) -> tuple[Flow, ...]:
+    def flows(self, seq: int, event: Any, l7: L7 | None = None) -> tuple[Flow, ...]:
         """One record for each side that was judged; of a drop, one for the side that dropped it."""
         if event.type == self._drop or not (event.egress_judged and event.ingress_judged):
-            return (self._flow(seq, event, self._direction(event)),)
-        return self._flow(seq, event, EGRESS), self._flow(seq, event, INGRESS)
+            return (self._flow(seq, event, self._direction(event), l7),)
+        return self._flow(seq, event, EGRESS, l7), self._flow(seq, event, INGRESS, l7)
 
     def _direction(self, event: Any) -> str:
         by_policy = self._by_policy.get(event.reason)
@@ -59,9 +63,10 @@ class Recorder:
             return EGRESS if event.egress_judged else INGRESS
         return EGRESS if event.hook in self._on_the_way_out else INGRESS
 
-    def _flow(self, seq: int, event: Any, direction: str) -> Flow:
+    def _flow(self, seq: int, event: Any, direction: str, l7: L7 | None) -> Flow:
         protocol = event.protocol
         ended = event.type == self._end
+        of_packet = not ended and event.type != L7_EVENT
         return Flow(
             time=self._clock.text(event.time_ns),
             seq=seq,
@@ -72,13 +77,14 @@ class Recorder:
             source=self._endpoint(event, event.source, event.source_port_be, event.source_identity),
             destination=self._endpoint(event, event.destination, event.destination_port_be, event.destination_identity),
             protocol=Protocol.BY_NUMBER.get(protocol, str(protocol)),
+            l7=l7,
             policy=self._policy(event, direction),
             service=self._service(event),
             node=self._names.node,
             packets=event.packets if ended else None,
             bytes=event.bytes if ended else None,
-            tcp_flags=TCP_FLAGS[event.tcp_flags] if protocol == TCP and not ended else None,
-            icmp=Icmp(event.icmp_type, event.icmp_code) if protocol in ICMP_PROTOCOLS and not ended else None,
+            tcp_flags=TCP_FLAGS[event.tcp_flags] if protocol == TCP and of_packet else None,
+            icmp=Icmp(event.icmp_type, event.icmp_code) if protocol in ICMP_PROTOCOLS and of_packet else None,
             hook=self._hooks.get(event.hook, str(event.hook)),
             ifindex=event.ifindex,
         )
@@ -118,12 +124,16 @@ class Recorder:
 
 
 def verdict_of(abi: Abi) -> Callable[[Any], Verdict]:
-    drop, allow = abi.constants.EVENT_DROP, abi.constants.VERDICT_ALLOW
+    drop = abi.constants.EVENT_DROP
+    passed = {
+        abi.constants.VERDICT_ALLOW: Verdict.FORWARDED,
+        abi.constants.VERDICT_REDIRECT: Verdict.REDIRECTED,
+    }
     refused = {abi.constants[f"DROP_{reason}"] for reason in REFUSALS}
 
     def verdict(event: Any) -> Verdict:
-        if event.verdict == allow and event.type != drop:
-            return Verdict.FORWARDED
+        if event.verdict in passed and event.type != drop:
+            return passed[event.verdict]
         return Verdict.REFUSED if event.reason in refused else Verdict.DROPPED
 
     return verdict
@@ -135,16 +145,18 @@ def event_types(abi: Abi) -> dict[int, FlowType]:
         constants.EVENT_NEW: FlowType.NEW,
         constants.EVENT_END: FlowType.END,
         constants.EVENT_DROP: FlowType.DROP,
+        L7_EVENT: FlowType.L7,
     }
 
 
 def hook_names(abi: Abi) -> dict[int, str]:
     """Number → name: from-pod and the like."""
-    return {
+    programs = {
         hook.value: hook.name.removeprefix("HOOK_").lower().replace("_", "-")
         for hook in abi.enums["hook"]
         if hook.name is not None
     }
+    return programs | {PROXY_HOOK: "proxy"}
 
 
 def drop_reasons(abi: Abi) -> dict[int, str]:

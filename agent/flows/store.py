@@ -8,22 +8,25 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter, deque
+from collections.abc import Sequence
 
 import msgspec
 
 from agent.datapath.abi import Abi
-from agent.flows.record import drop_reasons, event_types
+from agent.flows.record import L7_EVENT, drop_reasons, event_types
+from l7proxy.records import L7
 
 LOSSES = 256
 
 
 class Loss(msgspec.Struct, frozen=True):
-    """`count` events are missing, somewhere before event `seq`. `number` counts losses from 1."""
+    """`count` events are missing, somewhere before event `seq`. `number` counts losses from 1, `where`: see Lost."""
 
     number: int
     seq: int
     time_ns: int
     count: int
+    where: str = "kernel"
 
 
 Tally = Counter[tuple[int, int]]
@@ -41,6 +44,7 @@ class Store:
         self.totals: Tally = Counter()  # of all events before `next`
         self.forgotten: Tally = Counter()  # of those before `first`
         self.losses: deque[Loss] = deque(maxlen=LOSSES)
+        self._l7: list[L7 | None] = [None] * capacity  # what else is known of events of type l7
         self._size = record.size
         self._time_at, self._type_at, self._reason_at = map(record.offset, ("time_ns", "type", "reason"))
         self._ring = bytearray(capacity * record.size)
@@ -58,6 +62,16 @@ class Store:
         self.next += count
         self.first = max(self.first, self.next - self.capacity)
         self._wake()
+
+    def append_l7(self, data: bytes, details: Sequence[L7]) -> None:
+        """Whole events of type l7, oldest first, and what each is about."""
+        for seq, detail in enumerate(details, self.next):
+            self._l7[seq % self.capacity] = detail
+        self.append(data)
+
+    def l7(self, seq: int) -> L7 | None:
+        """Of event number `seq`, which must be held and be of that type."""
+        return self._l7[seq % self.capacity]
 
     def _write(self, seq: int, data: bytes) -> None:
         start = seq % self.capacity * self._size
@@ -82,10 +96,10 @@ class Store:
         newest = self.read(self.next - 1, 1)
         return int.from_bytes(newest[self._time_at : self._time_at + 8], sys.byteorder)
 
-    def lose(self, count: int, time_ns: int) -> None:
-        """The datapath could not report `count` events since it was last asked."""
+    def lose(self, count: int, time_ns: int, where: str = "kernel") -> None:
+        """The datapath (or a proxy) could not report `count` events since it was last asked."""
         number = self.losses[-1].number + 1 if self.losses else 1
-        self.losses.append(Loss(number, self.next, time_ns, count))
+        self.losses.append(Loss(number, self.next, time_ns, count, where))
         self._wake()
 
     async def changed(self) -> None:
@@ -101,7 +115,11 @@ class Store:
 
 
 def kind_names(abi: Abi) -> dict[tuple[int, int], str]:
-    """(type, reason) → what a tally calls it: "new", "end", or "drop" with its reason."""
-    kinds = {(number, 0): str(kind) for number, kind in event_types(abi).items()}
-    drop = abi.constants.EVENT_DROP
-    return kinds | {(drop, number): f"drop {name}" for number, name in drop_reasons(abi).items()}
+    """(type, reason) → what a tally calls it: "new", "end", "l7"; "drop" or "l7" with its reason."""
+    types = event_types(abi)
+    kinds = {(number, 0): str(kind) for number, kind in types.items()}
+    return kinds | {
+        (kind, number): f"{types[kind]} {name}"
+        for kind in (abi.constants.EVENT_DROP, L7_EVENT)
+        for number, name in drop_reasons(abi).items()
+    }

@@ -14,10 +14,11 @@ from envoy.service.accesslog.v3 import als_pb2
 from google.protobuf import json_format
 
 from l7proxy import redact
-from l7proxy.accesslog import METHOD, SERVICE, AccessLog, listener_of, of_http, of_tcp
+from l7proxy.accesslog import METHOD, SERVICE, AccessLog, of_http, of_tcp
+from l7proxy.logging import LogName
 from l7proxy.records import Http, L7Record, Tls
 
-LISTENER = 0x00DEADBEEF001122
+LOG = LogName(0x00DEADBEEF001122, "egress")
 COMMON: dict[str, Any] = {
     "downstream_direct_remote_address": {"socket_address": {"address": "10.0.0.1", "port_value": 40000}},
     "downstream_remote_address": {"socket_address": {"address": "6.6.6.6", "port_value": 1}},
@@ -191,8 +192,9 @@ ROWS: list[tuple[str, Any, Http, bool]] = [
 
 @pytest.mark.parametrize(("entry", "expected", "denied"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
 def test_an_entry_becomes_a_record(entry: Any, expected: Http, denied: bool) -> None:
-    assert of_http(entry, LISTENER) == L7Record(
-        listener=LISTENER,
+    assert of_http(entry, LOG) == L7Record(
+        listener=LOG.listener,
+        direction="egress",
         time_ns=1_700_000_000_501_200_000,
         source="10.0.0.1",
         source_port=40000,
@@ -214,7 +216,7 @@ def test_an_entry_becomes_a_record(entry: Any, expected: Http, denied: bool) -> 
     ],
 )
 def test_a_connection_becomes_a_record(common: dict[str, Any], sni: str, denied: bool) -> None:
-    record = of_tcp(tcp_entry(**common), LISTENER)
+    record = of_tcp(tcp_entry(**common), LOG)
     details = common.get("connection_termination_details", "")
     assert record.l7 == Tls(sni, 1_200_000, request_bytes=517, response_bytes=9, details=details)
     assert (record.denied, record.transport, record.source_port) == (denied, "TCP", 40000)
@@ -223,23 +225,31 @@ def test_a_connection_becomes_a_record(common: dict[str, Any], sni: str, denied:
 def test_times_without_a_duration_come_from_what_else_is_known() -> None:
     entry = http_entry(common={"time_to_last_downstream_tx_byte": "0.5s"})
     entry.common_properties.ClearField("duration")
-    assert of_http(entry, 1).l7.latency_ns == 500_000_000
+    assert of_http(entry, LOG).l7.latency_ns == 500_000_000
     entry.common_properties.ClearField("time_to_last_downstream_tx_byte")
-    assert of_http(entry, 1).l7.latency_ns == 0
+    assert of_http(entry, LOG).l7.latency_ns == 0
 
 
 def test_an_entry_without_addresses_is_refused() -> None:
     entry = http_entry()
     entry.common_properties.downstream_local_address.pipe.path = "/run/x"
     with pytest.raises(ValueError, match="names no addresses"):
-        of_http(entry, 1)
+        of_http(entry, LOG)
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [(f"{LISTENER:016x}", LISTENER), ("", 0), ("deadbeef", 0), ("x" * 16, 0)]
-)  # fmt: skip
-def test_the_log_is_named_after_its_listener(name: str, number: int) -> None:
-    assert listener_of(name) == number
+    ("text", "name"),
+    [
+        (str(LOG), LOG),
+        ("00deadbeef001122/ingress", LogName(LOG.listener, "ingress")),
+        ("00deadbeef001122", LogName(LOG.listener)),
+        ("", LogName()),
+        ("deadbeef/egress", LogName(0, "egress")),
+        ("x" * 16 + "/up", LogName()),
+    ],
+)
+def test_the_log_is_named_after_its_listener(text: str, name: LogName) -> None:
+    assert LogName.parse(text) == name
 
 
 # ---- redaction -----------------------------------------------------------------------------------------------
@@ -319,15 +329,15 @@ HIDING = [
 @pytest.mark.parametrize("form", HIDING)
 def test_no_spelling_gets_a_secret_through(form: str) -> None:
     entry = http_entry({"path": form.format(SECRET)})
-    assert SECRET not in repr(of_http(entry, 1))
+    assert SECRET not in repr(of_http(entry, LOG))
     assert SECRET in form.format(SECRET)
     if len(form) < 500:
-        assert SECRET in repr(of_http(entry, 1, redacted=False))
+        assert SECRET in repr(of_http(entry, LOG, redacted=False))
 
 
 @pytest.mark.parametrize("authority", ["user:{}@web.shop", "{}@web.shop:80", "web.shop?{}", "user:{}%40web", "h#{}"])
 def test_no_user_stands_in_a_host(authority: str) -> None:
-    assert SECRET not in repr(of_http(http_entry({"authority": authority.format(SECRET)}), 1))
+    assert SECRET not in repr(of_http(http_entry({"authority": authority.format(SECRET)}), LOG))
 
 
 # ---- the stream ----------------------------------------------------------------------------------------------
@@ -352,10 +362,10 @@ class Keeper:
         self.lost += count
 
 
-def message(*entries: Any, listener: int | None = None) -> bytes:
+def message(*entries: Any, log: LogName | None = None) -> bytes:
     made = als_pb2.StreamAccessLogsMessage()
-    if listener is not None:
-        made.identifier.log_name = f"{listener:016x}"
+    if log is not None:
+        made.identifier.log_name = str(log)
     for entry in entries:
         logs = made.http_logs if isinstance(entry, accesslog_pb2.HTTPAccessLogEntry) else made.tcp_logs
         logs.log_entry.append(entry)
@@ -388,24 +398,24 @@ def received(folder: Path, messages: list[bytes], keeper: Keeper, *, redacted: b
 
 
 def test_a_stream_becomes_records_of_its_listener(tmp_path: Path) -> None:
-    messages = [message(http_entry(), listener=7), message(tcp_entry()), message(http_entry({"path": "/second?x=y"}))]
+    messages = [message(http_entry(), log=LOG), message(tcp_entry()), message(http_entry({"path": "/second?x=y"}))]
     keeper = received(tmp_path, messages, Keeper())
     assert [(r.listener, getattr(r.l7, "path", None)) for r in keeper.records] == [
-        (7, "/api"),
-        (7, None),
-        (7, "/second?…"),
+        (LOG.listener, "/api"),
+        (LOG.listener, None),
+        (LOG.listener, "/second?…"),
     ]
     assert keeper.lost == 0
 
 
 def test_queries_are_shown_only_where_that_is_wanted(tmp_path: Path) -> None:
-    messages = [message(http_entry({"path": "/x?a=b"}), listener=7)]
+    messages = [message(http_entry({"path": "/x?a=b"}), log=LOG)]
     (record,) = received(tmp_path, messages, Keeper(), redacted=False).records
     assert record.l7.path == "/x?a=b"  # type: ignore[union-attr]
 
 
 def test_what_there_is_no_room_for_is_counted(tmp_path: Path) -> None:
-    keeper = received(tmp_path, [message(*[http_entry()] * 10, listener=7)] * 3, Keeper(room=12))
+    keeper = received(tmp_path, [message(*[http_entry()] * 10, log=LOG)] * 3, Keeper(room=12))
     assert (len(keeper.records), keeper.lost) == (12, 18)
 
 
@@ -414,6 +424,6 @@ def test_what_cannot_be_read_ends_nothing(tmp_path: Path) -> None:
     bad = message(http_entry({"path": "/bad"})).replace(b"/bad", b"/b\xffd")
     nobody = http_entry()
     nobody.common_properties.ClearField("downstream_local_address")
-    messages = [message(http_entry(), listener=7), bad, b"\xff\xff", message(nobody), message(http_entry())]
+    messages = [message(http_entry(), log=LOG), bad, b"\xff\xff", message(nobody), message(http_entry())]
     keeper = received(tmp_path, messages, Keeper())
     assert (len(keeper.records), keeper.lost) == (2, 3)

@@ -284,7 +284,11 @@ BAD_REQUESTS: list[tuple[str, dict[str, Any], str]] = [
         "'TLS' is no protocol of a service",
     ),
     ("retire", {"frontends": []}, "missing required field `until_ns`"),
-    ("explode", {}, "no operation 'explode' at flows.sock: backends, forget, observe, ping, retire, stats, stop"),
+    (
+        "explode",
+        {},
+        "no operation 'explode' at flows.sock: access_log, backends, forget, l7, observe, ping, retire, stats, stop",
+    ),
 ]
 
 
