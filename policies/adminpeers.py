@@ -32,7 +32,6 @@ GROUP = "policy.networking.k8s.io"
 
 _INSIDE = ("namespaces", "pods")
 _OUTSIDE = ("nodes", "networks", "domainNames")
-_PEER_FIELDS = {Direction.INGRESS: _INSIDE, Direction.EGRESS: (*_INSIDE, *_OUTSIDE)}
 _DOMAIN = re.compile(r"(\*\.)?([a-zA-Z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.)+[a-zA-Z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.?")
 
 _LONGEST_DOMAIN = 253
@@ -52,7 +51,7 @@ class Dialect(msgspec.Struct, frozen=True):
     tier: Tier | None = None
     priority: int | None = None
     only_name: str = ""
-    peers: Mapping[Direction, tuple[str, ...]] = _PEER_FIELDS
+    egress_peers: tuple[str, ...] = (*_INSIDE, *_OUTSIDE)
     namespaces_optional: bool = False
     """pods.namespaceSelector may be left out: pods of all namespaces."""
 
@@ -94,7 +93,7 @@ DIALECTS: Mapping[str, Dialect] = {
             tier=Tier.BASELINE,
             priority=1001,
             only_name="default",
-            peers={**_PEER_FIELDS, Direction.EGRESS: (*_INSIDE, "nodes", "networks")},
+            egress_peers=(*_INSIDE, "nodes", "networks"),
         ),
     )
 }
@@ -131,10 +130,10 @@ def parse_peers(
 
 
 def _peer(field: Field, direction: Direction, dialect: Dialect) -> Iterator[Peer]:
-    fields = dialect.peers[direction]
+    fields = dialect.egress_peers if direction is Direction.EGRESS else _INSIDE
     field.expect_object(fields)
     given = [name for name in fields if field.get(name).given]
-    if len(given) != 1:
+    if field.given and len(given) != 1:
         field.problem(f"must have one of {', '.join(fields[:-1])} and {fields[-1]}")
     for name in given:
         one = field.get(name)
