@@ -57,7 +57,9 @@ class Instance:
             "--log-format": config.log_format,
             "--log-level": config.log_level,
         }
-        return [sys.executable, "-m", "agent.flows.process", *(word for option in options.items() for word in option)]
+        words = [word for option in options.items() for word in option]
+        words += ["--l7-unredacted"] if config.l7_unredacted else []
+        return [sys.executable, "-m", "agent.flows.process", *words]
 
     def note(self) -> None:
         NOTES.mkdir(parents=True, exist_ok=True)
