@@ -1,4 +1,4 @@
-"""The remote classes some address has, found by what rules ask for: identity, prefix or named port."""
+"""The remote classes some address has, found by what rules ask for: identity, prefix, named port or mark."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from itertools import chain
 from typing import TypeVar
 
 from policies.address import Prefix
-from policies.model import CidrBlock, NamedPort, Peer, PodSelector, RemoteClass
+from policies.entities import SINGLE, entities_of, is_outside
+from policies.model import CidrBlock, EntityPeer, Mark, NamedPort, Peer, PodSelector, RemoteClass
 from policies.selectors import SelectorIndex
 
 ANSWERS_KEPT = 50_000
@@ -24,6 +25,7 @@ class ClassIndex:
         self._by_identity: dict[int, tuple[RemoteClass, ...]] = {}
         self._by_prefix: dict[Prefix, tuple[RemoteClass, ...]] = {}
         self._by_port: dict[NamedPort, tuple[RemoteClass, ...]] = {}
+        self._by_mark: dict[Mark, tuple[RemoteClass, ...]] = {}
         self._answers: dict[Peer, frozenset[RemoteClass]] = {}  # of `matched`, until something changes
         self._answered = 0
 
@@ -44,6 +46,8 @@ class ClassIndex:
             _append(self._by_prefix, prefix, remote)
         for port in named_ports(remote):
             _append(self._by_port, port, remote)
+        for mark in remote.marks:
+            _append(self._by_mark, mark, remote)
         return True
 
     def drop(self, remote: RemoteClass) -> bool:
@@ -57,6 +61,8 @@ class ClassIndex:
             _remove(self._by_prefix, prefix, remote)
         for port in named_ports(remote):
             _remove(self._by_port, port, remote)
+        for mark in remote.marks:
+            _remove(self._by_mark, mark, remote)
         return True
 
     def of_identity(self, identity: int) -> Sequence[RemoteClass]:
@@ -87,12 +93,25 @@ class ClassIndex:
 
     def _matched(self, peer: Peer) -> Iterable[RemoteClass]:
         if isinstance(peer, CidrBlock):
-            return (c for c in self._by_prefix.get(peer.block, ()) if c.prefixes.isdisjoint(peer.excepts))
-        return chain.from_iterable(filter(None, map(self._by_identity.get, self._selectors.matched(peer))))
+            return (c for c in self._by_prefix.get(peer.block, ()) if in_block(c, peer))
+        if isinstance(peer, PodSelector):
+            return chain.from_iterable(filter(None, map(self._by_identity.get, self._selectors.matched(peer))))
+        if not isinstance(peer, EntityPeer):
+            return self._by_mark.get(peer, ())
+        if (identity := SINGLE.get(peer.entity)) is not None:
+            return self.of_identity(identity)
+        return (c for c in self._classes if peer in entities_of(c))
 
     def selecting(self, remote: RemoteClass) -> Set[PodSelector]:
         """Selectors in use that match a class."""
         return self._selectors.matching(remote.identity)
+
+
+def in_block(remote: RemoteClass, block: CidrBlock) -> bool:
+    """Whether a class lies in a block, and in none of its excepts."""
+    if block.block not in remote.prefixes or not remote.prefixes.isdisjoint(block.excepts):
+        return False
+    return block.inside or is_outside(remote.identity)
 
 
 def named_ports(remote: RemoteClass) -> set[NamedPort]:

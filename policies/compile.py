@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import chain
 
-from policies.classes import ClassIndex
-from policies.flatten import LAST_PORT, flatten
+from policies.classes import ClassIndex, in_block
+from policies.entities import entities_of
+from policies.flatten import Claim, allows_everything, flatten
 from policies.model import (
-    NOT_ISOLATED,
-    Cell,
+    Action,
     CidrBlock,
     ContainerPort,
     Direction,
+    EntityPeer,
+    Mark,
     NamedPort,
     Peer,
     PodSelector,
@@ -22,11 +24,11 @@ from policies.model import (
     Row,
     Rule,
     Subject,
-    Verdict,
+    Tier,
 )
 from policies.multimap import MultiMap
 
-NOT_ISOLATED_ROW: Row = (Cell(None, 0, LAST_PORT, Verdict.ALLOW, NOT_ISOLATED),)
+NOT_ISOLATED_ROW: Row = flatten((), isolated=False)
 
 NO_PORTS: frozenset[ContainerPort] = frozenset()
 
@@ -54,29 +56,38 @@ class Side:
     """
 
     __slots__ = (
-        "_anywhere", "_blocks", "_named", "_open", "_row_anywhere", "_rows", "_selectors", "_subject_ports", "rules",
+        "_anywhere", "_blocks", "_facts", "_isolated", "_named", "_open", "_row_anywhere", "_rows", "_selectors",
+        "_subject_ports", "rules",
     )  # fmt: skip
 
     def __init__(self, subject: Subject, direction: Direction, policies: Iterable[Policy]) -> None:
-        isolating = [p for p in policies if direction in p.isolates]
-        rules = sorted((r for p in isolating for r in p.rules if r.ref.direction is direction), key=lambda r: r.ref)
-        self.rules: Sequence[Rule] = rules
-        self._anywhere = tuple(i for i, rule in enumerate(rules) if rule.peers is None)
+        policies = list(policies)
+        self._isolated = any(direction in policy.isolates for policy in policies)
+        self.rules: Sequence[tuple[Tier, Rule]] = in_order(policies, direction)
+        self._anywhere = tuple(i for i, (_, rule) in enumerate(self.rules) if rule.peers is None)
         self._selectors: MultiMap[PodSelector, int] = MultiMap()
         self._blocks: MultiMap[CidrBlock, int] = MultiMap()
-        for index, rule in enumerate(rules):
+        self._facts: MultiMap[EntityPeer | Mark, int] = MultiMap()
+        for index, (_, rule) in enumerate(self.rules):
             for peer in rule.peers or ():
-                if isinstance(peer, CidrBlock):
+                if isinstance(peer, PodSelector):
+                    self._selectors.put(peer, index)
+                elif isinstance(peer, CidrBlock):
                     self._blocks.put(peer, index)
                 else:
-                    self._selectors.put(peer, index)
+                    self._facts.put(peer, index)
         # An ingress rule's port names are the subject's own; an egress rule's are the remote's.
         self._subject_ports = subject.ports if direction is Direction.INGRESS else None
-        self._named = frozenset() if self._subject_ports is not None else frozenset(named_by(rules))
+        self._named = frozenset() if self._subject_ports is not None else frozenset(named_by(r for _, r in self.rules))
         self._rows: dict[tuple[frozenset[int], frozenset[ContainerPort]], Row] = {}
-        self._row_anywhere = self._row(frozenset(), NO_PORTS) if isolating else NOT_ISOLATED_ROW
-        # Everything is allowed from anywhere: narrower rules are not named for single remotes.
-        self._open = any(cell.protocol is None for cell in self._row_anywhere)
+        self._row_anywhere = self._row(frozenset(), NO_PORTS)
+        self._open = allows_everything(self._row_anywhere) and not any(self._may_restrict(*rule) for rule in self.rules)
+
+    def _may_restrict(self, tier: Tier, rule: Rule) -> bool:
+        """Whether a rule can make less of what is allowed from anywhere."""
+        if tier is not Tier.NAMESPACED or rule.action is not Action.ALLOW:
+            return True
+        return not self._isolated and rule.l7 is not None and rule.l7.dns is not None
 
     def rows(
         self, classes: ClassIndex, wanted: Set[RemoteClass] | None = None
@@ -91,14 +102,21 @@ class Side:
             return
         if wanted is not None and len(wanted) <= SINGLE_CLASSES:
             for remote in wanted:
-                if remote in classes and (row := self._row_of(remote, classes)) != self._row_anywhere:
+                if remote in classes and self._is_own(row := self._row_of(remote, classes)):
                     yield row, (remote,)
             return
         for ranks, remotes in self._groups(classes, wanted).items():
             for ports, some in self._by_ports(remotes):
                 row = self._row(ranks, ports)
-                if row != self._row_anywhere:
+                if self._is_own(row):
                     yield row, some
+
+    def _is_own(self, row: Row) -> bool:
+        """Whether a class needs this row, where it could have that of any remote. Where that one allows everything,
+        narrower rules that allow it are not named for single remotes."""
+        if row == self._row_anywhere:
+            return False
+        return not (allows_everything(row) and allows_everything(self._row_anywhere))
 
     def _row_of(self, remote: RemoteClass, classes: ClassIndex) -> Row:
         """The row of one class: asks which selectors match it, where `_groups` asks what each peer matches."""
@@ -107,8 +125,11 @@ class Side:
             ranks |= self._selectors[selector]
         if remote.prefixes:
             for block, indexes in self._blocks.items():
-                if block.block in remote.prefixes and remote.prefixes.isdisjoint(block.excepts):
+                if in_block(remote, block):
                     ranks |= indexes
+        if self._facts:
+            for fact in self._facts.keys() & (entities_of(remote) | remote.marks):
+                ranks |= self._facts[fact]
         return self._row(frozenset(ranks), self._ports(remote))
 
     def _groups(self, classes: ClassIndex, wanted: Set[RemoteClass] | None) -> Groups:
@@ -121,9 +142,11 @@ class Side:
         if self._named:
             naming = {c for n in self._named for c in classes.naming(n)}
             groups[NO_RULES] = naming if wanted is None else naming & wanted
-        few_peers = len(self._selectors) + len(self._blocks) <= FEW_PEERS
+        few_peers = len(self._selectors) + len(self._blocks) + len(self._facts) <= FEW_PEERS
         few: MultiMap[RemoteClass, int] = MultiMap()
-        peers: Iterable[tuple[Peer, set[int]]] = chain(self._selectors.items(), self._blocks.items())
+        peers: Iterable[tuple[Peer, set[int]]] = chain(
+            self._selectors.items(), self._blocks.items(), self._facts.items()
+        )
         for peer, indexes in peers:
             matched = classes.matched(peer)
             if wanted is not None:
@@ -151,12 +174,15 @@ class Side:
         return frozenset(p for p in remote.ports if NamedPort(p.protocol, p.name) in self._named)
 
     def _row(self, ranks: frozenset[int], remote_ports: frozenset[ContainerPort]) -> Row:
-        """What the rules at these positions and those for any remote allow."""
+        """What the rules at these positions and those for any remote say together."""
         key = (ranks, remote_ports)
         if (row := self._rows.get(key)) is None:
             declared = self._subject_ports if self._subject_ports is not None else remote_ports
-            rules = [self.rules[i] for i in sorted(ranks.union(self._anywhere))]
-            row = flatten([(rule.ref, resolve(rule, declared)) for rule in rules])
+            claims = [
+                Claim(rule.ref, resolve(rule, declared), rule.action, tier, rule.l7)
+                for tier, rule in map(self.rules.__getitem__, sorted(ranks.union(self._anywhere)))
+            ]
+            row = flatten(claims, self._isolated)
             if len(self._rows) >= ROWS_KEPT:
                 self._rows.clear()
             self._rows[key] = row
@@ -192,6 +218,25 @@ def _regroup(groups: Groups, few: MultiMap[RemoteClass, int]) -> Groups:
 def _join(groups: Groups, ranks: frozenset[int], remotes: Set[RemoteClass]) -> None:
     if remotes:
         groups[ranks] = groups[ranks] | remotes if ranks in groups else remotes
+
+
+def in_order(policies: Iterable[Policy], direction: Direction) -> list[tuple[Tier, Rule]]:
+    """The rules of one direction by precedence, which in the namespaced tier only says who is named."""
+    tiers: dict[Tier, list[Policy]] = {tier: [] for tier in Tier}
+    for policy in policies:
+        tiers[policy.tier].append(policy)
+    namespaced = [r for p in tiers[Tier.NAMESPACED] for r in p.rules if r.ref.direction is direction]
+    out = [(Tier.NAMESPACED, rule) for rule in sorted(namespaced, key=lambda rule: rule.ref)]
+    admin, baseline = (
+        [
+            (tier, rule)
+            for policy in sorted(tiers[tier], key=lambda p: (p.priority, p.ref.name, p.ref))
+            for rule in policy.rules
+            if rule.ref.direction is direction
+        ]
+        for tier in (Tier.ADMIN, Tier.BASELINE)
+    )
+    return [*admin, *out, *baseline]
 
 
 def named_by(rules: Iterable[Rule]) -> set[NamedPort]:

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-from policies.model import CidrBlock, LabelSelector, NamedPort, Operator, Peer, PodSelector, Port, Protocol, Requirement
+from collections.abc import Iterator
+
+from policies.l7 import L7, Demands, NamePattern
+from policies.model import (
+    CidrBlock,
+    EntityPeer,
+    LabelSelector,
+    NamedPort,
+    NodePeer,
+    Operator,
+    Peer,
+    PodSelector,
+    Port,
+    Protocol,
+    Requirement,
+    ServicePeer,
+)
+
+ICMP = (1, 58)
+"""Protocols whose ports are types."""
 
 
 def requirement_text(requirement: Requirement) -> str:
@@ -22,8 +41,25 @@ def selector_text(selector: LabelSelector) -> str:
 def peer_text(peer: Peer) -> str:
     if isinstance(peer, CidrBlock):
         excepts = f" except {', '.join(map(str, peer.excepts))}" if peer.excepts else ""
-        return f"addresses in {peer.block}{excepts}"
+        return f"addresses in {peer.block}{excepts}{'' if peer.inside else ', outside the cluster'}"
+    if isinstance(peer, EntityPeer):
+        return f"entity {peer.entity}"
+    if isinstance(peer, NamePattern):
+        return f"addresses of {peer}"
+    if isinstance(peer, NodePeer):
+        labels = selector_text(peer.nodes)
+        return f"nodes with {labels}" if labels else "all nodes"
+    if isinstance(peer, ServicePeer):
+        return services_text(peer)
     return pods_text(peer)
+
+
+def services_text(peer: ServicePeer) -> str:
+    where = f" in namespace {peer.namespace}" if peer.namespace else ""
+    if peer.selector is None:
+        return f"endpoints of service {peer.name}{where}"
+    labels = selector_text(peer.selector)
+    return f"endpoints of {f'services with {labels}' if labels else 'all services'}{where}"
 
 
 def pods_text(selector: PodSelector) -> str:
@@ -39,9 +75,27 @@ def port_text(port: Port) -> str:
     protocol = protocol_text(port.protocol)
     if isinstance(port, NamedPort):
         return f"{protocol} {port.name}"
+    what = "type" if port.protocol in ICMP else "port"
     if (port.first, port.last) == (0, 65535):
-        return f"every {protocol} port"
-    return f"{protocol} {port.first}" if port.first == port.last else f"{protocol} {port.first}–{port.last}"
+        return f"every {protocol} {what}"
+    numbers = str(port.first) if port.first == port.last else f"{port.first}–{port.last}"
+    return f"{protocol} {what} {numbers}" if port.protocol in ICMP else f"{protocol} {numbers}"
+
+
+def demands_text(demands: Demands) -> str:
+    """What a proxy asks, without what the rules spell out: names of headers and hosts may be long, or private."""
+    return ", ".join(sorted({text for l7 in demands for text in _kinds(l7)}))
+
+
+def _kinds(l7: L7) -> Iterator[str]:
+    if l7.http is not None:
+        yield "HTTP"
+    if l7.dns is not None:
+        yield "DNS names"
+    if l7.server_names is not None:
+        yield "TLS server names"
+    if l7.terminating is not None or l7.originating is not None:
+        yield "TLS"
 
 
 def protocol_text(number: int) -> str:

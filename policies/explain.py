@@ -11,30 +11,39 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from policies.address import format_address
-from policies.describe import peer_text, pods_text, port_text, protocol_text, requirement_text
+from policies.describe import demands_text, peer_text, pods_text, port_text, protocol_text, requirement_text
 from policies.evaluate import (
     Flow,
     Namespaces,
     Party,
     PodFacts,
+    SideDecision,
     ends,
     evaluate_side,
     labels_match,
     peer_selects,
     port_selects,
-    rule_allows,
+    rule_matches,
     selects,
+    together,
 )
+from policies.l7 import NamePattern
 from policies.model import (
+    Action,
     CidrBlock,
     Direction,
+    EntityPeer,
     LabelSelector,
     NamedPort,
+    NodePeer,
     Peer,
     PodSelector,
     Policy,
     Port,
     Rule,
+    RuleRef,
+    ServicePeer,
+    Tier,
     Verdict,
 )
 
@@ -48,16 +57,20 @@ class Match(msgspec.Struct, frozen=True):
 
 
 class RuleStep(msgspec.Struct, frozen=True):
-    """`peers` or `ports` empty: the rule has none, so any matches."""
+    """`peers` or `ports` empty: the rule has none, so any matches. `allows`: it matches, and allows what it matches.
+    `asks`: of requests, where a proxy is to judge them."""
 
     rule: str  # spec.ingress[0]
     allows: bool
     peers: tuple[Match, ...]
     ports: tuple[Match, ...]
+    action: Action = Action.ALLOW
+    matches: bool = False
+    asks: str = ""
 
 
 class PolicyStep(msgspec.Struct, frozen=True):
-    """A policy of the subject's namespace. `rules` are those of this direction, if it isolates the subject."""
+    """A policy that selects the subject, or is of its namespace. `rules`: those of this direction, if it selects it."""
 
     kind: str
     namespace: str
@@ -67,10 +80,13 @@ class PolicyStep(msgspec.Struct, frozen=True):
     isolates: bool
     reason: str
     rules: tuple[RuleStep, ...] = ()
+    tier: str = "namespaced"
+    priority: int = 0
 
 
 class SideStep(msgspec.Struct, frozen=True):
-    """One end. `decided_by`: the rule that people are shown; every one that allows is in `policies`."""
+    """One end. `decided_by`: the rule that people are shown; every one that was asked is in `policies`.
+    `asks`: of requests, of a REDIRECT."""
 
     direction: Direction
     subject: str
@@ -78,6 +94,7 @@ class SideStep(msgspec.Struct, frozen=True):
     judged: bool
     decided_by: str
     policies: tuple[PolicyStep, ...] = ()
+    asks: str = ""
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -93,13 +110,12 @@ class Explanation(msgspec.Struct, frozen=True):
 def explain(policies: Iterable[Policy], namespaces: Namespaces, flow: Flow) -> Explanation:
     policies = sorted(policies, key=lambda p: p.ref)
     egress, ingress = (_side(policies, namespaces, flow, d) for d in (Direction.EGRESS, Direction.INGRESS))
-    allowed = egress.verdict is Verdict.ALLOW and ingress.verdict is Verdict.ALLOW
     return Explanation(
         source=str(flow.source),
         destination=str(flow.destination),
         protocol=protocol_text(flow.protocol),
         port=flow.port,
-        verdict=Verdict.ALLOW if allowed else Verdict.DENY,
+        verdict=together(egress.verdict, ingress.verdict),
         egress=egress,
         ingress=ingress,
     )
@@ -110,14 +126,31 @@ def lines(explanation: Explanation) -> Iterator[str]:
     port = f" {explanation.port}" if explanation.port else ""
     yield f"{explanation.source} → {explanation.destination}, {explanation.protocol}{port}: {explanation.verdict}"
     for side in (explanation.egress, explanation.ingress):
-        yield f"{side.direction} of {side.subject}: {side.verdict}, {side.decided_by}"
+        asks = f", which asks for {side.asks}" if side.asks else ""
+        yield f"{side.direction} of {side.subject}: {side.verdict}, {side.decided_by}{asks}"
         for policy in side.policies:
             where = f" ({policy.file}:{policy.line})" if policy.file else ""
-            yield f"  {policy.kind} {policy.namespace}/{policy.name}{where}: {policy.reason}"
+            name = f"{policy.namespace}/{policy.name}" if policy.namespace else policy.name
+            yield f"  {policy.kind} {name}{where}: {policy.reason}"
             for rule in policy.rules:
-                yield f"    {rule.rule} {'allows it' if rule.allows else 'does not allow it'}"
+                yield f"    {rule.rule} {_said(rule)}"
                 for match in (*rule.peers, *rule.ports):
                     yield f"      {'+' if match.matched else '-'} {match.what}: {match.reason}"
+
+
+_SAID = {
+    (Action.ALLOW, True): "allows it",
+    (Action.ALLOW, False): "does not allow it",
+    (Action.DENY, True): "denies it",
+    (Action.DENY, False): "does not deny it",
+    (Action.PASS, True): "leaves it to the next tier",
+    (Action.PASS, False): "does not match it",
+}
+
+
+def _said(rule: RuleStep) -> str:
+    asks = f", as far as a proxy finds by {rule.asks}" if rule.allows and rule.asks else ""
+    return f"{_SAID[rule.action, rule.matches]}{asks}"
 
 
 def _side(policies: list[Policy], namespaces: Namespaces, flow: Flow, direction: Direction) -> SideStep:
@@ -125,39 +158,56 @@ def _side(policies: list[Policy], namespaces: Namespaces, flow: Flow, direction:
     subject, remote = ends(flow, direction)
     if subject.pod is None:
         return SideStep(direction, str(subject), decision.verdict, False, "it is no pod: no policy restricts it")
-    decided_by = "no rule allows it"
-    if decision.allowed_by:
-        rule = decision.allowed_by[0]
-        decided_by = rule.policy.name if rule.index < 0 else f"by {rule}"
     steps = [_policy(p, subject.pod, remote, namespaces, flow, direction) for p in policies]
-    considered = tuple(s for s in steps if s.isolates or s.namespace == subject.pod.namespace)
-    return SideStep(direction, str(subject), decision.verdict, True, decided_by, considered)
+    considered = tuple(s for s, selected in steps if selected or s.namespace == subject.pod.namespace)
+    asks = demands_text(decision.demands) if decision.demands else ""
+    return SideStep(direction, str(subject), decision.verdict, True, _decided_by(decision), considered, asks)
+
+
+def _decided_by(decision: SideDecision) -> str:
+    for rule in (*decision.denied_by, *decision.allowed_by):
+        return rule.policy.name if rule.index < 0 else f"by {rule}"
+    return "no rule allows it"
 
 
 def _policy(
     policy: Policy, pod: PodFacts, remote: Party, namespaces: Namespaces, flow: Flow, direction: Direction
-) -> PolicyStep:
-    selected = selects(policy.subject, pod, namespaces)
-    isolates = selected and direction in policy.isolates
-    if not selected:
-        reason = f"does not select the pod: {_why_not_selected(policy.subject, pod, namespaces)}"
-    elif not isolates:
-        reason = f"selects the pod, but says nothing about {direction}"
-    elif policy.problem:
-        reason = f"isolates the pod and allows nothing: it could not be understood ({policy.problem})"
-    else:
-        reason = f"isolates the pod: it is one of {pods_text(policy.subject)}"
-    rules = [r for r in sorted(policy.rules, key=lambda r: r.ref) if isolates and r.ref.direction is direction]
-    return PolicyStep(
+) -> tuple[PolicyStep, bool]:
+    """And whether it selects the pod and says something about the direction."""
+    rules = [r for r in policy.rules if r.ref.direction is direction]
+    if policy.tier is Tier.NAMESPACED:
+        rules.sort(key=lambda r: r.ref)
+    selects_it = selects(policy.subject, pod, namespaces)
+    isolates = selects_it and direction in policy.isolates
+    concerned = isolates or (selects_it and bool(rules))
+    step = PolicyStep(
         policy.ref.kind,
         policy.ref.namespace,
         policy.ref.name,
         policy.origin.file,
         policy.origin.line,
         isolates,
-        reason,
-        tuple(_rule(rule, remote, namespaces, flow) for rule in rules),
+        _reason(policy, pod, namespaces, direction, concerned),
+        tuple(_rule(rule, remote, namespaces, flow) for rule in rules) if concerned else (),
+        policy.tier.name.lower(),
+        policy.priority,
     )
+    return step, concerned
+
+
+def _reason(policy: Policy, pod: PodFacts, namespaces: Namespaces, direction: Direction, concerned: bool) -> str:
+    if not selects(policy.subject, pod, namespaces):
+        return f"does not select the pod: {_why_not_selected(policy.subject, pod, namespaces)}"
+    if not concerned:
+        return f"selects the pod, but says nothing about {direction}"
+    if policy.problem and direction not in policy.isolates:
+        return f"selects the pod, but could not be understood ({policy.problem}): what could not be read denies"
+    if policy.problem:
+        return f"isolates the pod and allows nothing: it could not be understood ({policy.problem})"
+    if direction in policy.isolates:
+        return f"isolates the pod: it is one of {pods_text(policy.subject)}"
+    order = "" if policy.tier is Tier.NAMESPACED else f" ({policy.tier.name.lower()} tier, priority {policy.priority})"
+    return f"selects the pod without isolating it{order}: it is one of {pods_text(policy.subject)}"
 
 
 def _rule(rule: Rule, remote: Party, namespaces: Namespaces, flow: Flow) -> RuleStep:
@@ -166,26 +216,55 @@ def _rule(rule: Rule, remote: Party, namespaces: Namespaces, flow: Flow) -> Rule
         for p in rule.peers or ()
     )
     ports = tuple(Match(port_text(p), port_selects(p, flow), _port_reason(p, flow)) for p in rule.ports or ())
-    name = f"spec.{rule.ref.direction}[{rule.ref.index}]"
-    return RuleStep(name, rule_allows(rule, remote, namespaces, flow), peers, ports)
+    matches = rule_matches(rule, remote, namespaces, flow)
+    asks = demands_text(frozenset({rule.l7})) if rule.l7 is not None else ""
+    allows = matches and rule.action is Action.ALLOW
+    return RuleStep(_rule_name(rule.ref), allows, peers, ports, rule.action, matches, asks)
+
+
+def _rule_name(ref: RuleRef) -> str:
+    """Where it stands in the manifest: spec.ingressDeny[0], specs[1].egress[2]."""
+    section = ref.section or ref.direction
+    return f"{section if section.startswith('specs[') else f'spec.{section}'}[{ref.index}]"
 
 
 def _peer_reason(peer: Peer, remote: Party, namespaces: Namespaces) -> str:
+    if isinstance(peer, PodSelector):
+        if remote.pod is None:
+            return f"{remote} is no pod"
+        if selects(peer, remote.pod, namespaces):
+            return f"pod {remote.pod.namespace}/{remote.pod.name} is one of them"
+        return _why_not_selected(peer, remote.pod, namespaces)
     if isinstance(peer, CidrBlock):
-        return _block_reason(peer, remote.address)
-    if remote.pod is None:
-        return f"{remote} is no pod"
-    if selects(peer, remote.pod, namespaces):
-        return f"pod {remote.pod.namespace}/{remote.pod.name} is one of them"
-    return _why_not_selected(peer, remote.pod, namespaces)
+        return _block_reason(peer, remote, namespaces)
+    return _fact_reason(peer, remote)
 
 
-def _block_reason(peer: CidrBlock, address: bytes) -> str:
-    text = format_address(address)
+def _fact_reason(peer: EntityPeer | NamePattern | NodePeer | ServicePeer, remote: Party) -> str:
+    if isinstance(peer, EntityPeer):
+        return f"it is {remote}"
+    if isinstance(peer, NodePeer):
+        return f"{remote} is no node" if remote.node is None else f"node with {_labels(remote.node)}"
+    if isinstance(peer, ServicePeer):
+        names = ", ".join(sorted(f"{service.namespace}/{service.name}" for service in remote.services))
+        return f"{remote} is an endpoint of {names or 'no service'}"
+    return f"{format_address(remote.address)} is an address of {', '.join(sorted(remote.names)) or 'no known name'}"
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items())) or "no labels"
+
+
+def _block_reason(peer: CidrBlock, remote: Party, namespaces: Namespaces) -> str:
+    address, text = remote.address, format_address(remote.address)
     if not peer.block.contains(address):
         return f"{text} is not in {peer.block}"
     excluding = next((e for e in peer.excepts if e.contains(address)), None)
-    return f"{text} is in {peer.block}" if excluding is None else f"{text} is in except {excluding}"
+    if excluding is not None:
+        return f"{text} is in except {excluding}"
+    if not peer_selects(peer, remote, namespaces):
+        return f"{remote} is not outside the cluster"
+    return f"{text} is in {peer.block}"
 
 
 def _why_not_selected(selector: PodSelector, pod: PodFacts, namespaces: Namespaces) -> str:

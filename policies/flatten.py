@@ -1,66 +1,171 @@
-"""Rules that apply to one remote, flattened to a row: disjoint port ranges, each with the rule that decides it."""
+"""Rules that apply to one remote, flattened to a row: disjoint port ranges, each with what was decided and by which
+rule. All precedence is settled here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from heapq import heappop, heappush
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
-from policies.model import Cell, PortRange, Row, RuleRef, Verdict
+from policies.l7 import L7, Demands, NamePattern
+from policies.model import DEFAULT_DENY, NOT_ISOLATED, Action, Cell, PortRange, Row, RuleRef, Tier, Verdict
 
 LAST_PORT = 65535
+TCP, UDP = 6, 17
 
-Claim = tuple[RuleRef, Sequence[PortRange] | None]
-"""What one rule allows towards one remote; None: every protocol and port."""
+LEARNING: Demands = frozenset({L7(dns=frozenset({NamePattern(pattern="*")}))})
+"""Every name may be asked for; the proxy is there to learn the answers."""
+
+NOBODY = (Verdict.DENY, DEFAULT_DENY, None)
+
+Decision = tuple[Verdict, RuleRef, Demands | None]
 
 
-def flatten(claims: Sequence[Claim]) -> Row:
-    """The row of claims that all allow, the most preferred first: where two overlap, the earlier is named."""
+class Claim(NamedTuple):
+    """What one rule says about one remote. `ports` None: every protocol and port."""
+
+    rule: RuleRef
+    ports: Sequence[PortRange] | None
+    action: Action = Action.ALLOW
+    tier: Tier = Tier.NAMESPACED
+    l7: L7 | None = None
+
+
+def flatten(claims: Sequence[Claim], isolated: bool = True) -> Row:
+    """The row of claims, in the order of their precedence. `isolated`: what no rule allows is denied."""
+    decide = _Precedence(claims, isolated)
+    always = 0  # a set of claims is a number with a bit for each
     ranges: dict[int, list[tuple[int, int, int]]] = {}
-    fallback: Row = ()
-    for rank, (rule, ports) in enumerate(claims):
-        if ports is None:
-            # Whatever a later claim covers, this one covers before it.
-            fallback = (Cell(None, 0, LAST_PORT, Verdict.ALLOW, rule),)
-            break
-        for port in ports:
-            ranges.setdefault(port.protocol, []).append((port.first, port.last, rank))
-    cells = [
-        Cell(protocol, first, last, Verdict.ALLOW, claims[rank][0])
-        for protocol in sorted(ranges)
-        for first, last, rank in _sweep(sorted(ranges[protocol]))
-    ]
-    return (*fallback, *cells)
-
-
-def _sweep(ranges: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """Disjoint (first, last, rank) from overlapping ones sorted by first: the lowest rank wins each port."""
-    out: list[tuple[int, int, int]] = []
-    open_ranges: list[tuple[int, int]] = []  # heap of (rank, last)
-    port = index = 0
-    while index < len(ranges) or open_ranges:
-        if not open_ranges:
-            port = max(port, ranges[index][0])
-        while index < len(ranges) and ranges[index][0] <= port:
-            heappush(open_ranges, (ranges[index][2], ranges[index][1]))
-            index += 1
-        while open_ranges and open_ranges[0][1] < port:
-            heappop(open_ranges)
-        if not open_ranges:
-            continue
-        rank, last = open_ranges[0]
-        if index < len(ranges):
-            last = min(last, ranges[index][0] - 1)
-        if out and out[-1][1] == port - 1 and out[-1][2] == rank:
-            out[-1] = (out[-1][0], last, rank)
+    for rank, claim in enumerate(claims):
+        concerned = None if claim.l7 is None or claim.action is not Action.ALLOW else protocols_of(claim.l7)
+        if claim.ports is not None:
+            for port in claim.ports:
+                if concerned is None or port.protocol in concerned:
+                    ranges.setdefault(port.protocol, []).append((port.first, port.last, 1 << rank))
+        elif concerned is None:
+            always |= 1 << rank
         else:
-            out.append((port, last, rank))
-        port = last + 1
-    return out
+            for protocol in concerned:
+                ranges.setdefault(protocol, []).append((0, LAST_PORT, 1 << rank))
+    fallback = decide(always)
+    cells = [] if fallback is None else [Cell(None, 0, LAST_PORT, *fallback)]
+    for protocol in sorted(ranges):
+        for first, last, covering in _segments(ranges[protocol]):
+            decision = decide(covering | always)
+            if decision == fallback:
+                continue
+            _append(cells, Cell(protocol, first, last, *(decision or NOBODY)))
+    return tuple(cells)
+
+
+def protocols_of(l7: L7) -> tuple[int, ...]:
+    """Protocols on which it can be judged. On others a rule that asks it allows nothing."""
+    of_streams = (l7.http, l7.server_names, l7.terminating, l7.originating)
+    return (TCP, UDP) if l7.dns is not None and all(asked is None for asked in of_streams) else (TCP,)
+
+
+class _Precedence:
+    """Which of some claims decides, and what."""
+
+    def __init__(self, claims: Sequence[Claim], isolated: bool) -> None:
+        self._claims = claims
+        self._isolated = isolated
+        self._known: dict[int, Decision | None] = {}
+        self._admin = self._baseline = self._denying = self._plain = self._asking = self._learning = 0
+        for rank, (_, _, action, tier, l7) in enumerate(claims):
+            bit = 1 << rank
+            if tier is Tier.ADMIN:
+                self._admin |= bit
+            elif tier is Tier.BASELINE:
+                self._baseline |= bit
+            elif action is Action.DENY:
+                self._denying |= bit
+            elif action is Action.ALLOW:
+                if l7 is None:
+                    self._plain |= bit
+                else:
+                    self._asking |= bit
+                    if l7.dns is not None:
+                        self._learning |= bit
+
+    def __call__(self, covering: int) -> Decision | None:
+        """None: no rule decides, which is a deny."""
+        if covering not in self._known:
+            self._known[covering] = self._decide(covering)
+        return self._known[covering]
+
+    def _decide(self, covering: int) -> Decision | None:
+        if (decided := self._first(covering & self._admin)) is not None:
+            return decided
+        if denying := covering & self._denying:
+            return Verdict.DENY, self._claims[_lowest(denying)].rule, None
+        if not self._isolated:
+            return self._not_isolated(covering)
+        if plain := covering & self._plain:
+            return Verdict.ALLOW, self._claims[_lowest(plain)].rule, None
+        if asking := covering & self._asking:
+            asked = [claim.l7 for rank, claim in enumerate(self._claims) if asking >> rank & 1]
+            return Verdict.REDIRECT, self._claims[_lowest(asking)].rule, frozenset(l7 for l7 in asked if l7 is not None)
+        return None
+
+    def _not_isolated(self, covering: int) -> Decision:
+        """What rules allow is allowed anyhow; but names are learned where a rule looks at them."""
+        decided = self._first(covering & self._baseline) or (Verdict.ALLOW, NOT_ISOLATED, None)
+        if decided[0] is Verdict.ALLOW and (learning := covering & self._learning):
+            return Verdict.REDIRECT, self._claims[_lowest(learning)].rule, LEARNING
+        return decided
+
+    def _first(self, ordered: int) -> Decision | None:
+        """Of a tier in which the first rule decides; None where it leaves that to the next tier."""
+        if not ordered:
+            return None
+        claim = self._claims[_lowest(ordered)]
+        if claim.action is Action.PASS:
+            return None
+        if claim.action is Action.DENY:
+            return Verdict.DENY, claim.rule, None
+        if claim.l7 is None:
+            return Verdict.ALLOW, claim.rule, None
+        return Verdict.REDIRECT, claim.rule, frozenset({claim.l7})
+
+
+def _lowest(claims: int) -> int:
+    return (claims & -claims).bit_length() - 1
+
+
+def _segments(ranges: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """(first, last, claims that cover it), as far as any does."""
+    if len(ranges) == 1:
+        yield from ranges
+        return
+    edges = sorted({first for first, _, _ in ranges} | {last + 1 for _, last, _ in ranges})
+    place = {edge: at for at, edge in enumerate(edges)}
+    covering = [0] * len(edges)
+    for first, last, bit in ranges:
+        for at in range(place[first], place[last + 1]):
+            covering[at] |= bit
+    for at, (first, after) in enumerate(pairwise(edges)):
+        if covering[at]:
+            yield first, after - 1, covering[at]
+
+
+def _append(cells: list[Cell], cell: Cell) -> None:
+    """One cell more; made one with the last where they are neighbours and say the same."""
+    last = cells[-1] if cells else None
+    if (
+        last is not None
+        and last.protocol == cell.protocol
+        and last.last + 1 == cell.first
+        and (last.verdict, last.rule, last.demands) == (cell.verdict, cell.rule, cell.demands)
+    ):
+        cells[-1] = Cell(cell.protocol, last.first, cell.last, cell.verdict, cell.rule, cell.demands)
+    else:
+        cells.append(cell)
 
 
 def lookup(row: Row, protocol: int, port: int) -> Cell | None:
-    """The cell that judges a packet, None where none does (it is denied). ICMP and its like have port 0."""
+    """The cell that judges a packet, None where none does (it is denied). Of ICMP the port is the type; protocols
+    without either have port 0."""
     fallback = None
     for cell in row:
         if cell.protocol is None:
@@ -70,53 +175,6 @@ def lookup(row: Row, protocol: int, port: int) -> Cell | None:
     return fallback
 
 
-def meet(old: Row, new: Row) -> Row:
-    """A row that allows exactly what both rows allow, naming the rules of the new one.
-
-    Used while a pod moves from one to the other: nothing passes that either would deny.
-    """
-    fallback = _both(lookup(old, -1, 0), lookup(new, -1, 0), None, 0, LAST_PORT)
-    allows_rest = fallback is not None and fallback.verdict is Verdict.ALLOW
-    cells: list[Cell] = [fallback] if fallback is not None and allows_rest else []
-    for protocol in sorted({cell.protocol for cell in (*old, *new) if cell.protocol is not None}):
-        pieces = [
-            _both(lookup(old, protocol, first), lookup(new, protocol, first), protocol, first, last)
-            for first, last in _segments(protocol, (*old, *new))
-        ]
-        kept = [p for p in pieces if p is not None and (p.verdict is Verdict.ALLOW or allows_rest)]
-        cells += [c for c in _merged(kept) if fallback is None or not _same_decision(c, fallback)]
-    return tuple(cells)
-
-
-def _segments(protocol: int, cells: Iterable[Cell]) -> list[tuple[int, int]]:
-    """All ports, cut wherever a cell of the protocol begins or ends."""
-    cuts = {0, LAST_PORT + 1}
-    for cell in cells:
-        if cell.protocol == protocol:
-            cuts |= {cell.first, cell.last + 1}
-    edges = sorted(cuts)
-    return [(first, after - 1) for first, after in pairwise(edges)]
-
-
-def _both(old: Cell | None, new: Cell | None, protocol: int | None, first: int, last: int) -> Cell | None:
-    if old is None and new is None:
-        return None
-    named = new or old
-    assert named is not None
-    allowed = all(cell is not None and cell.verdict is Verdict.ALLOW for cell in (old, new))
-    return Cell(protocol, first, last, Verdict.ALLOW if allowed else Verdict.DENY, named.rule)
-
-
-def _same_decision(cell: Cell, other: Cell) -> bool:
-    return cell.verdict is other.verdict and cell.rule == other.rule
-
-
-def _merged(cells: list[Cell]) -> list[Cell]:
-    """Neighbours with one decision made one cell."""
-    out: list[Cell] = []
-    for cell in cells:
-        if out and out[-1].last + 1 == cell.first and _same_decision(out[-1], cell):
-            out[-1] = Cell(cell.protocol, out[-1].first, cell.last, cell.verdict, cell.rule)
-        else:
-            out.append(cell)
-    return out
+def allows_everything(row: Row) -> bool:
+    """Whether nothing is denied or left to a proxy."""
+    return bool(row) and row[0].protocol is None and all(cell.verdict is Verdict.ALLOW for cell in row)

@@ -8,9 +8,12 @@ from itertools import chain
 from policies.address import Prefix
 from policies.classes import ClassIndex, named_ports
 from policies.compile import Side, named_by
+from policies.entities import entities_of
 from policies.model import (
     CidrBlock,
     Direction,
+    EntityPeer,
+    Mark,
     NamedPort,
     ObjectRef,
     PodSelector,
@@ -19,14 +22,16 @@ from policies.model import (
     Row,
     Rule,
     Subject,
+    Tier,
     Workload,
 )
 from policies.multimap import MultiMap
 from policies.selectors import SelectorIndex
 from policies.terms import PortName, TermCount, Terms
 
-Trait = PodSelector | Prefix | NamedPort
-"""What a rule can ask of a remote class: to be selected, to lie in a block, to name a port."""
+Trait = PodSelector | Prefix | NamedPort | EntityPeer | Mark
+"""What a rule can ask of a remote class: to be selected, to lie in a block, to name a port, to be of an entity, to have
+a mark."""
 
 NO_CLASSES: frozenset[RemoteClass] = frozenset()
 
@@ -135,16 +140,17 @@ class PolicyIndex:
         return dirty
 
     def take_changed_terms(self) -> Terms:
-        """Prefixes and port names that came into use or went out of it since the last call.
+        """Prefixes, port names and marks that came into use or went out of it since the last call.
 
-        Addresses under these prefixes and pods with ports of these names may have another class or subject now.
+        Addresses under these prefixes or with these marks, and pods with ports of these names, may have another class
+        or subject now.
         """
         return self._terms.take_changed()
 
     # ---- what is in force
 
     def prefixes(self) -> Set[Prefix]:
-        """Blocks and excepts of ipBlocks: those covering an address belong into its RemoteClass. A live view."""
+        """Blocks and excepts of CIDR peers: those covering an address belong into its RemoteClass. A live view."""
         return self._terms.prefixes()
 
     def egress_port_names(self) -> Set[PortName]:
@@ -154,6 +160,10 @@ class PolicyIndex:
     def ingress_port_names(self) -> Set[PortName]:
         """Names that ingress rules use: such ports of a local pod belong into its Subject. A live view."""
         return self._terms.ingress_ports()
+
+    def marks(self) -> Set[Mark]:
+        """What rules ask the World about an address: those it has belong into its RemoteClass. A live view."""
+        return self._terms.marks()
 
     def rows(
         self, subject: Subject, classes: Set[RemoteClass] | None = None
@@ -332,7 +342,13 @@ class PolicyIndex:
 
     def _dirty_class(self, remote: RemoteClass) -> None:
         """A class came into use or went out of it: subjects with rules that may tell it apart."""
-        traits: Iterator[Trait] = chain(self._selectors.matching(remote.identity), remote.prefixes, named_ports(remote))
+        traits: Iterator[Trait] = chain(
+            self._selectors.matching(remote.identity),
+            remote.prefixes,
+            named_ports(remote),
+            entities_of(remote),
+            remote.marks,
+        )
         for trait in traits:
             if trait in self._asking:
                 self._dirty_classes(trait, (remote,))
@@ -344,20 +360,30 @@ class PolicyIndex:
                     self._add_dirty(subject, classes)
 
 
-def _force(policy: Policy | None) -> tuple[PodSelector, frozenset[Direction], tuple[Rule, ...]] | None:
+Force = tuple[PodSelector, frozenset[Direction], tuple[Rule, ...], Tier, int]
+
+
+def _force(policy: Policy | None) -> Force | None:
     """The part of a policy that decides; where it was written does not."""
-    return None if policy is None else (policy.subject, policy.isolates, policy.rules)
+    if policy is None:
+        return None
+    return policy.subject, policy.isolates, policy.rules, policy.tier, policy.priority
 
 
 def _differing(one: Policy | None, other: Policy | None) -> set[Rule]:
-    """Rules in force that only one of them has."""
-    sets = [{r for r in p.rules if r.ref.direction in p.isolates} if p else set() for p in (one, other)]
-    return sets[0] ^ sets[1]
+    """Rules that only one of them has, or has in another place where places decide."""
+    return {rule for _, rule in set(_placed(one)) ^ set(_placed(other))}
+
+
+def _placed(policy: Policy | None) -> Iterator[tuple[tuple[int, ...], Rule]]:
+    if policy is None:
+        return
+    for place, rule in enumerate(policy.rules):
+        yield () if policy.tier is Tier.NAMESPACED else (policy.tier, policy.priority, place), rule
 
 
 def _traits(policy: Policy) -> set[Trait]:
     """What a class must have for the policy to treat it otherwise than any remote."""
-    rules = [r for r in policy.rules if r.ref.direction in policy.isolates]
-    peers = {peer for rule in rules for peer in rule.peers or ()}
-    named: set[Trait] = set(named_by(r for r in rules if r.ref.direction is Direction.EGRESS))
+    peers = {peer for rule in policy.rules for peer in rule.peers or ()}
+    named: set[Trait] = set(named_by(r for r in policy.rules if r.ref.direction is Direction.EGRESS))
     return named | {peer.block if isinstance(peer, CidrBlock) else peer for peer in peers}

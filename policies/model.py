@@ -101,6 +101,8 @@ NODE = _built_in("node")
 """The node always reaches its own pods."""
 SELF = _built_in("self")
 """A pod always reaches itself."""
+DEFAULT_DENY = _built_in("default-deny")
+"""No rule allows it. Named only where a wider cell of a row would decide otherwise."""
 
 
 class Requirement(msgspec.Struct, frozen=True, gc=False):

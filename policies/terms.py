@@ -9,21 +9,24 @@ from typing import Generic, TypeVar
 import msgspec
 
 from policies.address import Prefix
-from policies.model import CidrBlock, Direction, NamedPort, Policy
+from policies.l7 import NamePattern
+from policies.model import CidrBlock, Direction, Mark, NamedPort, NodePeer, Policy, ServicePeer
 
 PortName = tuple[int, str]
 """Protocol number and name."""
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """Blocks and excepts of ipBlocks; port names of egress rules (remotes' ports) and of ingress rules (subjects')."""
+    """Blocks and excepts of CIDR peers; port names of egress rules (remotes' ports) and of ingress rules (subjects');
+    peers that the World is asked about."""
 
     prefixes: frozenset[Prefix] = frozenset()
     egress_ports: frozenset[PortName] = frozenset()
     ingress_ports: frozenset[PortName] = frozenset()
+    marks: frozenset[Mark] = frozenset()
 
     def __bool__(self) -> bool:
-        return bool(self.prefixes or self.egress_ports or self.ingress_ports)
+        return bool(self.prefixes or self.egress_ports or self.ingress_ports or self.marks)
 
 
 T = TypeVar("T", bound=Hashable)
@@ -57,22 +60,29 @@ class TermCount:
         self.prefixes: Tally[Prefix] = Tally()
         self.egress_ports: Tally[PortName] = Tally()
         self.ingress_ports: Tally[PortName] = Tally()
+        self.marks: Tally[Mark] = Tally()
 
     def replace(self, old: Policy | None, new: Policy | None) -> None:
         before, after = terms_of(old), terms_of(new)
         self.prefixes.replace(before.prefixes, after.prefixes)
         self.egress_ports.replace(before.egress_ports, after.egress_ports)
         self.ingress_ports.replace(before.ingress_ports, after.ingress_ports)
+        self.marks.replace(before.marks, after.marks)
 
     def take_changed(self) -> Terms:
         """Terms that came or went since the last call."""
-        return Terms(self.prefixes.take_changed(), self.egress_ports.take_changed(), self.ingress_ports.take_changed())
+        return Terms(
+            self.prefixes.take_changed(),
+            self.egress_ports.take_changed(),
+            self.ingress_ports.take_changed(),
+            self.marks.take_changed(),
+        )
 
 
 def terms_of(policy: Policy | None) -> Terms:
-    """The terms of one policy's rules, as far as they are in force."""
-    rules = [] if policy is None else [r for r in policy.rules if r.ref.direction in policy.isolates]
-    blocks = [peer for r in rules for peer in r.peers or () if isinstance(peer, CidrBlock)]
+    """The terms of one policy's rules."""
+    rules = () if policy is None else policy.rules
+    peers = {peer for r in rules for peer in r.peers or ()}
     names = {
         direction: frozenset(
             (port.protocol, port.name)
@@ -83,5 +93,6 @@ def terms_of(policy: Policy | None) -> Terms:
         )
         for direction in Direction
     }
-    prefixes = frozenset(prefix for block in blocks for prefix in (block.block, *block.excepts))
-    return Terms(prefixes, names[Direction.EGRESS], names[Direction.INGRESS])
+    prefixes = frozenset(p for peer in peers if isinstance(peer, CidrBlock) for p in (peer.block, *peer.excepts))
+    marks = frozenset(peer for peer in peers if isinstance(peer, NamePattern | NodePeer | ServicePeer))
+    return Terms(prefixes, names[Direction.EGRESS], names[Direction.INGRESS], marks)

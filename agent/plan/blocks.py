@@ -15,7 +15,9 @@ import msgspec
 from agent.datapath import abi
 from agent.plan.ids import NUMBERS, Asked, Names, content_id
 from agent.services.maglev import table
-from policies.flatten import LAST_PORT, meet
+from policies.flatten import LAST_PORT
+from policies.l7 import Demands
+from policies.meet import meet
 from policies.model import Cell, Row, RuleRef, Verdict
 
 ABI = abi.load()
@@ -39,8 +41,9 @@ VERDICTS = {
     Verdict.REDIRECT: NUMBERS.VERDICT_REDIRECT,
 }
 
-Span = tuple[int, int, int, Verdict, int]
-"""Bits fixed, first and last port, verdict, rule number."""
+Decision = tuple[Verdict, RuleRef, Demands | None]
+Span = tuple[int, int, int, Decision]
+"""Bits fixed, first and last port, what is decided there."""
 
 
 class Block(msgspec.Struct, frozen=True, gc=False):
@@ -124,21 +127,31 @@ def rules_of(block: Block) -> set[int]:
 def cells(block: Block, names: Names) -> Row:
     """What the entries of a row say together; the most specific entry decides, as in the kernel."""
     spans: dict[int, list[Span]] = {}
-    fallback: tuple[Verdict, int] | None = None
+    fallback: Decision | None = None
     for key, value in block.entries():
-        fields, decision = ROW_KEY.unpack(key), ROW_VALUE.unpack(value)
-        verdict = Verdict.ALLOW if decision.verdict == NUMBERS.VERDICT_ALLOW else Verdict.DENY
+        fields, decision = ROW_KEY.unpack(key), _decision(value, names)
         if fields.prefixlen <= NUMBERS.ROW_BITS_ANY:
-            fallback = (verdict, decision.rule)
+            fallback = decision
             continue
         size = 1 << (NUMBERS.ROW_BITS_PORT - max(fields.prefixlen, NUMBERS.ROW_BITS_PROTOCOL))
         first = abi.be16(fields.port_be) & ~(size - 1)
-        span = (fields.prefixlen, first, first + size - 1, verdict, decision.rule)
-        spans.setdefault(fields.protocol, []).append(span)
-    out = [] if fallback is None else [Cell(None, 0, LAST_PORT, fallback[0], names.rule_ref(fallback[1]))]
+        spans.setdefault(fields.protocol, []).append((fields.prefixlen, first, first + size - 1, decision))
+    out = [] if fallback is None else [Cell(None, 0, LAST_PORT, *fallback)]
     for protocol in sorted(spans):
-        out += _disjoint(protocol, spans[protocol], names)
+        out += _disjoint(protocol, spans[protocol])
     return tuple(out)
+
+
+def _decision(value: bytes, names: Names) -> Decision:
+    """A row of an earlier run may name what nobody knows any more: that is a deny."""
+    fields = ROW_VALUE.unpack(value)
+    rule = names.rule_ref(fields.rule)
+    if fields.verdict == NUMBERS.VERDICT_ALLOW:
+        return Verdict.ALLOW, rule, None
+    asked = names.listeners.get(fields.listener) if fields.verdict == NUMBERS.VERDICT_REDIRECT else None
+    if asked is None or asked.direction is not rule.direction:
+        return Verdict.DENY, rule, None
+    return Verdict.REDIRECT, rule, asked.demands
 
 
 class RowMeets:
@@ -162,25 +175,32 @@ class RowMeets:
         both = meet(before, after)
         # Where one of them is the meet, keep it: it is there already, whatever it calls its rules.
         for number, one in ((old, before), (new, after)):
-            if _allowed(one) == _allowed(both):
+            if _allowed(one) == _allowed(both) and self._is_understood(number):
                 return number
         block = row(both, self._names)
         self.made[block.id] = block
         return block.id
+
+    def _is_understood(self, number: int) -> bool:
+        """Whether the kernel reads a row as `cells` does: not where it redirects to what nobody knows any more."""
+        block = self._rows.get(number)
+        values = () if block is None else (value for _, value in block.entries())
+        return all(VERDICTS[_decision(value, self._names)[0]] == ROW_VALUE.unpack(value).verdict for value in values)
 
     def _cells(self, number: int) -> Row:
         block = self._rows.get(number)
         return () if block is None else cells(block, self._names)
 
 
-def _allowed(one: Row) -> list[tuple[int | None, int, int, Verdict]]:
+def _allowed(one: Row) -> list[tuple[int | None, int, int, Verdict, Demands | None]]:
     """What a row allows, in a form that is the same for rows that allow the same, but for cuts between rules."""
-    out: list[tuple[int | None, int, int, Verdict]] = []
+    out: list[tuple[int | None, int, int, Verdict, Demands | None]] = []
     for cell in one:
-        if out and out[-1][0] == cell.protocol and out[-1][2] + 1 == cell.first and out[-1][3] == cell.verdict:
-            out[-1] = (cell.protocol, out[-1][1], cell.last, cell.verdict)
+        said = (cell.verdict, cell.demands)
+        if out and out[-1][0] == cell.protocol and out[-1][2] + 1 == cell.first and out[-1][3:] == said:
+            out[-1] = (cell.protocol, out[-1][1], cell.last, *said)
         else:
-            out.append((cell.protocol, cell.first, cell.last, cell.verdict))
+            out.append((cell.protocol, cell.first, cell.last, *said))
     return out
 
 
@@ -196,18 +216,17 @@ def _prefixes(cell: Cell) -> Iterator[tuple[int, int, int]]:
         first += 1 << free
 
 
-def _disjoint(protocol: int, spans: list[Span], names: Names) -> list[Cell]:
+def _disjoint(protocol: int, spans: list[Span]) -> list[Cell]:
     cuts = sorted({edge for span in spans for edge in (span[1], span[2] + 1)})
     out: list[Cell] = []
     for first, after in pairwise(cuts):
         covering = [span for span in spans if span[1] <= first <= span[2]]
         if not covering:
             continue
-        _, _, _, verdict, rule = max(covering)
+        decision = max(covering, key=lambda span: span[0])[3]
         last = out[-1] if out else None
-        name: RuleRef = names.rule_ref(rule)
-        if last is not None and last.last + 1 == first and last.verdict is verdict and last.rule == name:
-            out[-1] = Cell(protocol, last.first, after - 1, verdict, name)
+        if last is not None and last.last + 1 == first and (last.verdict, last.rule, last.demands) == decision:
+            out[-1] = Cell(protocol, last.first, after - 1, *decision)
         else:
-            out.append(Cell(protocol, first, after - 1, verdict, name))
+            out.append(Cell(protocol, first, after - 1, *decision))
     return out

@@ -10,11 +10,27 @@ import msgspec
 
 from agent.datapath import abi
 from policies.l7 import Demands
-from policies.model import NODE, NOT_ISOLATED, SELF, ContainerPort, Direction, ObjectRef, RemoteClass, RuleRef, Subject
+from policies.model import (
+    DEFAULT_DENY,
+    NODE,
+    NOT_ISOLATED,
+    SELF,
+    ContainerPort,
+    Direction,
+    ObjectRef,
+    RemoteClass,
+    RuleRef,
+    Subject,
+)
 
 NUMBERS = abi.load().constants
 CLASS_ANY = NUMBERS.CLASS_ANY
-BUILT_IN = {NOT_ISOLATED: NUMBERS.RULE_NOT_ISOLATED, NODE: NUMBERS.RULE_HOST, SELF: NUMBERS.RULE_SELF}
+BUILT_IN = {
+    DEFAULT_DENY: NUMBERS.RULE_NONE,
+    NOT_ISOLATED: NUMBERS.RULE_NOT_ISOLATED,
+    NODE: NUMBERS.RULE_HOST,
+    SELF: NUMBERS.RULE_SELF,
+}
 
 HASHED = 1 << 63
 """Set in class and subject numbers that are hashes: the others are identity numbers."""
@@ -45,9 +61,7 @@ def class_id(remote: RemoteClass) -> int:
     """The identity where nothing else tells the class apart, so that most numbers can be read."""
     if not remote.prefixes and not remote.ports and not remote.marks:
         return remote.identity
-    marks = sorted(
-        f"{type(mark).__name__} {msgspec.json.encode(mark, order='deterministic').decode()}" for mark in remote.marks
-    )
+    marks = sorted(_content(mark).decode() for mark in remote.marks)
     parts = [str(remote.identity), *sorted(map(str, remote.prefixes)), *_ports(remote.ports), *marks]
     return _hashed("class", parts)
 
@@ -83,7 +97,7 @@ class Asked(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
 
 def listener_id(asked: Asked) -> int:
     """By content: also the name of the proxy's listener, in hex."""
-    demands = sorted(msgspec.json.encode(one, order="deterministic") for one in asked.demands)
+    demands = sorted(map(_content, asked.demands))
     return content_id("listener", b"\n".join((asked.direction.encode(), *demands)))
 
 
@@ -132,14 +146,15 @@ class Names:
         """The rule of a number; one that stands for it where it is not known."""
         return self.rules.get(number) or unknown_rule(number)
 
-    def keep_only(self, rules: set[int], classes: set[int], subjects: set[int]) -> None:
+    def keep_only(self, rules: set[int], classes: set[int], subjects: set[int], listeners: set[int]) -> None:
         """Forget all other names."""
         _keep(self.rules, self._rule_ids, rules | set(BUILT_IN.values()))
         _keep(self.classes, self._class_ids, classes)
         _keep(self.subjects, self._subject_ids, subjects)
+        _keep(self.listeners, self._listener_ids, listeners)
 
     def __len__(self) -> int:
-        return len(self.rules) + len(self.classes) + len(self.subjects)
+        return len(self.rules) + len(self.classes) + len(self.subjects) + len(self.listeners)
 
 
 def _note(names: dict[int, T], number: int, content: T) -> int:
@@ -156,6 +171,19 @@ def _keep(names: dict[int, T], numbers: dict[T, int], wanted: set[int]) -> None:
 
 def _ports(ports: Iterable[ContainerPort]) -> list[str]:
     return [f"{port.name}/{port.protocol}/{port.number}" for port in sorted(ports)]
+
+
+def _content(value: object) -> bytes:
+    """A value of the policy language as bytes that say all of it, whatever order its sets happen to have."""
+    return msgspec.json.encode(_plain(value))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, msgspec.Struct):
+        return [type(value).__name__, *(_plain(getattr(value, name)) for name in value.__struct_fields__)]
+    if isinstance(value, frozenset):
+        return sorted((_plain(one) for one in value), key=msgspec.json.encode)
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
 
 
 def _hashed(kind: str, parts: Iterable[str]) -> int:

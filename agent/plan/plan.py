@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from agent.plan import parts
 from agent.plan.blocks import ROWS, Block, rules_of
 from agent.plan.ids import CollisionError, Names
+from agent.plan.listeners import listeners_of
 from agent.plan.parts import SERVICE_KEY, Part, PolicyPart
 from agent.plan.state import IPCACHE, SERVICES, Changes, Side, State
 from agent.plan.step import Transition
@@ -111,6 +112,8 @@ class Plan:
     def _forget_names(self) -> None:
         if len(self.names) < self._names_allowed:
             return
-        rules = {number for block in self.state.blocks[ROWS].values() for number in rules_of(block)}
-        self.names.keep_only(rules, set(self.state.uses.classes), set(self.state.uses.subjects))
+        rows = self.state.blocks[ROWS].values()
+        rules = {number for block in rows for number in rules_of(block)}
+        listeners = {number for block in rows for number in listeners_of(block)}
+        self.names.keep_only(rules, set(self.state.uses.classes), set(self.state.uses.subjects), listeners)
         self._names_allowed = NAMES_KEPT + 2 * len(self.names)

@@ -150,10 +150,11 @@ def test_explanation_has_stable_fields() -> None:
     value = msgspec.to_builtins(explain([parse(manifest(SPEC), HERE)], NAMESPACES, FLOW))
     assert set(value) == {"source", "destination", "protocol", "port", "verdict", "egress", "ingress"}
     side = value["ingress"]
-    assert set(side) == {"direction", "subject", "verdict", "judged", "decided_by", "policies"}
+    assert set(side) == {"direction", "subject", "verdict", "judged", "decided_by", "policies", "asks"}
     (policy,) = side["policies"]
-    assert set(policy) == {"kind", "namespace", "name", "file", "line", "isolates", "reason", "rules"}
-    assert set(policy["rules"][0]) == {"rule", "allows", "peers", "ports"}
+    named = {"kind", "namespace", "name", "file", "line", "tier", "priority"}
+    assert set(policy) == {*named, "isolates", "reason", "rules"}
+    assert set(policy["rules"][0]) == {"rule", "action", "matches", "allows", "asks", "peers", "ports"}
     assert set(policy["rules"][0]["peers"][0]) == {"what", "matched", "reason"}
 
 

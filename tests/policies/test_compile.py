@@ -10,6 +10,7 @@ import policies.compile as compiler
 from policies.classes import ClassIndex
 from policies.compile import Side, resolve
 from policies.model import (
+    CidrBlock,
     ContainerPort,
     Direction,
     NamedPort,
@@ -100,7 +101,7 @@ def test_dropped_classes_are_found_no_more() -> None:
         .peers
     )
     assert block is not None
-    remote = RemoteClass(2, frozenset(p.block for p in block if not isinstance(p, PodSelector)), frozenset({HTTP}))
+    remote = RemoteClass(2, frozenset(p.block for p in block if isinstance(p, CidrBlock)), frozenset({HTTP}))
     named = NamedPort(6, "http")
     for _ in range(2):
         assert classes.add(remote)

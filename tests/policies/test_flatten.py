@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from policies.flatten import Claim, flatten, lookup, meet
+from policies.flatten import Claim, flatten, lookup
+from policies.meet import meet
 from policies.model import Cell, Direction, ObjectRef, PortRange, Row, RuleRef, Verdict
 
 ALLOW, DENY = Verdict.ALLOW, Verdict.DENY
@@ -47,7 +48,7 @@ ROWS: list[tuple[list[list[PortRange] | None], Row]] = [
 
 @pytest.mark.parametrize(("ports", "row"), ROWS)
 def test_rows(ports: list[list[PortRange] | None], row: Row) -> None:
-    assert flatten([(rule(i), p) for i, p in enumerate(ports)]) == row
+    assert flatten([Claim(rule(i), p) for i, p in enumerate(ports)]) == row
 
 
 @st.composite
@@ -58,7 +59,7 @@ def ranges(draw: st.DrawFn) -> PortRange:
 
 def claims() -> st.SearchStrategy[list[Claim]]:
     ports = st.one_of(st.lists(ranges(), max_size=4), st.lists(ranges(), max_size=4), st.none())
-    return st.lists(ports, max_size=6).map(lambda drawn: [(rule(i), p) for i, p in enumerate(drawn)])
+    return st.lists(ports, max_size=6).map(lambda drawn: [Claim(rule(i), p) for i, p in enumerate(drawn)])
 
 
 def well_formed(row: Row) -> None:
@@ -82,7 +83,7 @@ def test_first_claim_that_covers_a_port_is_named(drawn: list[Claim]) -> None:
             expected = next(
                 (
                     ref
-                    for ref, ports in drawn
+                    for ref, ports, *_ in drawn
                     if ports is None or any(r.protocol == protocol and r.first <= port <= r.last for r in ports)
                 ),
                 None,
