@@ -9,6 +9,7 @@ from sys import intern
 from typing import Any, TypeVar
 
 from agent.sources.schema import Metadata
+from policies.kinds import KINDS
 from policies.model import ObjectRef, Protocol
 from policies.syntax import (
     dns_label_problem,
@@ -20,7 +21,7 @@ from policies.syntax import (
 
 T = TypeVar("T", bound=Hashable)
 
-CLUSTER_SCOPED = ("Namespace", "Node")
+CLUSTER_SCOPED = ("Namespace", "Node", *(kind.name for kind in KINDS.values() if not kind.namespaced))
 """Kinds whose objects are in no namespace."""
 
 Check = Callable[[str], str | None]

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import msgspec
 
-from agent.objects import Object, Problem
-from agent.sources import endpointslices, nodes, pods, schema, services
+from agent.objects import Object, PolicySet, Problem
+from agent.sources import endpointslices, nodes, pods, schema, secrets, services
 from agent.sources.documents import JsonSource, YamlSource
 from agent.sources.explain import type_error
 from agent.sources.findings import CLUSTER_SCOPED, Findings
 from agent.sources.yaml_reader import BadYaml
-from policies import networkpolicy
 from policies.fields import InvalidPolicy
-from policies.model import Direction, ObjectRef, Origin, Policy
+from policies.kinds import KINDS, PolicyKind
+from policies.model import ObjectRef, Origin, Policy
 
 Wrong = Sequence[tuple[str, str]]  # (field path, message)
 
@@ -24,14 +24,14 @@ Wrong = Sequence[tuple[str, str]]  # (field path, message)
 class Item(msgspec.Struct, frozen=True, gc=False):
     """One object as it is written, or a part of the file in which no object can be told.
 
-    `object` is None where it is not valid; `isolating` is then what can be made of a NetworkPolicy.
+    `object` is None where it is not valid; `isolating` is then what is certain of a policy.
     `unidentified`: it may be any object that this file had before.
     """
 
     origin: Origin
     ref: ObjectRef | None = None
     object: Object | None = None
-    isolating: Policy | None = None
+    isolating: Policy | PolicySet | None = None
     problems: tuple[Problem, ...] = ()
     unidentified: bool = False
 
@@ -50,7 +50,10 @@ class Item(msgspec.Struct, frozen=True, gc=False):
 def _moved(value: Any, by: int) -> Any:
     if value is None:
         return None
-    return msgspec.structs.replace(value, origin=Origin(value.origin.file, value.origin.line + by))
+    moved = msgspec.structs.replace(value, origin=Origin(value.origin.file, value.origin.line + by))
+    if isinstance(moved, PolicySet):
+        moved = msgspec.structs.replace(moved, policies=tuple(_moved(policy, by) for policy in moved.policies))
+    return moved
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -70,7 +73,7 @@ class Written(msgspec.Struct, frozen=True):
             for (path, message), line in zip(wrong, lines, strict=True)
         )
 
-    def refused(self, ref: ObjectRef | None, wrong: Wrong, isolating: Policy | None = None) -> Item:
+    def refused(self, ref: ObjectRef | None, wrong: Wrong, isolating: Policy | PolicySet | None = None) -> Item:
         return Item(self.origin, ref, None, isolating, self.problems(ref, wrong), unidentified=ref is None)
 
 
@@ -83,9 +86,9 @@ def item(written: Written) -> Item:
     kind, version = head.kind or "", head.api_version or ""
     if kind not in VERSIONS:
         return _unknown_kind(written, kind)
-    if version != VERSIONS[kind]:
+    if version not in VERSIONS[kind]:
         return _unknown_version(written, head)
-    return _policy(written, _ref(head)) if kind == networkpolicy.KIND else _object(written, kind, _ref(head))
+    return _policy(written, KINDS[kind], _ref(head)) if kind in KINDS else _object(written, kind, _ref(head))
 
 
 def _object(written: Written, kind: str, ref: ObjectRef | None) -> Item:
@@ -107,20 +110,39 @@ def broken(bad: BadYaml, file: str, before: int) -> Item:
     return Item(
         origin,
         ref,
-        isolating=_isolating(bad, origin) if ref is not None and ref.kind == networkpolicy.KIND else None,
+        isolating=_isolating(bad, KINDS[ref.kind], ref, origin) if ref is not None and ref.kind in KINDS else None,
         problems=tuple(Problem(file, f.line + before + 1, f.message, f.path, subject) for f in bad.faults),
         unidentified=ref is None and _may_be_ours(bad.partial),
     )
 
 
-def _policy(written: Written, ref: ObjectRef | None) -> Item:
+def _policy(written: Written, kind: PolicyKind, ref: ObjectRef | None) -> Item:
     raw = written.source.value()
     try:
-        policy = networkpolicy.parse(raw, written.origin)
+        policies = kind.parse(raw, written.origin)
     except InvalidPolicy as invalid:
         wrong = [(problem.path, problem.message) for problem in invalid.problems]
-        return written.refused(ref, wrong, networkpolicy.salvage(raw, written.origin))
-    return Item(written.origin, policy.ref, policy)
+        isolating = _held(kind, ref, kind.salvage(raw, written.origin), salvaged=True)
+        return written.refused(ref, wrong, isolating)
+    own = policies[0].ref
+    unenforced = [_unenforced(policy) for policy in policies if policy.problem]
+    problems = written.problems(own, unenforced, warning=True)
+    return Item(written.origin, own, _held(kind, own, policies), problems=problems)
+
+
+def _held(
+    kind: PolicyKind, ref: ObjectRef | None, policies: tuple[Policy, ...], *, salvaged: bool = False
+) -> Policy | PolicySet | None:
+    """The policies of one object as one value."""
+    if ref is None or not policies:
+        return None
+    return PolicySet(ref, policies[0].origin, policies, salvaged) if kind.several else policies[0]
+
+
+def _unenforced(policy: Policy) -> tuple[str, str]:
+    """Where a valid policy that is not enforced says so: field path and message."""
+    path, _, message = policy.problem.partition(": ")
+    return path, message
 
 
 def _unknown_kind(written: Written, kind: str) -> Item:
@@ -134,40 +156,30 @@ def _unknown_kind(written: Written, kind: str) -> Item:
 def _unknown_version(written: Written, head: schema.Envelope) -> Item:
     """A kind of the same name in another API group is another kind; extensions/… once held NetworkPolicy itself."""
     kind, version = head.kind or "", head.api_version or ""
-    group, wanted = version.rpartition("/")[0], VERSIONS[kind]
-    if version and group not in (wanted.rpartition("/")[0], "extensions"):
+    policy = KINDS.get(kind)
+    wanted = " or ".join(VERSIONS[kind])
+    groups = [known.rpartition("/")[0] for known in VERSIONS[kind]]
+    if version and not (policy.is_of(version) if policy else version.rpartition("/")[0] in (*groups, "extensions")):
         return _not_handled(written, f"not handled: kind {kind} of {version}")
     wrong = [("apiVersion", f"must be {wanted}" + (f", not {version!r}" if version else ""))]
-    isolating = None
-    if kind == networkpolicy.KIND:
-        # What podSelector means is the same in every version there was.
-        isolating = _both_directions(written.source.value(), written.origin, wrong[0][1])
-    return written.refused(_ref(head), wrong, isolating)
+    ref = _ref(head)
+    if policy is None:
+        return written.refused(ref, wrong)
+    # What selects the pods is the same in every version there was.
+    closing = policy.closing(written.source.value(), written.origin, wrong[0][1])
+    return written.refused(ref, wrong, _held(policy, ref, closing, salvaged=True))
 
 
 def _not_handled(written: Written, message: str) -> Item:
     return Item(written.origin, problems=written.problems(None, [("kind", message)], warning=True))
 
 
-def _isolating(bad: BadYaml, origin: Origin) -> Policy | None:
-    """Of a NetworkPolicy whose text breaks off, if its podSelector is whole: it isolates both directions."""
-    if any(fault.path.startswith(("spec.podSelector", "metadata")) for fault in bad.faults):
+def _isolating(bad: BadYaml, kind: PolicyKind, ref: ObjectRef, origin: Origin) -> Policy | PolicySet | None:
+    """Of a policy whose text breaks off, if what selects its pods is whole: they are denied everything."""
+    if any(fault.path.startswith((f"spec.{kind.selector}", "metadata")) for fault in bad.faults):
         return None
-    return _both_directions(bad.partial, origin, "; ".join(fault.message for fault in bad.faults))
-
-
-def _both_directions(raw: Any, origin: Origin, problem: str) -> Policy | None:
-    """A policy that isolates the pods its podSelector clearly selects, and allows nothing."""
-    spec = raw.get("spec")
-    if not isinstance(spec, dict) or "podSelector" not in spec:
-        return None
-    certain = {"podSelector": spec["podSelector"], "policyTypes": ["Ingress", "Egress"]}
-    head = {"apiVersion": networkpolicy.API_VERSION, "kind": networkpolicy.KIND, "metadata": raw.get("metadata")}
-    try:
-        policy = networkpolicy.parse({**head, "spec": certain}, origin)
-    except InvalidPolicy:
-        return None
-    return msgspec.structs.replace(policy, isolates=frozenset(Direction), problem=problem)
+    problem = "; ".join(fault.message for fault in bad.faults)
+    return _held(kind, ref, kind.closing(bad.partial, origin, problem), salvaged=True)
 
 
 def _may_be_ours(partial: Any) -> bool:
@@ -208,13 +220,15 @@ _READERS: dict[str, Callable[[Written, Findings], Object]] = {
     "Pod": lambda w, f: pods.pod(w.source.convert(schema.PodDoc), w.origin, f),
     "Service": lambda w, f: services.service(w.source.convert(schema.ServiceDoc), w.origin, f),
     "EndpointSlice": lambda w, f: endpointslices.endpoint_slice(w.source.convert(schema.EndpointSliceDoc), w.origin, f),
+    "Secret": lambda w, f: secrets.secret(w.source.convert(schema.SecretDoc), w.origin, f),
 }
-VERSIONS = {
-    "Namespace": "v1",
-    "Node": "v1",
-    "Pod": "v1",
-    "Service": "v1",
-    "EndpointSlice": "discovery.k8s.io/v1",
-    networkpolicy.KIND: networkpolicy.API_VERSION,
+VERSIONS: Mapping[str, tuple[str, ...]] = {
+    "Namespace": ("v1",),
+    "Node": ("v1",),
+    "Pod": ("v1",),
+    "Service": ("v1",),
+    "EndpointSlice": ("discovery.k8s.io/v1",),
+    "Secret": ("v1",),
+    **{kind.name: kind.versions for kind in KINDS.values()},
 }
 _LOWER = {kind.lower(): kind for kind in VERSIONS}

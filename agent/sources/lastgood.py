@@ -2,11 +2,12 @@
 
 One record a file: the file's text as it was last read, and before it, cut out of earlier texts, the documents of
 objects that this text only breaks. Records are replaced by renaming; they are not flushed, so a power cut may lose
-the newest.
+the newest. They may hold Secrets: nobody but their owner can read them.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -20,6 +21,8 @@ from agent.sources.yaml_reader import BadYaml
 from policies.model import ObjectRef
 
 _SUFFIX = ".msgpack"
+OTHERS = 0o077
+"""Permission bits of all but the owner."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -63,7 +66,7 @@ class LastGood:
 
     def write(self, updates: list[Update]) -> None:
         """Raises OSError."""
-        self._path.mkdir(parents=True, exist_ok=True)
+        self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
         for update in updates:
             if update.text is not None:
                 kept = self._cut(update)
@@ -113,12 +116,15 @@ class LastGood:
         path = self._where(record.file)
         data = msgspec.msgpack.encode(record)
         try:
-            if path.stat().st_size == len(data) and path.read_bytes() == data:
+            status = path.stat()
+            if status.st_size == len(data) and not status.st_mode & OTHERS and path.read_bytes() == data:
                 return
         except FileNotFoundError:
             pass
         new = path.with_suffix(".new")
-        new.write_bytes(data)
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(data)
         new.replace(path)
 
 

@@ -28,6 +28,7 @@ def node(doc: schema.NodeDoc, origin: Origin, findings: Findings) -> Node:
         addresses=_addresses(status.addresses or (), findings),
         pod_cidrs=_pod_cidrs(spec, findings),
         zone=intern(given.get(ZONE_LABEL, "")),
+        labels=given,
     )
 
 

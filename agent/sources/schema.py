@@ -174,6 +174,12 @@ class ServiceDoc(_Raw):
     status: ServiceStatus | None = None
 
 
+class SecretDoc(_Raw):
+    metadata: Metadata
+    data: dict[str, str] | None = None
+    string_data: dict[str, str] | None = None
+
+
 class EndpointConditions(_Raw):
     ready: bool | None = None
     serving: bool | None = None

@@ -11,7 +11,6 @@ from agent.sources.addresses import address_of
 from agent.sources.exposure import exposure
 from agent.sources.findings import (
     Findings,
-    check_labels,
     dns_label,
     labels,
     port_name,
@@ -33,7 +32,6 @@ NOT_PROXIED = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.i
 def service(doc: schema.ServiceDoc, origin: Origin, findings: Findings) -> Service:
     """An empty selector is none: the endpoints come from slices alone."""
     ref = reference("Service", doc.metadata, findings)
-    check_labels("metadata.labels", doc.metadata.labels, findings)
     spec = doc.spec or schema.ServiceSpec()
     kind = spec.type or "ClusterIP"
     if kind not in SERVICE_TYPES:
@@ -53,6 +51,7 @@ def service(doc: schema.ServiceDoc, origin: Origin, findings: Findings) -> Servi
         publish_not_ready=bool(spec.publish_not_ready_addresses),
         exposure=exposure(doc, kind, findings),
         proxied=is_proxied(doc.metadata),
+        labels=labels("metadata.labels", doc.metadata.labels, findings),
     )
 
 

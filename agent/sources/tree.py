@@ -2,7 +2,7 @@
 
 * An object that several documents define is the first one's, by file and line; when that one goes, the next takes over.
 * Of a document that is not valid the last version that was stays in force, until no document names the object any more.
-* A new NetworkPolicy that is not valid isolates the pods it clearly selects.
+* A new policy that is not valid isolates the pods it clearly selects.
 * Text in which no object can be told may be any object of its file: those that the file no longer names stay.
 """
 
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.objects import Change, Object, Problem
+from agent.objects import Change, Object, PolicySet, Problem
 from agent.sources.items import Item
 from agent.sources.manifest import Manifest
+from policies.kinds import KINDS
 from policies.model import ObjectRef, Policy
 
 KEPT = "the last good version stays in force"
@@ -21,8 +22,8 @@ ALL_KEPT = "what the file held before stays in force"
 
 # Policies come before the pods they are about. Pods and services go first, so that what replaces them finds
 # their addresses free; policies go last, when nothing they were about is left unguarded.
-_COMING = {"Namespace": 3, "Node": 3, "NetworkPolicy": 4, "Service": 5, "EndpointSlice": 6, "Pod": 7}
-_GOING = {"Pod": 0, "EndpointSlice": 1, "Service": 2, "NetworkPolicy": 8, "Namespace": 9, "Node": 9}
+_COMING = {"Namespace": 3, "Node": 3, "Secret": 3, "Service": 5, "EndpointSlice": 6, "Pod": 7} | dict.fromkeys(KINDS, 4)
+_GOING = {"Pod": 0, "EndpointSlice": 1, "Service": 2, "Namespace": 9, "Node": 9, "Secret": 9} | dict.fromkeys(KINDS, 8)
 
 
 class Tree:
@@ -199,6 +200,8 @@ class Tree:
 
 def _is_good(value: Object) -> bool:
     """Whether it was valid as written, rather than made of a policy that was not."""
+    if isinstance(value, PolicySet):
+        return not value.salvaged
     return not (isinstance(value, Policy) and value.problem)
 
 

@@ -31,13 +31,13 @@ _AUTHENTICATION_OFF = "disabled"
 NO_POD = PodSelector(selector(frozenset((requirement("gatehouse.io/none", Operator.IN, ()),))), namespace="")
 """The subject of a policy that is not enforced: it matches nothing."""
 
-HOST_POLICY = "not enforced: policies for nodes (nodeSelector) are not supported"
-OTHER_SUBJECT = "not enforced: endpointSelector selects what is no pod"
+HOST_POLICY = "policies for nodes are not enforced"
+OTHER_SUBJECT = "selects what is no pod: that is not enforced"
 
 
 def parse(raw: Any, origin: Origin) -> tuple[Policy, ...]:
     """Raises InvalidPolicy with every problem there is. A policy that is valid and not enforced says so in its
-    `problem`, and does nothing."""
+    `problem` (field path, colon, sentence), and does nothing."""
     problems: list[FieldProblem] = []
     policies = _read(raw, origin, problems)
     if problems:
@@ -148,9 +148,9 @@ def _subject(spec: Field, ref: ObjectRef) -> tuple[PodSelector, str]:
             nodes.problem("must not be given with endpointSelector")
         elif ref.kind == NAMESPACED:
             nodes.problem(f"is for a {CLUSTERWIDE} alone")
-        return NO_POD, HOST_POLICY
+        return NO_POD, str(FieldProblem(nodes.path, HOST_POLICY))
     found = parse_subject(endpoints, ref.namespace)
-    return (NO_POD, OTHER_SUBJECT) if found is None else (found, "")
+    return (NO_POD, str(FieldProblem(endpoints.path, OTHER_SUBJECT))) if found is None else (found, "")
 
 
 def _isolates(spec: Field) -> frozenset[Direction]:

@@ -94,7 +94,8 @@ status:
 """)
     addresses = (parse_address("192.0.2.1"), parse_address("2001:db8::1"))
     blocks = (Prefix.parse("10.1.0.0/24"), Prefix.parse("fd00:1::/64"))
-    assert found == Node(ObjectRef("Node", "", "n1"), Origin("m.yaml", 1), addresses, blocks, "z1")
+    labels = {"topology.kubernetes.io/zone": "z1", "other": "x"}
+    assert found == Node(ObjectRef("Node", "", "n1"), Origin("m.yaml", 1), addresses, blocks, "z1", labels)
 
 
 @pytest.mark.parametrize("rest", ["", "spec: {}\nstatus: {addresses: []}\n"])
@@ -452,7 +453,7 @@ def test_no_text_stops_the_reader(text: str) -> None:
 @given(value=JSON_VALUES, kind=st.sampled_from([*VERSIONS, "List"]), cut=st.integers(0, 3))
 def test_no_value_stops_the_reader(value: Any, kind: str, cut: int) -> None:
     if isinstance(value, dict):
-        value |= {"kind": kind, "apiVersion": VERSIONS.get(kind, "v1")}
+        value |= {"kind": kind, "apiVersion": VERSIONS.get(kind, ("v1",))[0]}
     text = json.dumps(value)
     for file in ("m.json", "m.yaml"):
         for item in items(text[: len(text) - cut], file):

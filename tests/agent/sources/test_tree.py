@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from agent.objects import Change, Object
+from agent.objects import Change, Object, PolicySet
 from agent.sources import tree as tree_module
+from agent.sources.items import VERSIONS
 from agent.sources.manifest import parse, unreadable
 from agent.sources.tree import ALL_KEPT, ISOLATED, KEPT, Tree
-from policies.model import ObjectRef, Policy
+from policies.kinds import KINDS
+from policies.model import Direction, ObjectRef, Policy
 
 
 def ns(name: str, team: str = "x") -> str:
@@ -194,25 +196,92 @@ def test_a_change_of_the_line_alone_is_a_change(driver: Driver) -> None:
     assert driver.put(a_yaml="# COMMENT\n" + ns("a")) == []
 
 
+def cilium(kind: str, name: str, rule: str = "{}", selector: str = "{}") -> str:
+    spec = f"spec: {{endpointSelector: {selector}, ingress: [{rule}]}}"
+    return f"apiVersion: cilium.io/v2\nkind: {kind}\nmetadata: {{name: {name}}}\n{spec}\n"
+
+
+def admin(kind: str, version: str, tier: str, name: str = "x") -> str:
+    spec = f"spec: {{priority: 1, subject: {{namespaces: {{}}}}, {tier}}}"
+    return f"apiVersion: {version}\nkind: {kind}\nmetadata: {{name: {name}}}\n{spec}\n"
+
+
 EVERY_KIND = {
     "Pod": "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: c}]}\n",
     "EndpointSlice": "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: x}\naddressType: IPv4\n",
     "Service": "apiVersion: v1\nkind: Service\nmetadata: {name: x}\nspec: {ports: [{port: 1}]}\n",
     "NetworkPolicy": policy("x"),
+    "CiliumNetworkPolicy": cilium("CiliumNetworkPolicy", "x"),
+    "CiliumClusterwideNetworkPolicy": cilium("CiliumClusterwideNetworkPolicy", "x"),
+    "ClusterNetworkPolicy": admin("ClusterNetworkPolicy", "policy.networking.k8s.io/v1alpha2", "tier: Admin"),
+    "AdminNetworkPolicy": admin("AdminNetworkPolicy", "policy.networking.k8s.io/v1alpha1", "", name="x"),
     "Namespace": ns("x"),
     "Node": "apiVersion: v1\nkind: Node\nmetadata: {name: x}\n",
+    "Secret": "apiVersion: v1\nkind: Secret\nmetadata: {name: x}\n",
 }
 
 
 def test_order_of_changes(driver: Driver) -> None:
-    order = ["Namespace x", "Node x", "NetworkPolicy x", "Service x", "EndpointSlice x", "Pod x"]
-    assert shown(driver.put(a_yaml=docs(*EVERY_KIND.values()))) == ["+" + what for what in order]
+    """Policies before what they are about, and gone after it."""
+    policies = [kind for kind in EVERY_KIND if kind in KINDS]
+    first = ["Namespace", "Node", "Secret", *policies, "Service", "EndpointSlice", "Pod"]
+    assert shown(driver.put(a_yaml=docs(*EVERY_KIND.values()))) == [f"+{kind} x" for kind in first]
+    last = ["Pod", "EndpointSlice", "Service"]
     assert shown(driver.put(a_yaml=docs(*EVERY_KIND.values()).replace("name: x", "name: y"))) == [
-        "-Pod x", "-EndpointSlice x", "-Service x",
-        "+Namespace y", "+Node y", "+NetworkPolicy y", "+Service y", "+EndpointSlice y", "+Pod y",
-        "-NetworkPolicy x", "-Namespace x", "-Node x",
-    ]  # fmt: skip
-    assert set(tree_module._COMING) == set(tree_module._GOING) == set(EVERY_KIND)
+        *[f"-{kind} x" for kind in last],
+        *[f"+{kind} y" for kind in first],
+        *[f"-{kind} x" for kind in [*policies, "Namespace", "Node", "Secret"]],
+    ]
+    whole = {*EVERY_KIND, "BaselineAdminNetworkPolicy"}  # of which there is but one, called default
+    assert set(tree_module._COMING) == set(tree_module._GOING) == whole == set(VERSIONS)
+
+
+CNP = ObjectRef("CiliumNetworkPolicy", "default", "x")
+
+
+def cnp(tree: Tree) -> PolicySet:
+    found = tree.in_force[CNP]
+    assert isinstance(found, PolicySet)
+    return found
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        cilium("CiliumNetworkPolicy", "x", "{fromGroups: [{}]}"),
+        cilium("CiliumNetworkPolicy", "x").replace("cilium.io/v2", "cilium.io/v2alpha9"),
+        cilium("CiliumNetworkPolicy", "x") + " - [",
+    ],
+)
+def test_a_broken_cilium_policy(driver: Driver, broken: str) -> None:
+    """A new one isolates its pods; one that was good stays as it was, and so it does further down in its file."""
+    driver.put(a_yaml=broken)
+    assert [(p.isolates >= {Direction.INGRESS}, p.rules, bool(p.problem)) for p in cnp(driver.tree).policies] == [
+        (True, (), True)
+    ]
+    assert [effect for _, _, effect in driver.problems()] == [ISOLATED]
+    driver.put(a_yaml=cilium("CiliumNetworkPolicy", "x"))
+    good = cnp(driver.tree)
+    assert not good.salvaged
+    assert not driver.problems()
+    driver.put(a_yaml=broken)
+    assert cnp(driver.tree) == good
+    assert [effect for _, _, effect in driver.problems()] == [KEPT]
+    driver.put(a_yaml="\n\n" + cilium("CiliumNetworkPolicy", "x"))
+    moved = cnp(driver.tree)
+    assert {moved.origin.line, *(p.origin.line for p in moved.policies)} == {3}
+
+
+def test_a_policy_for_nodes_is_said_not_to_be_enforced(driver: Driver) -> None:
+    text = cilium("CiliumClusterwideNetworkPolicy", "x").replace("endpointSelector", "nodeSelector")
+    driver.put(a_yaml=text)
+    (problem,) = driver.tree.problems
+    assert (problem.warning, problem.path, problem.message) == (
+        True, "spec.nodeSelector", "policies for nodes are not enforced",
+    )  # fmt: skip
+    (value,) = driver.tree.in_force.values()
+    assert isinstance(value, PolicySet)
+    assert [(p.isolates, p.rules) for p in value.policies] == [(frozenset(), ())]
 
 
 # ---- any history ends like a fresh start
@@ -221,10 +290,14 @@ NAMES = st.sampled_from("abc")
 VALID = st.one_of(
     st.builds(ns, NAMES, st.sampled_from("xy")),
     st.builds(policy, NAMES, st.sampled_from([80, 81])),
+    st.builds(cilium, st.just("CiliumNetworkPolicy"), NAMES, st.sampled_from(["{}", "{fromEntities: [all]}"])),
     st.sampled_from(["", "# nothing\n", "kind: ConfigMap\n"]),
 )
 BROKEN = st.one_of(
-    st.builds(bad_ns, NAMES), st.builds(policy, NAMES, st.just(99999)), st.sampled_from(["{ [\n", "kind: Namespac\n"])
+    st.builds(bad_ns, NAMES),
+    st.builds(policy, NAMES, st.just(99999)),
+    st.builds(cilium, st.just("CiliumNetworkPolicy"), NAMES, st.just("{from: []}")),
+    st.sampled_from(["{ [\n", "kind: Namespac\n"]),
 )
 FILES = st.sampled_from(["a.yaml", "b.yaml", "d/c.yaml"])
 
