@@ -1,1 +1,1 @@
-"""Layer 7: Envoy resources, the xDS server and the DNS proxy. Empty until L7 policy lands."""
+"""Layer 7: Envoy's resources, the xDS server, its access log and the DNS proxy."""

@@ -1,0 +1,263 @@
+"""One listener: which connections it ends, passes on or refuses, by chains of filters. Pure protobuf building.
+
+A listener never changes while it lives (its name is a hash of what it asks), so no connection of it is ever drained.
+What may change is in its RouteConfigurations: `name` for requests in the clear, `name.tls` for those in TLS it ends.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from envoy.config.core.v3 import address_pb2, socket_option_pb2
+from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
+from envoy.config.rbac.v3 import rbac_pb2 as rules_pb2
+from envoy.extensions.filters.common.set_filter_state.v3 import value_pb2
+from envoy.extensions.filters.listener.original_dst.v3 import original_dst_pb2
+from envoy.extensions.filters.listener.original_src.v3 import original_src_pb2
+from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
+from envoy.extensions.filters.network.direct_response.v3 import config_pb2 as direct_response_pb2
+from envoy.extensions.filters.network.rbac.v3 import rbac_pb2
+from envoy.extensions.filters.network.set_filter_state.v3 import set_filter_state_pb2
+from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
+from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
+from google.protobuf import wrappers_pb2
+
+from l7proxy import clusters
+from l7proxy.http import STAT_PREFIX, connection_manager, tcp_log
+from l7proxy.listening import Listening, Override, ProxySettings, TlsMaterial
+from l7proxy.matching import DESTINATION, TRANSPORT, any_of, exact, first_of, into, is_, packed, prefix, then, when
+from l7proxy.resource import CLUSTER, LISTENER, ROUTES, Key, Resource, resource
+from l7proxy.routes import decision, in_order, route_configuration, server_name_in
+from policies.l7 import L7, TlsContext
+
+SO_MARK = 36
+Materials = Mapping[TlsContext, TlsMaterial]
+
+_LISTENER_FILTERS_S = 10
+_LOOPBACK, _REFUSED, _CLEAR, _ENCRYPTED, _PASSED = "loopback", "refused", "clear", "encrypted", "passed"
+
+
+def tls_routes(name: str) -> str:
+    return f"{name}.tls"
+
+
+class Listener:
+    """The resources of one listener. Alternatives that it cannot serve (a Secret that is not there, say) allow nothing;
+    `problems` says why."""
+
+    def __init__(
+        self, asked: Listening, overrides: Sequence[Override], materials: Materials, settings: ProxySettings
+    ) -> None:
+        self._asked = asked
+        self._overrides = tuple(overrides)
+        self._materials = materials
+        self._settings = settings
+        self._needs: set[Key] = {(CLUSTER, clusters.DIRECT), (CLUSTER, clusters.REFUSED)}
+        self._more: dict[Key, Resource] = {}
+        self.problems: list[str] = []
+
+    def resources(self) -> list[Resource]:
+        name = self._asked.name
+        routes = [self._routes(name, encrypted=False)] if self._has_clear() else []
+        if any(one.http is not None for one in self._ended()):
+            routes.append(self._routes(tls_routes(name), encrypted=True))
+        listener = self._listener()
+        ports = frozenset({self._asked.port})
+        needs = self._needs | {one.key for one in routes}
+        return [resource(LISTENER, name, listener, frozenset(needs), ports), *routes, *self._more.values()]
+
+    # ---- alternatives ----------------------------------------------------------------------------------------
+
+    def _has_clear(self) -> bool:
+        return any(one.http is not None and one.terminating is None for one in self._asked.demands)
+
+    def _passed(self) -> list[L7]:
+        """TLS that is passed on as it comes, by its name."""
+        return [
+            one
+            for one in in_order(self._asked.demands)
+            if one.server_names is not None and one.terminating is None and one.http is None and one.dns is None
+        ]
+
+    def _ended(self) -> list[L7]:
+        """TLS that ends here."""
+        return [
+            one
+            for one in in_order(self._asked.demands)
+            if one.terminating is not None and one.dns is None and self._certificate(one.terminating)
+        ]
+
+    def _certificate(self, context: TlsContext) -> str | None:
+        material = self._materials.get(context, TlsMaterial())
+        if not clusters.can_terminate(material):
+            self._problem(f"Secret {context.namespace}/{context.name} holds no certificate and key to end TLS with")
+            return None
+        self._add(clusters.certificate(context, material))
+        return clusters.certificate_name(context)
+
+    def _cluster(self, one: L7) -> str | None:
+        if (context := one.originating) is None:
+            return clusters.DIRECT
+        material = self._materials.get(context, TlsMaterial())
+        if not clusters.can_originate(material):
+            self._problem(f"Secret {context.namespace}/{context.name} holds no authority to trust in TLS")
+            return None
+        for made in clusters.origination(context, material, self._settings):
+            self._add(made)
+        return clusters.origination_name(context)
+
+    def _add(self, one: Resource) -> None:
+        self._more[one.key] = one
+        self._needs.add(one.key)
+
+    def _problem(self, text: str) -> None:
+        if text not in self.problems:
+            self.problems.append(text)
+
+    # ---- resources -------------------------------------------------------------------------------------------
+
+    def _routes(self, name: str, *, encrypted: bool) -> Resource:
+        direct = clusters.DIRECT
+        if encrypted:  # what came in TLS goes on in TLS
+            going = (self._cluster(one) for one in self._ended() if one.http is not None)
+            direct = next((cluster for cluster in going if cluster), clusters.REFUSED)
+        tree = decision(
+            self._asked.demands, self._overrides, encrypted=encrypted, cluster_of=self._cluster, direct=direct
+        )
+        return resource(ROUTES, name, route_configuration(name, tree))
+
+    def _listener(self) -> Any:
+        settings, asked = self._settings, self._asked
+        answers = socket_option_pb2.SocketOption(
+            description="SO_MARK", level=socket.SOL_SOCKET, name=SO_MARK, int_value=settings.mark_answers
+        )
+        listener = listener_pb2.Listener(
+            name=asked.name,
+            address=_loopback("127.0.0.1", asked.port),
+            stat_prefix=STAT_PREFIX,
+            filter_chains=self._chains(),
+            filter_chain_matcher=self._chooser(),
+            listener_filters=self._listener_filters(),
+            listener_filters_timeout={"seconds": _LISTENER_FILTERS_S},
+        )
+        if settings.ipv6:
+            listener.additional_addresses.add(address=_loopback("::1", asked.port))
+        if settings.transparent:
+            listener.transparent.value = True
+            listener.socket_options.append(answers)
+        return listener
+
+    def _listener_filters(self) -> Iterator[Any]:
+        if self._settings.transparent:
+            mark = self._settings.mark_from(self._asked.direction)
+            yield _listener_filter("original_dst", original_dst_pb2.OriginalDst())
+            yield _listener_filter("original_src", original_src_pb2.OriginalSrc(mark=mark))
+        if self._passed() or self._ended():
+            yield _listener_filter("tls_inspector", tls_inspector_pb2.TlsInspector())
+
+    def _chooser(self) -> Any:
+        """Which chain a connection takes. To this machine's own loopback: a connection that was not given to us but
+        made to us, which would go round in circles."""
+        looped = any_of([is_(DESTINATION, prefix("127.")), is_(DESTINATION, exact("::1"))])
+        branches = [when(looped, _chain_named(_LOOPBACK))] if self._settings.transparent else []
+        encrypted = [*self._passed_branches(), *self._ended_branches()]
+        if encrypted:
+            tree = first_of(encrypted, _chain_named(_REFUSED))
+            branches.append(when(is_(TRANSPORT, exact("tls")), into(tree)))
+        return first_of(branches, _chain_named(_CLEAR if self._has_clear() else _REFUSED))
+
+    def _passed_branches(self) -> Iterator[Any]:
+        names = {name for one in self._passed() for name in one.server_names or ()}
+        if asked := server_name_in(names):
+            yield when(asked, _chain_named(_PASSED))
+
+    def _ended_branches(self) -> Iterator[Any]:
+        """Those without HTTP rules allow all that is said within, so they go first."""
+        ended = self._ended()
+        for at, one in enumerate(ended):
+            if one.http is None and self._cluster(one):
+                yield from self._by_name(one, f"{_ENCRYPTED}-{at}")
+        for one in ended:
+            if one.http is not None:
+                yield from self._by_name(one, _ENCRYPTED)
+
+    def _by_name(self, one: L7, chain: str) -> Iterator[Any]:
+        if one.server_names is None:
+            yield when(is_(TRANSPORT, exact("tls")), _chain_named(chain))
+        elif asked := server_name_in(one.server_names):
+            yield when(asked, _chain_named(chain))
+
+    def _chains(self) -> Iterator[Any]:
+        asked, settings = self._asked, self._settings
+        yield _chain(_LOOPBACK, _filter("direct_response", direct_response_pb2.Config()))
+        nobody = rbac_pb2.RBAC(rules=rules_pb2.RBAC(), stat_prefix=STAT_PREFIX)
+        yield _chain(_REFUSED, _filter("rbac", nobody), self._tcp_proxy(clusters.REFUSED))
+        if self._has_clear():
+            manager = connection_manager(asked.name, asked.name, asked.demands, settings)
+            yield _chain(_CLEAR, _filter("http_connection_manager", manager))
+        if self._passed():
+            yield _chain(_PASSED, self._tcp_proxy(clusters.DIRECT))
+        ended = self._ended()
+        for at, one in enumerate(ended):
+            if one.http is None and (cluster := self._cluster(one)):
+                filters = [self._tcp_proxy(cluster)]
+                if cluster != clusters.DIRECT:
+                    filters.insert(0, _name_as_asked())
+                yield _chain(f"{_ENCRYPTED}-{at}", *filters, tls=self._tls([one], ()))
+        if with_http := [one for one in ended if one.http is not None]:
+            manager = connection_manager(asked.name, tls_routes(asked.name), asked.demands, settings)
+            tls = self._tls(with_http, ("h2", "http/1.1"))
+            yield _chain(_ENCRYPTED, _filter("http_connection_manager", manager), tls=tls)
+
+    def _tls(self, ended: Sequence[L7], protocols: Sequence[str]) -> Any:
+        """Which of several certificates is shown depends on the name that is asked for."""
+        names = sorted({name for one in ended if one.terminating and (name := self._certificate(one.terminating))})
+        common = tls_pb2.CommonTlsContext(
+            tls_certificate_sds_secret_configs=[clusters.sds(name) for name in names], alpn_protocols=protocols
+        )
+        common.tls_params.tls_minimum_protocol_version = common_pb2.TlsParameters.TLSv1_2
+        return packed(tls_pb2.DownstreamTlsContext(common_tls_context=common))
+
+    def _tcp_proxy(self, cluster: str) -> Any:
+        proxy = tcp_proxy_pb2.TcpProxy(
+            stat_prefix=STAT_PREFIX, cluster=cluster, access_log=[tcp_log(self._asked.name, self._settings)]
+        )
+        proxy.idle_timeout.SetInParent()  # 0: none
+        return _filter("tcp_proxy", proxy)
+
+
+def _name_as_asked() -> Any:
+    """TLS to the destination asks for, and believes, the name the client asked for."""
+    values = [
+        value_pb2.FilterStateValue(
+            object_key=key, format_string={"text_format_source": {"inline_string": "%REQUESTED_SERVER_NAME%"}}
+        )
+        for key in ("envoy.network.upstream_server_name", "envoy.network.upstream_subject_alt_names")
+    ]
+    return _filter("set_filter_state", set_filter_state_pb2.Config(on_new_connection=values))
+
+
+def _loopback(address: str, port: int) -> Any:
+    return address_pb2.Address(socket_address=address_pb2.SocketAddress(address=address, port_value=port))
+
+
+def _listener_filter(name: str, config: Any) -> Any:
+    return listener_components_pb2.ListenerFilter(name=f"envoy.filters.listener.{name}", typed_config=packed(config))
+
+
+def _filter(name: str, config: Any) -> Any:
+    return listener_components_pb2.Filter(name=f"envoy.filters.network.{name}", typed_config=packed(config))
+
+
+def _chain(name: str, *filters: Any, tls: Any = None) -> Any:
+    chain = listener_components_pb2.FilterChain(name=name, filters=filters)
+    if tls is not None:
+        chain.transport_socket.name = "tls"
+        chain.transport_socket.typed_config.CopyFrom(tls)
+    return chain
+
+
+def _chain_named(name: str) -> Any:
+    return then("chain", wrappers_pb2.StringValue(value=name))

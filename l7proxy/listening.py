@@ -1,0 +1,67 @@
+"""What Envoy is asked to be, in words: the input of `l7proxy.compile`."""
+
+from __future__ import annotations
+
+import msgspec
+
+from policies.l7 import Demands
+from policies.model import Direction
+
+
+class Listening(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
+    """One listener. `number`: of `direction` and `demands`, by content. `port`: on 127.0.0.1 and ::1."""
+
+    number: int
+    port: int
+    direction: Direction
+    demands: Demands
+
+    @property
+    def name(self) -> str:
+        return listener_name(self.number)
+
+
+def listener_name(number: int) -> str:
+    """Of the Listener, its RouteConfiguration and its access log."""
+    return f"{number:016x}"
+
+
+class Override(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
+    """Flows of a listener that are judged by other demands than its own; None: whatever they ask is allowed.
+
+    Addresses in 4 or 16 bytes (IPv4-mapped ones stand for IPv4), None: any; `port`: the destination's, None: any.
+    The first of a listener's overrides that fits decides.
+    """
+
+    demands: Demands | None
+    source: bytes | None = None
+    destination: bytes | None = None
+    port: int | None = None
+
+
+class TlsMaterial(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
+    """What a Secret holds for a TlsContext, in PEM; b"": it does not. Never shown."""
+
+    certificate: bytes = b""
+    private_key: bytes = b""
+    trusted_ca: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"TlsMaterial({', '.join(name for name in self.__struct_fields__ if getattr(self, name)) or 'nothing'})"
+
+
+class ProxySettings(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
+    """What the datapath and Envoy must agree on: SO_MARK of sockets (see MARK_* of the datapath's ABI)."""
+
+    mark_from_egress: int
+    mark_from_ingress: int
+    mark_answers: int
+    ipv6: bool = True
+    log_flush_ms: int = 200
+    connect_timeout_s: int = 10
+    max_header_kb: int = 60
+    transparent: bool = True
+    """False: an ordinary proxy that connects on with its own address, for where there is no datapath."""
+
+    def mark_from(self, direction: Direction) -> int:
+        return self.mark_from_egress if direction is Direction.EGRESS else self.mark_from_ingress
