@@ -271,11 +271,14 @@ def _has(peer: EntityPeer | Mark, remote: Party) -> bool:
 
 
 def entity_selects(entity: Entity, remote: Party) -> bool:
-    """A pod is of the cluster and of no other entity."""
-    outside = remote.pod is None and remote.entity == Entity.WORLD
+    """A pod is of the cluster and of no other entity. The API server, where it is no node, is also of the world."""
+    apiserver = remote.entity == Entity.KUBE_APISERVER
+    outside = remote.pod is None and (apiserver or remote.entity == Entity.WORLD)
     v4 = ipaddress.ip_address(format_address(remote.address)).version == 4
     if entity is Entity.CLUSTER:
-        return remote.pod is not None or (not outside and remote.entity != Entity.NONE)
+        return remote.pod is not None or apiserver or (not outside and remote.entity != Entity.NONE)
+    if entity is Entity.WORLD:
+        return outside
     if entity is Entity.WORLD_IPV4:
         return outside and v4
     if entity is Entity.WORLD_IPV6:

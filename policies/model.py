@@ -186,6 +186,10 @@ class ServicePeer(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
     selector: LabelSelector | None = None
 
 
+KUBERNETES = ServicePeer("default", "kubernetes")
+"""Whose endpoints are the API server's addresses. Where these are a node's they keep its identity: a rule about
+kube-apiserver names this peer besides the entity."""
+
 Mark = NamePattern | NodePeer | ServicePeer
 """What a rule can ask of an address that neither its identity nor a prefix tells: the World says who has it.
 NamePattern: an address outside the cluster that such a DNS name was answered with."""
@@ -227,7 +231,8 @@ class Rule(msgspec.Struct, frozen=True, gc=False):
 class Policy(msgspec.Struct, frozen=True, gc=False):
     """`isolates`: directions in which the subject's pods are denied what no rule allows.
 
-    `problem` is set where the policy could not be understood: it then has no rules and only isolates.
+    `problem` is set where the policy could not be understood: it then has no rules and only isolates or, in the other
+    tiers, has the rules that are certain and denies what the others may have denied.
     `priority`: in the tiers ADMIN and BASELINE, the lower goes first. An object with several specs is several policies;
     the further ones have refs named NAME:specs[1] and so on.
     """
@@ -242,8 +247,12 @@ class Policy(msgspec.Struct, frozen=True, gc=False):
     priority: int = 0
 
 
+SERVICE_ACCOUNT = "io.cilium.k8s.policy.serviceaccount"
+"""The label by which policies select pods of a service account (cilium.io/v2)."""
+
+
 class Workload(msgspec.Struct, frozen=True):
-    """The policy-relevant labels of pods: what an identity number stands for."""
+    """The policy-relevant labels of pods, with that of the service account: what an identity number stands for."""
 
     namespace: str
     labels: Mapping[str, str]

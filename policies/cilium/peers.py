@@ -10,7 +10,7 @@ from policies.cilium.blocks import parse_block, parse_block_with_excepts
 from policies.cilium.names import parse_name
 from policies.cilium.selectors import parse_peer, parse_plain
 from policies.fields import Field
-from policies.model import Direction, Entity, EntityPeer, NodePeer, Peer, ServicePeer
+from policies.model import KUBERNETES, Direction, Entity, EntityPeer, NodePeer, Peer, ServicePeer
 from policies.syntax import dns_label_problem
 
 ALL = "all"
@@ -105,4 +105,10 @@ def parse_peers(rule: Field, section: Section) -> tuple[Peer, ...] | None:
         return ()
     if not members or None in found:
         return None
-    return tuple(peer for peer in dict.fromkeys(found) if peer is not None)
+    return tuple(dict.fromkeys(peer for one in found if one is not None for peer in _with_apiserver(one)))
+
+
+def _with_apiserver(peer: Peer) -> tuple[Peer, ...]:
+    """The API server is also found by its Service: where it runs on a node, or outside, its address says no more."""
+    of_apiserver = peer in (EntityPeer(Entity.KUBE_APISERVER), EntityPeer(Entity.CLUSTER))
+    return (peer, KUBERNETES) if of_apiserver else (peer,)

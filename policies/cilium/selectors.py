@@ -13,12 +13,11 @@ import msgspec
 
 from policies.fields import Field
 from policies.labelselector import parse_selector, requirement, selector
-from policies.model import Entity, EntityPeer, LabelSelector, Operator, Peer, PodSelector, Requirement
+from policies.model import SERVICE_ACCOUNT, Entity, EntityPeer, LabelSelector, Operator, Peer, PodSelector, Requirement
 from policies.syntax import label_key_problem
 
 NAMESPACE = "io.kubernetes.pod.namespace"
 NAMESPACE_LABELS = "io.cilium.k8s.namespace.labels."
-SERVICE_ACCOUNT = "io.cilium.k8s.policy.serviceaccount"
 CLUSTER = "io.cilium.k8s.policy.cluster"
 METADATA_NAME = "kubernetes.io/metadata.name"
 OWN_CLUSTER = "default"
