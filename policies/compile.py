@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import chain
+from operator import attrgetter
 
 from policies.classes import ClassIndex, in_block
 from policies.entities import entities_of
@@ -41,6 +42,8 @@ Groups = dict[frozenset[int], Set[RemoteClass]]
 FEW_CLASSES = 64
 FEW_PEERS = 16
 """Up to so many peers every set is split, however small."""
+
+REF = attrgetter("ref")
 
 SINGLE_CLASSES = 4
 """Up to so many wanted classes are looked at one by one, whatever the number of peers."""
@@ -222,21 +225,23 @@ def _join(groups: Groups, ranks: frozenset[int], remotes: Set[RemoteClass]) -> N
 
 def in_order(policies: Iterable[Policy], direction: Direction) -> list[tuple[Tier, Rule]]:
     """The rules of one direction by precedence, which in the namespaced tier only says who is named."""
-    tiers: dict[Tier, list[Policy]] = {tier: [] for tier in Tier}
+    namespaced: list[Rule] = []
+    ordered: list[Policy] = []
     for policy in policies:
-        tiers[policy.tier].append(policy)
-    namespaced = [r for p in tiers[Tier.NAMESPACED] for r in p.rules if r.ref.direction is direction]
-    out = [(Tier.NAMESPACED, rule) for rule in sorted(namespaced, key=lambda rule: rule.ref)]
+        if policy.tier is Tier.NAMESPACED:
+            namespaced += [rule for rule in policy.rules if rule.ref.direction is direction]
+        else:
+            ordered.append(policy)
+    namespaced.sort(key=REF)
+    rules = [(Tier.NAMESPACED, rule) for rule in namespaced]
+    if not ordered:
+        return rules
+    ordered.sort(key=lambda policy: (policy.priority, policy.ref.name, policy.ref))
     admin, baseline = (
-        [
-            (tier, rule)
-            for policy in sorted(tiers[tier], key=lambda p: (p.priority, p.ref.name, p.ref))
-            for rule in policy.rules
-            if rule.ref.direction is direction
-        ]
+        [(tier, rule) for p in ordered if p.tier is tier for rule in p.rules if rule.ref.direction is direction]
         for tier in (Tier.ADMIN, Tier.BASELINE)
     )
-    return [*admin, *out, *baseline]
+    return [*admin, *rules, *baseline]
 
 
 def named_by(rules: Iterable[Rule]) -> set[NamedPort]:

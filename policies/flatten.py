@@ -3,7 +3,7 @@ rule. All precedence is settled here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -33,28 +33,29 @@ class Claim(NamedTuple):
 
 def flatten(claims: Sequence[Claim], isolated: bool = True) -> Row:
     """The row of claims, in the order of their precedence. `isolated`: what no rule allows is denied."""
-    decide = _Precedence(claims, isolated)
     always = 0  # a set of claims is a number with a bit for each
+    bit = 1
     ranges: dict[int, list[tuple[int, int, int]]] = {}
-    for rank, claim in enumerate(claims):
-        concerned = None if claim.l7 is None or claim.action is not Action.ALLOW else protocols_of(claim.l7)
-        if claim.ports is not None:
-            for port in claim.ports:
+    for _, ports, action, _, l7 in claims:
+        concerned = None if l7 is None or action is not Action.ALLOW else protocols_of(l7)
+        if ports is not None:
+            for port in ports:
                 if concerned is None or port.protocol in concerned:
-                    ranges.setdefault(port.protocol, []).append((port.first, port.last, 1 << rank))
+                    ranges.setdefault(port.protocol, []).append((port.first, port.last, bit))
         elif concerned is None:
-            always |= 1 << rank
+            always |= bit
         else:
             for protocol in concerned:
-                ranges.setdefault(protocol, []).append((0, LAST_PORT, 1 << rank))
+                ranges.setdefault(protocol, []).append((0, LAST_PORT, bit))
+        bit <<= 1
+    decide = _Precedence(claims, isolated)
     fallback = decide(always)
     cells = [] if fallback is None else [Cell(None, 0, LAST_PORT, *fallback)]
     for protocol in sorted(ranges):
         for first, last, covering in _segments(ranges[protocol]):
             decision = decide(covering | always)
-            if decision == fallback:
-                continue
-            _append(cells, Cell(protocol, first, last, *(decision or NOBODY)))
+            if decision != fallback:
+                _append(cells, Cell(protocol, first, last, *(decision or NOBODY)))
     return tuple(cells)
 
 
@@ -67,35 +68,48 @@ def protocols_of(l7: L7) -> tuple[int, ...]:
 class _Precedence:
     """Which of some claims decides, and what."""
 
+    __slots__ = (
+        "_admin", "_allows", "_asking", "_baseline", "_claims", "_denying", "_isolated", "_known", "_learning",
+        "_plain",
+    )  # fmt: skip
+
     def __init__(self, claims: Sequence[Claim], isolated: bool) -> None:
         self._claims = claims
         self._isolated = isolated
         self._known: dict[int, Decision | None] = {}
-        self._admin = self._baseline = self._denying = self._plain = self._asking = self._learning = 0
-        for rank, (_, _, action, tier, l7) in enumerate(claims):
-            bit = 1 << rank
+        admin = baseline = denying = plain = asking = learning = 0
+        bit = 1
+        for _, _, action, tier, l7 in claims:
             if tier is Tier.ADMIN:
-                self._admin |= bit
+                admin |= bit
             elif tier is Tier.BASELINE:
-                self._baseline |= bit
-            elif action is Action.DENY:
-                self._denying |= bit
+                baseline |= bit
             elif action is Action.ALLOW:
                 if l7 is None:
-                    self._plain |= bit
+                    plain |= bit
                 else:
-                    self._asking |= bit
+                    asking |= bit
                     if l7.dns is not None:
-                        self._learning |= bit
+                        learning |= bit
+            elif action is Action.DENY:
+                denying |= bit
+            bit <<= 1
+        self._allows = isolated and bit == plain + 1
+        self._admin, self._baseline, self._denying = admin, baseline, denying
+        self._plain, self._asking, self._learning = plain, asking, learning
 
     def __call__(self, covering: int) -> Decision | None:
         """None: no rule decides, which is a deny."""
-        if covering not in self._known:
-            self._known[covering] = self._decide(covering)
-        return self._known[covering]
+        if self._allows:  # the usual case: nothing but rules that allow
+            return (Verdict.ALLOW, self._claims[_lowest(covering)].rule, None) if covering else None
+        try:
+            return self._known[covering]
+        except KeyError:
+            decision = self._known[covering] = self._decide(covering)
+            return decision
 
     def _decide(self, covering: int) -> Decision | None:
-        if (decided := self._first(covering & self._admin)) is not None:
+        if (ordered := covering & self._admin) and (decided := self._first(ordered)) is not None:
             return decided
         if denying := covering & self._denying:
             return Verdict.DENY, self._claims[_lowest(denying)].rule, None
@@ -116,7 +130,7 @@ class _Precedence:
         return decided
 
     def _first(self, ordered: int) -> Decision | None:
-        """Of a tier in which the first rule decides; None where it leaves that to the next tier."""
+        """Of a tier in which the first rule decides; None where there is none, or it leaves that to the next tier."""
         if not ordered:
             return None
         claim = self._claims[_lowest(ordered)]
@@ -133,11 +147,18 @@ def _lowest(claims: int) -> int:
     return (claims & -claims).bit_length() - 1
 
 
-def _segments(ranges: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+def _segments(ranges: list[tuple[int, int, int]]) -> Iterable[tuple[int, int, int]]:
     """(first, last, claims that cover it), as far as any does."""
-    if len(ranges) == 1:
-        yield from ranges
-        return
+    ranges.sort()
+    end = -1
+    for first, last, _ in ranges:
+        if first <= end:
+            return _overlapping(ranges)
+        end = last
+    return ranges
+
+
+def _overlapping(ranges: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
     edges = sorted({first for first, _, _ in ranges} | {last + 1 for _, last, _ in ranges})
     place = {edge: at for at, edge in enumerate(edges)}
     covering = [0] * len(edges)
