@@ -58,6 +58,7 @@ def _findings(paths: list[Path]) -> Iterator[Finding]:
     from agent.cli import offline
     from agent.objects import Pod
     from policies import check as checking
+    from policies.slips import Surroundings
 
     tree = offline.read(paths)
     world = offline.world_of(tree, offline.config_of(Path()))
@@ -66,7 +67,7 @@ def _findings(paths: list[Path]) -> Iterator[Finding]:
         where = (problem.file, problem.line, problem.subject, problem.path)
         yield checking.Finding(severity, *where, problem.message)
     pods = [offline.facts(pod) for pod in tree.in_force.values() if isinstance(pod, Pod)]
-    around = checking.Surroundings(pods, offline.namespaces(world)) if pods else None
+    around = Surroundings(pods, offline.namespaces(world)) if pods else None
     report = checking.check(offline.documents(paths), around)
     yield from (finding for finding in report.findings if finding.severity == "warning")
 

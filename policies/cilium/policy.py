@@ -75,6 +75,11 @@ def salvage(raw: Any, origin: Origin) -> tuple[Policy, ...]:
     return tuple(salvaged)
 
 
+def spec_paths(raw: Any) -> list[str]:
+    """The field path of each of the policies that `parse` makes."""
+    return [path for path, _ in _specs(Field(raw, "", []))]
+
+
 def _is_wrong(problems: list[FieldProblem], path: str) -> bool:
     return any(p.path.startswith(path) for p in problems)
 

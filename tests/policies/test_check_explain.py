@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.address import parse_address
-from policies.check import Surroundings, check
+from policies.check import check
 from policies.evaluate import HOST, Flow, Party, PodFacts, evaluate
 from policies.explain import explain, lines
 from policies.fields import InvalidPolicy
 from policies.model import ContainerPort, Origin, Policy, Verdict
 from policies.networkpolicy import parse, salvage
+from policies.slips import Surroundings
 
 HERE = Origin("shop.yaml", 3)
 
