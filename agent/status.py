@@ -140,6 +140,7 @@ class PolicyView(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: tuple[str, ...]  # NAMESPACE/NAME of the local pods it selects
     origin: str
     problem: str
+    status: str  # accepted, or not enforced: why
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):

@@ -121,6 +121,7 @@ class Views:
             endpoints=tuple(sorted(pods)),
             origin=str(policy.origin),
             problem=policy.problem,
+            status=f"not enforced: {policy.problem}" if policy.problem else "accepted",
         )
 
     # ---- nodes

@@ -102,15 +102,18 @@ def identities(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -
 
 
 def policies(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -> None:
-    """Policies in force and the local pods they select.
+    """Policies of every kind, the local pods they select, and whether they are enforced.
+
+    An object with several specs is several policies: NAME, NAME:specs[1] and so on. One that is not understood, or has
+    a field that is not supported, is not enforced; its pods are isolated as ISOLATES says.
 
     JSON, an array of: kind, namespace, name, isolates, rules (how many), endpoints (NAMESPACE/NAME), origin
-    (file:line), problem (why it only isolates, where it could not be understood).
+    (file:line), problem (why it is not enforced, "" where it is), status ("accepted", or "not enforced: " and why).
 
     \b
     Examples:
       gatehouse policies
-      gatehouse policies -o json | jq '.[] | select(.endpoints == [])'
+      gatehouse policies -o json | jq '.[] | select(.status != "accepted")'
     """
     columns = [
         Column("KIND", lambda p: p.kind),
@@ -120,7 +123,7 @@ def policies(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -> 
         Column("RULES", lambda p: p.rules),
         Column("ENDPOINTS", lambda p: len(p.endpoints)),
         Column("ORIGIN", lambda p: p.origin),
-        Column("PROBLEM", lambda p: p.problem),
+        Column("STATUS", lambda p: p.status),
     ]
     emit(_list(state_dir, "policies", PolicyView), output, columns, "no policies: every pod may talk to every other")
 

@@ -19,7 +19,7 @@ from agent.sources.watches import Watches
 from agent.sources.yaml_reader import BadYaml
 from agent.world.world import METADATA_NAME, World
 from policies.evaluate import Namespaces, PodFacts
-from policies.model import ContainerPort, Origin
+from policies.model import SERVICE_ACCOUNT, ContainerPort, Origin
 
 
 def files(paths: Iterable[Path]) -> Iterator[Path]:
@@ -88,4 +88,5 @@ def namespaces(world: World) -> Namespaces:
 
 def facts(pod: Pod) -> PodFacts:
     ports = frozenset(ContainerPort(p.name, p.protocol, p.number) for p in pod.ports if p.name)
-    return PodFacts(pod.ref.namespace, pod.ref.name, pod.labels, ports)
+    labels = {**pod.labels, SERVICE_ACCOUNT: pod.service_account}
+    return PodFacts(pod.ref.namespace, pod.ref.name, labels, ports)

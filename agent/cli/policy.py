@@ -29,8 +29,8 @@ def check(
 ) -> None:
     """Say what is wrong in manifests, and what is likely not meant as it is written.
 
-    All kinds the directory source reads are checked. Where pods are among the manifests, selectors that match none of
-    them are pointed out.
+    All kinds the directory source reads are checked: NetworkPolicy, CiliumNetworkPolicy, ClusterNetworkPolicy and their
+    kin among them. Where pods are among the manifests, selectors that match none of them are pointed out.
 
     JSON, an array of: severity (error, warning), file, line, policy (the object), path (the field), message.
 
@@ -87,7 +87,7 @@ def explain(
 ) -> None:
     """Say whether a flow would be allowed, which rules were asked, and why each matched or did not.
 
-    The answer comes from the manifests alone, by a slow and simple reading of the NetworkPolicy API. Pods get the
+    The answer comes from the manifests alone, by a slow and simple reading of the policies' APIs. Pods get the
     addresses a new agent would give them.
 
     JSON: source, destination, protocol, port, verdict, egress and ingress {direction, subject, verdict, judged,
