@@ -49,7 +49,6 @@ def connection_manager(name: str, routes: str, demands: Demands, settings: Proxy
             accept_http_10=True,
             default_host_for_http_10=HOST_OF_HTTP_10,
             enable_trailers=True,
-            allow_custom_methods=True,
         ),
         request_headers_timeout={"seconds": _REQUEST_HEADERS_S},
         local_reply_config=_local_replies(),
