@@ -61,6 +61,15 @@ class Instance:
         words += ["--l7-unredacted"] if config.l7_unredacted else []
         return [sys.executable, "-m", "agent.flows.process", *words]
 
+    def dns_command(self, config: Config) -> list[str]:
+        options = {
+            "--state-dir": str(self.state_dir),
+            "--pin-dir": str(self.pins.maps),
+            "--log-format": config.log_format,
+            "--log-level": config.log_level,
+        }
+        return [sys.executable, "-m", "agent.dns.process", *(word for option in options.items() for word in option)]
+
     def note(self) -> None:
         NOTES.mkdir(parents=True, exist_ok=True)
         (NOTES / self.name).write_text(str(self.state_dir))

@@ -103,6 +103,9 @@ class Learning:
     def waiting(self) -> int:
         return len(self._deadlines)
 
+    def is_settled(self, pair: Pair) -> bool:
+        return pair in self._settled
+
     def names_of(self, address: bytes) -> frozenset[str]:
         return frozenset(self._by_address.get(address, ()))
 

@@ -1,4 +1,4 @@
-"""The DNS proxy: listeners by number, and the regular work behind them. Runs in one event loop, in the node's namespace.
+"""The DNS proxy: listeners by number, and the regular work behind them. In one event loop, in the node's namespace.
 
 proxy = Proxy(judge, learning, marks)
 ports = proxy.serve({number: Wanted(rules, port)})     # again whenever rules change
