@@ -2,16 +2,17 @@
 
 side = DnsSide(state_dir, options, port_of, heard)
 names = side.restored()             # for the first plan: what pods were told before
-side.order({number: asked, …}); side.describe(patterns, standing)      # whenever they change
+side.order({number: asked, …}); side.describe(world.name_classes())      # whenever they change
 await side.run()                    # until cancelled; the proxy may come and go
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,12 +20,15 @@ from agent import log as logs
 from agent.api import aio
 from agent.api.protocol import ApiError, UnreachableError
 from agent.dns import configuration
-from agent.dns.configuration import Configuration, Listening, Standing
-from agent.plan.ids import Asked
+from agent.dns.configuration import Configuration, Listening, Standing, StandingClass
+from agent.plan.ids import Asked, class_id
 from l7proxy.dns import store
 from l7proxy.dns.rules import Refuse
-from policies.address import parse_address
+from policies.address import Prefix, parse_address
 from policies.l7 import Demands, NamePattern
+
+if TYPE_CHECKING:
+    from agent.world.names import NameClasses
 
 NAMES_FILE = "names.json"
 AGAIN_S = 0.2
@@ -100,10 +104,11 @@ class DnsSide:
         self._ordered = True
         self._want(msgspec.structs.replace(self._wanted, listeners=listeners))
 
-    def describe(self, patterns: frozenset[NamePattern], standing: Standing) -> None:
+    def describe(self, found: NameClasses) -> None:
         """What toFQDNs rules name, and what holds while this agent is away."""
         self._described = True
-        self._want(msgspec.structs.replace(self._wanted, patterns=tuple(sorted(patterns)), standing=standing))
+        patterns = tuple(sorted(found.patterns))
+        self._want(msgspec.structs.replace(self._wanted, patterns=patterns, standing=standing(found)))
 
     def serving(self) -> Mapping[int, tuple[int, int]]:
         """TCP and UDP port by number."""
@@ -176,6 +181,20 @@ class DnsSide:
 def allowed(demands: Demands) -> tuple[NamePattern, ...]:
     """The names that any of them allows."""
     return tuple(sorted(frozenset[NamePattern]().union(*(one.dns for one in demands if one.dns is not None))))
+
+
+def standing(found: NameClasses) -> Standing:
+    classes = [
+        StandingClass(class_id(one), one.identity, _texts(one.prefixes), tuple(sorted(names)))
+        for one in found.classes
+        if len(names := [mark for mark in one.marks if isinstance(mark, NamePattern)]) == len(one.marks)
+    ]
+    classes.sort(key=lambda one: one.number)
+    return Standing(_texts(found.prefixes), _texts(found.inside), tuple(classes))
+
+
+def _texts(prefixes: Iterable[Prefix]) -> tuple[str, ...]:
+    return tuple(map(str, sorted(prefixes)))
 
 
 def _heard(item: _Item) -> Heard:

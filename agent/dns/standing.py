@@ -12,7 +12,7 @@ from agent.datapath import abi
 from agent.datapath.bpf import MapFull
 from agent.datapath.maps import Map
 from agent.dns.configuration import Standing
-from policies.address import Prefix
+from policies.address import Prefix, is_v4
 from policies.l7 import NamePattern
 from policies.names import Names
 
@@ -21,6 +21,8 @@ KEY = abi.load().records["ipcache_key"]
 VALUE = abi.load().records["ipcache_value"]
 OUTSIDE = frozenset({NUMBERS.IDENTITY_WORLD, NUMBERS.IDENTITY_WORLD_IPV4, NUMBERS.IDENTITY_WORLD_IPV6})
 HOST_BITS = 128
+
+_Class = tuple[int, frozenset[Prefix], frozenset[NamePattern]]
 
 log = logs.get("dns")
 
@@ -33,14 +35,14 @@ class AbsentAgent:
         self._prefixes: list[Prefix] = []
         self._inside: list[Prefix] = []
         self._names = Names(())
-        self._classes: dict[tuple[frozenset[Prefix], frozenset[NamePattern]], tuple[int, int]] = {}
+        self._classes: dict[_Class, int] = {}
 
     def configure(self, standing: Standing, patterns: tuple[NamePattern, ...]) -> None:
         self._prefixes = [Prefix.parse(text) for text in standing.prefixes]
         self._inside = [Prefix.parse(text) for text in standing.inside]
         self._names = Names(patterns)
         self._classes = {
-            (frozenset(map(Prefix.parse, one.prefixes)), frozenset(one.names)): (one.number, one.identity)
+            (one.identity, frozenset(map(Prefix.parse, one.prefixes)), frozenset(one.names)): one.number
             for one in standing.classes
         }
 
@@ -50,10 +52,11 @@ class AbsentAgent:
         found = self._ipcache.lookup(key)  # the longest prefix that holds it
         if self._is_inside(address, found):
             return True  # names make nothing of it
-        known = self._class_of(address, names)
-        if found is None or known is None:
+        identity = NUMBERS.IDENTITY_WORLD_IPV4 if is_v4(address) else NUMBERS.IDENTITY_WORLD_IPV6
+        number = self._class_of(identity, address, names)
+        if found is None or number is None:
             return False
-        value = VALUE.pack_values(*known)
+        value = VALUE.pack_values(number, identity)
         try:
             if value != found:
                 self._ipcache.update(key, value)
@@ -69,8 +72,8 @@ class AbsentAgent:
         # Otherwise it is that of a pod or node the blocks do not tell of.
         return identity not in OUTSIDE and identity < NUMBERS.IDENTITY_LOCAL_MIN
 
-    def _class_of(self, address: bytes, names: frozenset[str]) -> tuple[int, int] | None:
-        """Number and identity, as the agent has said."""
+    def _class_of(self, identity: int, address: bytes, names: frozenset[str]) -> int | None:
+        """Its number, as the agent has said."""
         prefixes = frozenset(block for block in self._prefixes if block.contains(address))
         marks = frozenset(pattern for name in names for pattern in self._names.matching(name))
-        return self._classes.get((prefixes, marks))
+        return self._classes.get((identity, prefixes, marks))

@@ -148,6 +148,7 @@ class Judge:
                 destination=text(asked.resolver[0]),
                 destination_port=asked.resolver[1],
                 l7=spoken,
+                direction="ingress" if asked.rules.ingress else "egress",
                 denied=denied,
                 transport=asked.transport,
             )
