@@ -23,6 +23,7 @@ from google.protobuf import json_format
 
 from l7proxy.http import ACCESS_LOG_CLUSTER
 from l7proxy.matching import packed
+from policies.cilium.regex import MAX_SIZE
 
 XDS_CLUSTER = "xds"
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -104,6 +105,8 @@ def bootstrap(settings: EnvoySettings) -> Any:
     for prefix in _KEPT_STATS:
         config.stats_config.stats_matcher.inclusion_list.patterns.add(prefix=prefix)
     config.overload_manager.CopyFrom(_overload(settings))
+    limits = config.layered_runtime.layers.add(name="limits").static_layer
+    limits.update({f"re2.max_program_size.{level}_level": MAX_SIZE for level in ("error", "warn")})
     return config
 
 

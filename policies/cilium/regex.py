@@ -17,25 +17,29 @@ MAX_REPEAT = 1000
 """RE2's limit of {n,m}, of nested ones multiplied."""
 
 MAX_SIZE = 20_000
-"""Roughly RE2 instructions; Envoy's RE2 gives up at some hundred thousand."""
+"""RE2 instructions: what is taken compiles to no more. Envoy must be told (re2.max_program_size.error_level), which by
+itself stops at 100."""
 
 MAX_DEPTH = 100
 _POSIX = {
     "alnum": "0-9A-Za-z",
     "alpha": "A-Za-z",
     "ascii": r"\x00-\x7f",
-    "blank": r"\t ",
+    "blank": r"\x09 ",
     "cntrl": r"\x00-\x1f\x7f",
     "digit": "0-9",
-    "graph": "!-~",
+    "graph": r"!-\~",
     "lower": "a-z",
-    "print": " -~",
-    "punct": "!-/:-@\\[-`{-~",
-    "space": r"\t\n\x0b\f\r ",
+    "print": r" -\~",
+    "punct": r"!-/:-@\[-`{-\~",
+    "space": r"\x09\x0a\x0b\x0c\x0d ",
     "upper": "A-Z",
     "word": "0-9A-Za-z_",
     "xdigit": "0-9A-Fa-f",
 }
+_SPACE = r"\x09\x0a\x0c\x0d "
+"""RE2's \\s, which has no vertical tab as Python's has."""
+
 _CLASS_LETTERS = "dswDSW"
 _CONTROL = {"a": 7, "f": 12, "t": 9, "n": 10, "r": 13, "v": 11}
 _SPECIAL_IN_CLASS = frozenset("[]^-&|~\\")
@@ -70,7 +74,7 @@ class _Reader:
         self._at = 0
         self._depth = 0
         self._names: set[str] = set()
-        self._size = 0
+        self._size = 8  # an upper bound of RE2's instructions
         self._repeat = 1  # the largest product of counts within what was read last
 
     def whole(self) -> str:
@@ -98,6 +102,7 @@ class _Reader:
         repeat = self._repeat
         while self._peek() == "|":
             self._at += 1
+            self._size += 1
             parts.append(self._sequence())
             repeat = max(repeat, self._repeat)
         self._repeat = repeat
@@ -113,7 +118,7 @@ class _Reader:
             parts.append(atom + count)
             repeat = max(repeat, self._repeat)
             if self._size > MAX_SIZE:
-                raise ValueError("too large when its repetitions are written out: RE2 gives up on it")
+                raise ValueError(f"too large: written out, its repetitions make more than {MAX_SIZE} steps for RE2")
         self._repeat = repeat
         return "".join(parts)
 
@@ -122,7 +127,7 @@ class _Reader:
         if c in "*+?":
             raise self._fault(f"nothing to repeat before {c!r}")
         self._at += 1
-        self._size += 8 if c == "." else 1
+        self._size += 4 if c == "." else 2
         if c == "(":
             return self._group()
         if c == "[":
@@ -144,6 +149,7 @@ class _Reader:
         if anchored:
             raise self._fault("an anchor cannot be repeated")
         text = self._text[self._at] if count is None else count[0]
+        self._size += 2
         if count is not None:
             self._multiply(count, size)
         self._at += len(text)
@@ -163,7 +169,7 @@ class _Reader:
         self._repeat *= max(1, most)
         if self._repeat > MAX_REPEAT:
             raise self._fault(f"nested counts must be at most {MAX_REPEAT} when multiplied")
-        self._size += size * max(0, most - 1)
+        self._size += (size + 2) * max(0, most - 1)
 
     def _group(self) -> str:
         self._depth += 1
@@ -206,17 +212,13 @@ class _Reader:
         if c and c in _CLASS_LETTERS:
             self._at += 1
             self._size += 8
-            return self._class_letter(c)
+            return {"s": f"[{_SPACE}]", "S": f"[^{_SPACE}]"}.get(c, f"\\{c}")
         if c and c in "bBA":
             self._at += 1
             return f"\\{c}"
         if c in ("C", "Q", "E", "z", "Z", "p", "P", "G"):
             raise self._fault(f"\\{c} is not supported")
         return _literal(self._character())
-
-    def _class_letter(self, c: str) -> str:
-        """RE2's \\s has no vertical tab, Python's has."""
-        return {"s": r"[\t\n\f\r ]", "S": r"[^\t\n\f\r ]"}.get(c, f"\\{c}")
 
     def _character(self) -> int:
         """The character that what follows a backslash stands for."""
@@ -236,7 +238,6 @@ class _Reader:
         return ord(c)
 
     def _set(self) -> str:
-        self._size += 8
         negated = self._peek() == "^"
         self._at += negated
         parts: list[str] = []
@@ -245,7 +246,9 @@ class _Reader:
                 raise self._fault("'[' without ']'")
             parts.append(self._member())
         self._at += 1
-        return f"[{'^' if negated else ''}{''.join(parts)}]"
+        inner = "".join(parts)
+        self._size += 4 + 2 * len(inner)
+        return f"[{'^' if negated else ''}{inner}]"
 
     def _member(self) -> str:
         text, at = self._text, self._at
@@ -259,7 +262,7 @@ class _Reader:
             if text[at + 1] in "S":
                 raise self._fault(r"\S within a set is not supported")
             self._at += 2
-            return r"\t\n\f\r " if text[at + 1] == "s" else text[at : at + 2]
+            return _SPACE if text[at + 1] == "s" else text[at : at + 2]
         if text[at] == "-" and text[at + 1 : at + 2] != "]" and self._in_middle(at):
             raise self._fault("'-' in the middle of a set (write it first, last, or as \\-)")
         first = self._set_character()
