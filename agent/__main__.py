@@ -26,6 +26,7 @@ from agent.endpoints.node import NodeRefused
 from agent.instance import Instance
 from agent.lock import Taken, lock
 from agent.loop import Agent
+from agent.proxy.feature import carried_over
 from agent.settings import config_value, node_config, prefixes
 from agent.sources.directory import DirectorySource
 from agent.world.config import NodeConfig
@@ -72,7 +73,8 @@ async def _run(config: Config, instance: Instance) -> None:
     facts = _node(config, instance)
     pins = instance.pins
     with Maps.open_or_create(pins.maps, config.map_sizes) as maps:
-        maps["config"].update(bytes(4), config_value(config, facts.addresses, _netns_cookie()))
+        value = config_value(config, facts.addresses, _netns_cookie())
+        maps["config"].update(bytes(4), carried_over(maps["config"].lookup(bytes(4)), value))
         source = DirectorySource(Path(config.manifests), instance.last_good)
         with ThreadPoolExecutor(1) as thread:  # compilers work while manifests are read
             loading = thread.submit(load_units, maps, pins, units(config))

@@ -29,7 +29,10 @@ from agent.instance import Instance
 from agent.naming import NameFeed
 from agent.plan.plan import Plan
 from agent.pods import LocalPods
+from agent.proxy.envoy import EnvoySide
+from agent.proxy.feature import Feature
 from agent.proxy.proxies import Proxies
+from agent.proxy.rules import LiveRules
 from agent.realize import Realizer
 from agent.retirement import Retirement
 from agent.sources.directory import Batch, DirectorySource
@@ -71,7 +74,12 @@ class Agent:
         self.names = NameFeed(self.world, config.node)
         self.realizer = Realizer(maps, Plan())
         self.health = HealthChecks(config.healthz, self.world, lambda: self.turns.behind_since)
-        self.proxies = Proxies(self.realizer.plan, maps["listeners"], ())
+        self.proxy_feature = Feature(maps["config"])
+        self.envoy = EnvoySide(
+            config, instance, self.world.allocations.proxy_ports, self.world.secrets.get, self.proxy_feature.turn_on
+        )
+        self.live_rules = LiveRules(self.realizer.plan, maps["conntrack"], self.envoy)
+        self.proxies = Proxies(self.realizer.plan, maps["listeners"], (self.envoy,), self.live_rules.changed)
         self.turns = Turns(
             self.world, self.realizer, self.names, self._save, self._forget, self._retire, self.health.ports.update,
             self.proxies,
@@ -109,7 +117,9 @@ class Agent:
         await self.endpoints.close(keep=not self.config.remove_on_exit)
         self.source.close()
         self._state.flush()
+        await self.envoy.stop()
         if self.config.remove_on_exit:
+            await self.envoy.running.stop()
             await self.flows.stop()
         self.hooks.close()
         self.attachments.close()
@@ -126,6 +136,9 @@ class Agent:
         stays = {ref: found for ref, found in adopted.items() if self._fits(ref, found)}
         writes = self.turns.start({ref: found.interface for ref, found in stays.items()})
         self.proxies.start()
+        await self.envoy.start()
+        if self.proxy_feature.is_on and not self.envoy.running.is_wanted:
+            self.proxy_feature.turn_off()
         self._replace_programs(found.interface.index for found in stays.values())
         self.attachments.attach()
         self.instance.remove_other_pins(programs.source_hash for programs in self.loaded.values())
@@ -142,7 +155,7 @@ class Agent:
         works = (
             self.turns.run(self.pods), self._watch(), self.flows.run(), self._retirement.run(), self._flush(),
             self._become_ready(), self.health.run(), self.attachments.follow(),
-            self.kube_proxy.run(), self.proxies.run(),
+            self.kube_proxy.run(), self.proxies.run(), self.envoy.run(), self.live_rules.run(),
         )  # fmt: skip
         stop = asyncio.create_task(stopping.wait())
         pending: set[asyncio.Task[Any]] = {stop, *(asyncio.create_task(work) for work in works)}

@@ -29,6 +29,13 @@ class ListenerUses:
         """All rows there are."""
         self._note(state.blocks[ROWS])
 
+    def replaced(self, state: State, changes: Changes) -> frozenset[int]:
+        """Listeners of which some flows may be judged otherwise once the state takes the changes over."""
+        if not changes.moves_nobody:
+            return self.named
+        rows = {state.row(side, remote) for side, remotes in changes.policy.items() for remote in remotes}
+        return frozenset().union(*(named for row, named in self._rows.items() if row in rows))
+
     def settle(self, state: State) -> None:
         """Forget the rows that it does not have any more."""
         for number in self._rows.keys() - state.blocks[ROWS].keys():

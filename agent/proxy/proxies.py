@@ -7,7 +7,7 @@ that it listens; until then its flows are denied. It leaves the map before it le
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from agent import log as logs
@@ -51,13 +51,22 @@ class Side(Protocol):
 
 
 class Proxies:
-    """`plan` says what numbers ask; `listeners` is the kernel's map."""
+    """`plan` says what numbers ask; `listeners` is the kernel's map. `changed` is called with listeners of which some
+    flows may be judged otherwise now."""
 
-    def __init__(self, plan: Plan, listeners: Map, sides: Sequence[Side]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        listeners: Map,
+        sides: Sequence[Side],
+        changed: Callable[[frozenset[int]], None] = lambda _: None,
+    ) -> None:
         self.full = 0
         self._plan = plan
         self._map = listeners
         self._sides = sides
+        self._changed = changed
+        self._touched: frozenset[int] = frozenset()
         self._uses = ListenerUses()
         self._entered: dict[int, Ports] = {}
 
@@ -76,6 +85,7 @@ class Proxies:
     # ---- turns
 
     async def announce(self, changes: Changes) -> None:
+        self._touched |= self._uses.replaced(self._plan.state, changes)
         named = self._uses.note(changes)
         new = named - self._entered.keys()
         if not new:
@@ -97,6 +107,8 @@ class Proxies:
         self._leave(self._entered.keys() - self._uses.named)
         self._order(self._uses.named)
         self._enter(self._uses.named)
+        touched, self._touched = self._touched, frozenset()
+        self._changed(touched)
 
     async def run(self) -> None:
         """Until cancelled: what a proxy says at another time than it is asked."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from agent import log as logs
-from agent.proxy import routing
 from agent.status import ProcessView, ProxyView
 from agent.supervisor import Supervisor, end_listener
 
@@ -16,15 +16,16 @@ log = logs.get("proxy")
 
 
 class Running:
-    """`setting`: auto, on or off. Routes for its packets come with it; they stay for the other proxy when it goes."""
+    """`setting`: auto, on or off. `begin` is called once, when it is first wanted: what makes packets come to it."""
 
-    def __init__(self, supervisor: Supervisor, path: Path, setting: str) -> None:
+    def __init__(self, supervisor: Supervisor, path: Path, setting: str, begin: Callable[[], None]) -> None:
         self._supervisor = supervisor
         self._path = path
         self._setting = setting
+        self._begin = begin
         self._wanted = asyncio.Event()
         if setting == "on":
-            self._wanted.set()
+            self.want()
 
     @property
     def is_wanted(self) -> bool:
@@ -36,8 +37,13 @@ class Running:
 
     def want(self) -> None:
         """A rule asks for it. It then runs until the agent is started without such rules."""
-        if not self.is_off:
+        if not self.is_off and not self.is_wanted:
+            self._begin()
             self._wanted.set()
+
+    async def wanted(self) -> None:
+        """Until something asks for it."""
+        await self._wanted.wait()
 
     def leave(self) -> None:
         """Once all rules are known at a start: one that an earlier agent started goes if nothing asks for it."""
@@ -46,8 +52,7 @@ class Running:
 
     async def run(self) -> None:
         """Until cancelled; the process then goes on."""
-        await self._wanted.wait()
-        routing.install()
+        await self.wanted()
         await self._supervisor.run()
 
     async def stop(self) -> None:

@@ -1,0 +1,234 @@
+"""Envoy's side: listeners and their rules over xDS, ports, Secrets, and rules of the day for connections that live."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from agent import log as logs
+from agent.config import Config
+from agent.datapath import abi
+from agent.identity.allocator import Allocator, ExhaustedError
+from agent.instance import Instance
+from agent.objects import Secret
+from agent.plan.ids import Asked
+from agent.plan.live import Otherwise
+from agent.proxy.proxies import Ports
+from agent.proxy.running import Running
+from agent.status import ProxyView
+from agent.supervisor import Supervisor
+from l7proxy import envoy
+from l7proxy.ads import AdsServer
+from l7proxy.compile import Compiler, contexts, envoy_serves
+from l7proxy.listening import Listening, Override, ProxySettings, TlsMaterial, listener_name
+from l7proxy.snapshot import InconsistentSnapshot
+from policies.l7 import TlsContext
+from policies.model import ObjectRef
+
+NUMBERS = abi.load().constants
+CERTIFICATE, PRIVATE_KEY, AUTHORITY = "tls.crt", "tls.key", "ca.crt"
+"""Keys of a Secret's data where the rule names none (kubernetes.io/tls)."""
+LISTENS_S, AGAIN_S = 2.0, 0.002
+
+log = logs.get("envoy")
+
+
+class EnvoySide:
+    """`secret` finds a Secret, `ports` gives ports out, `begin`: see Running. `lingering`: listeners that
+    no row names, while flows of theirs live."""
+
+    def __init__(
+        self,
+        config: Config,
+        instance: Instance,
+        ports: Allocator,
+        secret: Callable[[ObjectRef], Secret | None],
+        begin: Callable[[], None],
+    ) -> None:
+        self.changed = asyncio.Event()
+        self._ports = ports
+        self._secret = secret
+        settings = ProxySettings(
+            NUMBERS.MARK_FROM_EGRESS, NUMBERS.MARK_FROM_INGRESS, NUMBERS.MARK_PROXY_ANSWERS, ipv6=_has_ipv6()
+        )
+        self._compiler = Compiler(settings)
+        self._server = AdsServer(instance.xds_socket, on_change=self._heard)
+        self._wanted: Mapping[int, Asked] = {}
+        self._lingering: dict[int, Asked] = {}
+        self._overrides: Mapping[int, tuple[Otherwise, ...]] = {}
+        self._listening: set[int] = set()
+        self._materials: dict[TlsContext, TlsMaterial | None] = {}
+        self._awaited: dict[int, asyncio.Task[None]] = {}
+        self._failures: dict[int, str] = {}
+        command, self._problem = _command(config, instance)
+        supervisor = Supervisor("envoy", command, instance.envoy_socket, instance.envoy_log)
+        self.running = Running(supervisor, instance.envoy_socket, config.l7_proxy if command else "off", begin)
+
+    # ---- what is ordered
+
+    def takes(self, asked: Asked) -> bool:
+        return envoy_serves(asked.demands)
+
+    def order(self, wanted: Mapping[int, Asked]) -> None:
+        if wanted == self._wanted and not self._are_secrets_stale():
+            return
+        for number, asked in self._wanted.items():
+            if number not in wanted:
+                self._lingering[number] = asked
+        for number in wanted:
+            self._lingering.pop(number, None)
+        self._wanted = dict(wanted)
+        if wanted:
+            self.running.want()
+        self._publish()
+
+    @property
+    def lingering(self) -> frozenset[int]:
+        return frozenset(self._lingering)
+
+    def judge_otherwise(self, overrides: Mapping[int, tuple[Otherwise, ...]], alive: frozenset[int]) -> None:
+        """`alive`: listeners at which flows live; those that linger without any go."""
+        gone = self._lingering.keys() - alive
+        for number in gone:
+            del self._lingering[number]
+            self._ports.release(listener_name(number))
+        if gone or overrides != self._overrides:
+            self._overrides = dict(overrides)
+            self._publish()
+
+    # ---- what is served
+
+    def serving(self) -> Mapping[int, Ports]:
+        return {number: (self._port(number), 0) for number in self._listening & self._wanted.keys()}
+
+    def is_soon(self) -> bool:
+        return self._server.clients > 0
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Once all rules are known: Envoy is told nothing before."""
+        self.running.leave()
+        await self._server.start()
+        self._publish()
+
+    async def run(self) -> None:
+        if self._problem:
+            log.error("no Envoy", problem=self._problem)
+        await self.running.run()
+
+    async def stop(self) -> None:
+        await self._server.stop()
+
+    def view(self) -> ProxyView:
+        served = self.serving()
+        waiting = len(self._wanted.keys() - served.keys())
+        refused = (f"{one.name}: {one.message}" for one in self._server.rejected())
+        lacking = (f"{listener_name(n)}: {text}" for n, some in self._compiler.problems.items() for text in some)
+        own = (self._problem,) if self._problem and self._wanted else ()
+        problems = (*own, *self._failures.values(), *refused, *lacking)
+        return self.running.view(len(served), waiting, problems)
+
+    # ---- inside
+
+    def _publish(self) -> None:
+        listenings: list[Listening] = []
+        self._failures = {}
+        for number, asked in {**self._lingering, **self._wanted}.items():
+            try:
+                port = self._port(number)
+            except ExhaustedError as error:
+                self._failures[number] = f"{error}: raise --proxy-ports"
+                continue
+            listenings.append(Listening(number, port, asked.direction, asked.demands))
+        overrides = {number: [_override(one) for one in some] for number, some in self._overrides.items()}
+        demands = [one.demands for one in listenings]
+        demands += [one.demands for some in overrides.values() for one in some if one.demands is not None]
+        self._materials = self._read_secrets(contexts(demands))
+        materials = {context: material for context, material in self._materials.items() if material is not None}
+        try:
+            self._server.set(self._compiler.snapshot(listenings, overrides, materials))
+        except InconsistentSnapshot as error:
+            log.error("listeners are as before", problem=str(error))
+
+    def _port(self, number: int) -> int:
+        return self._ports.allocate(listener_name(number))
+
+    def _read_secrets(self, named: Iterable[TlsContext]) -> dict[TlsContext, TlsMaterial | None]:
+        found: dict[TlsContext, TlsMaterial | None] = {}
+        for context in named:
+            secret = self._secret(ObjectRef("Secret", context.namespace, context.name))
+            found[context] = None if secret is None else _material(context, secret)
+        return found
+
+    def _are_secrets_stale(self) -> bool:
+        return self._read_secrets(self._materials) != self._materials
+
+    def _heard(self) -> None:
+        """Envoy has said something."""
+        acked = self._server.standing([listener_name(number) for number in self._wanted]).acked
+        taken = {number for number in self._wanted if listener_name(number) in acked}
+        self._listening &= taken
+        for number in taken - self._listening:
+            if number not in self._awaited:
+                self._awaited[number] = asyncio.get_running_loop().create_task(self._await_listener(number))
+        self.changed.set()
+
+    async def _await_listener(self, number: int) -> None:
+        """Envoy's workers begin to listen soon after it has taken a listener. A connection that only says so ends at
+        once: the listener passes nothing on to loopback."""
+        try:
+            async with asyncio.timeout(LISTENS_S):
+                while not await _listens(self._port(number)):
+                    await asyncio.sleep(AGAIN_S)
+            self._listening.add(number)
+            self.changed.set()
+        except TimeoutError:
+            log.error("Envoy has taken a listener and does not listen", listener=listener_name(number))
+        finally:
+            del self._awaited[number]
+
+
+def _command(config: Config, instance: Instance) -> tuple[list[str], str]:
+    """The command line, or why there is none."""
+    settings = envoy.EnvoySettings(
+        node=config.node,
+        xds=instance.xds_socket,
+        access_log=instance.access_log_socket,
+        admin=instance.envoy_socket,
+        workers=config.envoy_threads or len(os.sched_getaffinity(0)),
+    )
+    try:
+        return envoy.command(settings, envoy.binary(config.envoy)), ""
+    except envoy.NoEnvoy as error:
+        return [], str(error)
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+def _override(one: Otherwise) -> Override:
+    return Override(one.demands, one.source, one.destination, one.port)
+
+
+def _material(context: TlsContext, secret: Secret) -> TlsMaterial:
+    return TlsMaterial(
+        certificate=secret.data.get(context.certificate or CERTIFICATE, b""),
+        private_key=secret.data.get(context.private_key or PRIVATE_KEY, b""),
+        trusted_ca=secret.data.get(context.trusted_ca or AUTHORITY, b""),
+    )
+
+
+def _has_ipv6() -> bool:
+    with suppress(OSError):
+        return Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6").read_text().strip() == "0"
+    return False

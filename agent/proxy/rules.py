@@ -1,0 +1,67 @@
+"""Rules of the day for connections that live: a listener is told what changed for its flows, as long as they live."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from agent import log as logs
+from agent.datapath.maps import Map
+from agent.plan.live import Otherwise, judged_otherwise
+from agent.plan.plan import Plan
+from agent.proxy.live import live_flows
+
+AGAIN_S = (0.05, 0.25, 1.0)
+"""After a change flows are looked for at once, and again: some had begun and were not in conntrack yet."""
+ROUND_S = 5.0
+"""While there is something to be undone."""
+
+log = logs.get("proxy")
+
+
+class Judges(Protocol):
+    """What EnvoySide offers."""
+
+    @property
+    def lingering(self) -> frozenset[int]: ...
+
+    def judge_otherwise(self, overrides: dict[int, tuple[Otherwise, ...]], alive: frozenset[int]) -> None: ...
+
+
+class LiveRules:
+    """`changed` says for which listeners some flows may be judged otherwise than when they began."""
+
+    def __init__(self, plan: Plan, conntrack: Map, side: Judges) -> None:
+        self._plan = plan
+        self._map = conntrack
+        self._side = side
+        self._watched: frozenset[int] = frozenset()
+        self._wake = asyncio.Event()
+
+    def changed(self, listeners: frozenset[int]) -> None:
+        if listeners:
+            self._watched |= listeners
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            busy = bool(self._watched or self._side.lingering)
+            try:
+                async with asyncio.timeout(ROUND_S if busy else None):
+                    await self._wake.wait()
+                self._wake.clear()
+                watched = self._watched
+                for pause_s in AGAIN_S:
+                    await self._look(watched)
+                    await asyncio.sleep(pause_s)
+            except TimeoutError:
+                await self._look(frozenset())
+
+    async def _look(self, also: frozenset[int]) -> None:
+        wanted = self._watched | self._side.lingering | also
+        flows = await live_flows(self._map, wanted)
+        alive = frozenset(flow.listener for flow in flows)
+        overrides = judged_otherwise(flows, self._plan.state, self._plan.names)
+        self._watched = frozenset(overrides)
+        self._side.judge_otherwise(overrides, alive)
