@@ -8,11 +8,15 @@ from agent.datapath import abi
 from agent.identity.allocator import Allocator, ExhaustedError
 from agent.world.claims import Claims
 from agent.world.config import NodeConfig
+from agent.world.marks import MarkBook
+from agent.world.names import NameClasses
+from agent.world.nodes import NodeBook
 from agent.world.pods import PodBook, PodState
 from agent.world.prefixes import PrefixSet, SortedPrefixes
 from policies.address import Prefix
 from policies.index import PolicyIndex
-from policies.model import ObjectRef, RemoteClass
+from policies.l7 import NamePattern
+from policies.model import Mark, ObjectRef, RemoteClass
 
 NUMBERS = abi.load().constants
 WORLD = {Prefix.parse("0.0.0.0/0"): NUMBERS.IDENTITY_WORLD_IPV4, Prefix.parse("::/0"): NUMBERS.IDENTITY_WORLD_IPV6}
@@ -25,17 +29,30 @@ HOST_NETWORK, NODE, ALLOCATED, LOCAL, REMOTE = range(5)
 
 
 class AddressBook:
-    """Every prefix that has a class of its own: addresses of pods and nodes, policy prefixes, pod CIDRs, the world."""
+    """Every prefix that has a class of its own: addresses of pods and nodes, policy prefixes, pod CIDRs, the world, and
+    whatever else has a mark that rules ask for."""
 
-    def __init__(self, config: NodeConfig, cidr_identities: Allocator, index: PolicyIndex, pods: PodBook) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        cidr_identities: Allocator,
+        index: PolicyIndex,
+        pods: PodBook,
+        nodes: NodeBook,
+        marks: MarkBook,
+    ) -> None:
         self._config = config
         self._numbers = cidr_identities
         self._index = index
         self._pods = pods
+        self._nodes = nodes
+        self._marks = marks
         self._claims = Claims()
         self._policy_prefixes = PrefixSet()
         self._classes: dict[Prefix, RemoteClass] = {}
         self._uses: dict[RemoteClass, int] = {}
+        self._standing: frozenset[RemoteClass] = frozenset()
+        self._stood: tuple[frozenset[frozenset[NamePattern]], list[frozenset[Prefix]]] = (frozenset(), [])
         self._sorted = SortedPrefixes()
         self._host_addresses = frozenset(config.addresses)
         self._hosts = {Prefix.host(address) for address in config.addresses}
@@ -78,7 +95,7 @@ class AddressBook:
         return self._claimed(address, before)
 
     def touch(self, address: bytes) -> None:
-        """What its owner is has changed."""
+        """What its owner is, or which marks it has, has changed."""
         self._dirty.add(Prefix.host(address))
 
     def set_prefixes(self, changed: Set[Prefix]) -> None:
@@ -93,6 +110,24 @@ class AddressBook:
                 self._gone.add(prefix)
             self._dirty.add(prefix)
             self._dirty.update(self._sorted.inside(prefix))
+
+    def stand(self) -> None:
+        """Keep the classes in use that addresses with names may come to have: their rows are to be there first."""
+        combinations = self._marks.names.combinations()
+        covering = [self._policy_prefixes.covering(world) for world in WORLD]
+        if self._stood[0] is combinations and self._stood[1] == covering:
+            return
+        self._stood = combinations, covering
+        wanted = frozenset(
+            RemoteClass(identity, prefixes, marks=marks)
+            for identity, prefixes in zip(WORLD.values(), covering, strict=True)
+            for marks in combinations
+        )
+        for remote in wanted - self._standing:
+            self._use(remote)
+        for remote in self._standing - wanted:
+            self._drop(remote)
+        self._standing = wanted
 
     def settle(self) -> set[Prefix]:
         """Classify what is stale; the prefixes whose class is another now."""
@@ -127,6 +162,17 @@ class AddressBook:
             if key not in wanted:
                 self._numbers.release(key)
 
+    def name_classes(self) -> NameClasses:
+        """What is known of addresses outside by their names alone."""
+        outside = self._marks.known_by_service()
+        blocks = (*self._nodes.pod_blocks, *self._config.service_cidrs)
+        return NameClasses(
+            self._marks.names.patterns,
+            frozenset(self._index.prefixes()),
+            frozenset((*blocks, *map(Prefix.host, (*self._nodes.addresses(), *outside)))),
+            frozenset(remote for remote in self._uses if _is_named(remote)),
+        )
+
     # ---- inside
 
     def _claimed(self, address: bytes, before: ObjectRef | None) -> set[ObjectRef]:
@@ -141,28 +187,53 @@ class AddressBook:
 
     def _classify(self, prefix: Prefix) -> RemoteClass | None:
         covering = self._policy_prefixes.covering(prefix)
-        if prefix in self._hosts:
-            return RemoteClass(NUMBERS.IDENTITY_HOST, covering)
-        if prefix.bits == 128 and (owner := self._claims.winner(prefix.network)) is not None:
-            if owner.kind == NODE_KIND:
-                return RemoteClass(NUMBERS.IDENTITY_REMOTE_NODE, covering)
-            state = self._pods.get(owner)
-            assert state is not None
-            return self._classify_pod(state, covering)
+        if prefix.bits == 128 and (remote := self._classify_address(prefix, covering)) is not None:
+            return remote
         if (identity := self._fixed.get(prefix)) is not None:
             return RemoteClass(identity, covering)
         if prefix in self._policy_prefixes:
             return RemoteClass(self._cidr_identity(prefix), covering)
         return None
 
-    def _classify_pod(self, state: PodState, covering: frozenset[Prefix]) -> RemoteClass:
+    def _classify_address(self, prefix: Prefix, covering: frozenset[Prefix]) -> RemoteClass | None:
+        """None where it is nobody's and has no mark."""
+        address = prefix.network
+        marks: frozenset[Mark] = frozenset(self._marks.services.matching(address))
+        if prefix in self._hosts:
+            return RemoteClass(NUMBERS.IDENTITY_HOST, covering, marks=marks | self._marks.of_node(self._config.name))
+        if (owner := self._claims.winner(address)) is not None:
+            if owner.kind == NODE_KIND:
+                return RemoteClass(
+                    NUMBERS.IDENTITY_REMOTE_NODE, covering, marks=marks | self._marks.of_node(owner.name)
+                )
+            state = self._pods.get(owner)
+            assert state is not None
+            return self._classify_pod(state, prefix, covering, marks)
+        if self._is_inside(prefix):
+            return RemoteClass(NUMBERS.IDENTITY_UNMANAGED, covering, marks=marks) if marks else None
+        marks |= self._marks.names.matching(address)
+        world = next(one for one in WORLD if one.covers(prefix))
+        if self._marks.is_apiserver(address):
+            return RemoteClass(NUMBERS.IDENTITY_APISERVER, covering | {world}, marks=marks)  # world: tells its family
+        return RemoteClass(WORLD[world], covering, marks=marks) if marks else None
+
+    def _is_inside(self, prefix: Prefix) -> bool:
+        """Whether an address lies where pods and services have theirs: no name makes it anything else."""
+        in_services = any(block.covers(prefix) for block in self._config.service_cidrs)
+        return in_services or bool(self._nodes.pod_blocks.covering(prefix))
+
+    def _classify_pod(
+        self, state: PodState, prefix: Prefix, covering: frozenset[Prefix], marks: frozenset[Mark]
+    ) -> RemoteClass:
         if state.pod.host_network:
-            return RemoteClass(NUMBERS.IDENTITY_REMOTE_NODE, covering)
+            node = self._nodes.at(prefix.network)
+            of_node = frozenset() if node is None else self._marks.of_node(node)
+            return RemoteClass(NUMBERS.IDENTITY_REMOTE_NODE, covering, marks=marks | of_node)
         if not state.identity:
-            return RemoteClass(NUMBERS.IDENTITY_UNMANAGED, covering)
+            return RemoteClass(NUMBERS.IDENTITY_UNMANAGED, covering, marks=marks)
         names = self._index.egress_port_names()
         ports = frozenset(p for p in state.ports if (p.protocol, p.name) in names)
-        return RemoteClass(state.identity, covering, ports)
+        return RemoteClass(state.identity, covering, ports, marks)
 
     def _cidr_identity(self, prefix: Prefix) -> int:
         if any(cidr.covers(prefix) for cidr in self._config.pod_cidrs):
@@ -185,3 +256,10 @@ class AddressBook:
         if not self._uses[remote]:
             del self._uses[remote]
             self._index.drop_class(remote)
+
+
+def _is_named(remote: RemoteClass) -> bool:
+    """Whether its names are all that tells an address of this class from others outside."""
+    return (
+        bool(remote.marks) and remote.identity in WORLD.values() and all(type(m) is NamePattern for m in remote.marks)
+    )

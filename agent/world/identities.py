@@ -11,7 +11,7 @@ from agent.identity.allocator import Allocator, ExhaustedError
 from agent.identity.labels import LabelFilter, identity_key
 from agent.world.pods import PodBook, PodState
 from policies.index import PolicyIndex
-from policies.model import ObjectRef, PodSelector, Policy, Workload
+from policies.model import SERVICE_ACCOUNT, ObjectRef, PodSelector, Policy, Workload
 
 Key = tuple[str, ...]
 
@@ -63,12 +63,14 @@ class IdentityBook:
         labels: dict[str, str] = {}
         key: Key = ()
         if pod.addresses and not pod.host_network:
-            labels = self._filter.select(pod.labels, self._named)
+            own = {name: value for name, value in pod.labels.items() if name != SERVICE_ACCOUNT}
+            labels = self._filter.select(own, self._named)
             key = identity_key(pod.ref.namespace, labels, pod.service_account)
         if key == state.key:
             return False
         self.forget(state)
         if key:
+            labels[SERVICE_ACCOUNT] = pod.service_account  # whatever the pod itself says (CVE-2023-39347)
             state.identity = self._acquire(key, Workload(pod.ref.namespace, labels))
             state.key = key
         return True

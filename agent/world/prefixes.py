@@ -18,6 +18,10 @@ class PrefixSet:
     def __contains__(self, prefix: Prefix) -> bool:
         return _number(prefix) in self._by_bits.get((prefix.is_v4, prefix.bits), ())
 
+    def __iter__(self) -> Iterator[Prefix]:
+        for members in self._by_bits.values():
+            yield from members.values()
+
     def add(self, prefix: Prefix) -> None:
         self._by_bits.setdefault((prefix.is_v4, prefix.bits), {})[_number(prefix)] = prefix
         self._shared.clear()

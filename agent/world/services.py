@@ -43,6 +43,8 @@ class ServiceBook:
         self._by_selector: MultiMap[tuple[str, str, str], ObjectRef] = MultiMap()  # namespace and one required label
         self._slices: dict[ObjectRef, EndpointSlice] = {}
         self._slices_of: dict[ObjectRef, tuple[EndpointSlice, ...]] = {}
+        self._unserved: dict[ObjectRef, EndpointSlice] = {}  # another proxy's, or nobody's
+        self._unserved_of: MultiMap[ObjectRef, ObjectRef] = MultiMap()
 
     def __iter__(self) -> Iterator[Service]:
         return iter(self._services.values())
@@ -104,11 +106,13 @@ class ServiceBook:
         return touched | self._retry() if self._failures and self._freed() != freed else touched
 
     def put_slice(self, given: EndpointSlice) -> set[ObjectRef]:
-        """One that is another proxy's to serve, or nobody's, is as good as none."""
+        """One that is another proxy's to serve, or nobody's, only tells whose endpoints addresses are."""
         touched = self.take_slice(given.ref)
-        if not given.proxied:
-            return touched
         owner = _owner(given)
+        if not given.proxied:
+            self._unserved[given.ref] = given
+            self._unserved_of.put(owner, given.ref)
+            return touched | {owner}
         if (service := self._services.get(owner)) is not None:
             owner = service.ref  # an equal one that is there already
         self._slices[given.ref] = given
@@ -116,6 +120,9 @@ class ServiceBook:
         return touched | {owner}
 
     def take_slice(self, ref: ObjectRef) -> set[ObjectRef]:
+        if (unserved := self._unserved.pop(ref, None)) is not None:
+            self._unserved_of.take(_owner(unserved), ref)
+            return {_owner(unserved)}
         old = self._slices.pop(ref, None)
         if old is None:
             return set()
@@ -132,6 +139,10 @@ class ServiceBook:
     def slices(self, ref: ObjectRef) -> tuple[EndpointSlice, ...]:
         """Slices given for a service; where there is one, nothing is derived."""
         return self._slices_of.get(ref, ())
+
+    def unserved_slices(self, ref: ObjectRef) -> list[EndpointSlice]:
+        """Slices given for a service that are another proxy's, or nobody's (headless), to serve."""
+        return [self._unserved[one] for one in self._unserved_of.get(ref, ())]
 
     def selecting(self, namespace: str, labels: Mapping[str, str]) -> Iterator[ObjectRef]:
         """Services that select a pod with these labels."""

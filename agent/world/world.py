@@ -12,7 +12,18 @@ import msgspec
 
 from agent.identity.allocator import ExhaustedError
 from agent.identity.labels import LabelFilter
-from agent.objects import Change, EndpointSlice, Interface, Namespace, Node, Pod, Problem, Service
+from agent.objects import (
+    Change,
+    EndpointSlice,
+    Interface,
+    Namespace,
+    Node,
+    Pod,
+    PolicySet,
+    Problem,
+    Secret,
+    Service,
+)
 from agent.services import frontends
 from agent.services.model import Frontend
 from agent.services.places import is_served
@@ -23,13 +34,17 @@ from agent.world.frontends import FrontendClaims
 from agent.world.hostports import KIND as HOST_PORT
 from agent.world.hostports import HostPortBook, host_port_ref
 from agent.world.identities import IdentityBook
+from agent.world.marks import MarkBook
+from agent.world.names import NameClasses
 from agent.world.nodes import NodeBook
 from agent.world.pods import PodBook, PodState
+from agent.world.policies import PolicyBook
 from agent.world.problems import describe_problems
 from agent.world.services import Derive, ServiceBook
+from agent.world.subjects import SubjectBook
 from policies.address import Prefix
 from policies.index import PolicyIndex
-from policies.model import ObjectRef, Policy, RemoteClass, Subject
+from policies.model import Mark, ObjectRef, Policy, RemoteClass, Subject
 from policies.terms import PortName
 
 METADATA_NAME = "kubernetes.io/metadata.name"
@@ -66,10 +81,14 @@ class World:
         self.identities = IdentityBook(
             self.allocations.identities, self.index, LabelFilter(config.labels_include, config.labels_exclude)
         )
-        self.addresses = AddressBook(config, self.allocations.cidr_identities, self.index, self.pods)
+        self.policies = PolicyBook(self.index, self.identities, self.pods)
+        self.secrets: dict[ObjectRef, Secret] = {}
+        self.marks = MarkBook(self.nodes)
+        self.addresses = AddressBook(
+            config, self.allocations.cidr_identities, self.index, self.pods, self.nodes, self.marks
+        )
         self._derive = derive
-        self._subjects: dict[ObjectRef, Subject] = {}
-        self._subject_uses: dict[Subject, int] = {}
+        self._subjects = SubjectBook(self.index)
         self._failures: dict[ObjectRef, str] = {}
         self._released_pods: set[ObjectRef] = set()
         self._dirty_pods: set[ObjectRef] = set()
@@ -93,10 +112,13 @@ class World:
         elif ref.kind == "EndpointSlice":
             given = new if isinstance(new, EndpointSlice) else None
             self._dirty_services |= self.services.put_slice(given) if given else self.services.take_slice(ref)
+        elif ref.kind == "Secret":
+            if isinstance(new, Secret):
+                self.secrets[ref] = new
+            else:
+                self.secrets.pop(ref, None)
         else:
-            policy = new if isinstance(new, Policy) else None
-            self._dirty_pods |= self.identities.set_policy(ref, policy, self.pods)
-            self.index.set_policy(ref, policy)
+            self._dirty_pods |= self.policies.put(ref, new if isinstance(new, Policy | PolicySet) else None)
 
     def apply_all(self, changes: Sequence[Change]) -> None:
         """Changes that were read together. What one of their services names is not given to another of them."""
@@ -115,6 +137,11 @@ class World:
         state.interface = interface
         self._dirty_endpoints.add(ref)
 
+    def set_names(self, name: str, addresses: frozenset[bytes]) -> None:
+        """The addresses a DNS name has now (16 bytes each); none: it has none that count any more."""
+        for address in self.marks.names.set(name, addresses):
+            self.addresses.touch(address)
+
     def release_unused(self) -> None:
         """After the first load: give up what an earlier run had given to objects that are gone."""
         self.identities.release_restored()
@@ -130,18 +157,20 @@ class World:
         """What must be compiled again since the last call."""
         terms = self.index.take_changed_terms()
         self.addresses.set_prefixes(terms.prefixes)
+        self._settle_marks(terms.marks)
         self._touch_ports(terms.egress_ports, terms.ingress_ports)
         settling, self._dirty_pods = sorted(self._dirty_pods), set()
         for ref in settling:
             self._settle_identity(ref)
+        self.addresses.stand()
         prefixes = self.addresses.settle()
         for prefix in prefixes:
             if (owner := self.addresses.owner(prefix.network)) is not None and prefix.bits == 128:
                 self._dirty_endpoints.add(owner)
-        gone = {subject for ref in self._dirty_endpoints if (subject := self._settle_subject(ref))}
+        gone = {old for ref in self._dirty_endpoints if (old := self._subjects.put(ref, self._subject_of(ref)))}
         self._dirty_services.update(self.host_ports.of(self._dirty_endpoints))
         policies = self.index.take_dirty()
-        policies.update(dict.fromkeys(gone - self._subject_uses.keys()))
+        policies.update(dict.fromkeys(gone - self._subjects.uses.keys()))
         self._release()
         dirty = Dirty(self._dirty_endpoints, prefixes, self._dirty_services, policies)
         self._dirty_endpoints, self._dirty_services = set(), set()
@@ -156,11 +185,11 @@ class World:
 
     def subject(self, ref: ObjectRef) -> Subject | None:
         """Of a local pod with an interface; None where it cannot be an endpoint."""
-        return self._subjects.get(ref)
+        return self._subjects.of(ref)
 
     def subjects(self) -> Mapping[Subject, int]:
         """Subjects in use, and by how many endpoints."""
-        return self._subject_uses
+        return self._subjects.uses
 
     def own_addresses(self, ref: ObjectRef) -> tuple[bytes, ...]:
         """The addresses of a pod that no one else has the better claim to."""
@@ -192,6 +221,15 @@ class World:
             return given
         pods = self.pods.selected(service.ref.namespace, service.selector)
         return tuple(self._derive(service, pods, self.nodes.zones))
+
+    def all_slices(self, service: Service) -> tuple[EndpointSlice, ...]:
+        """As `slices`, and those that nobody serves, as of headless services."""
+        unserved = self.services.unserved_slices(service.ref)
+        return (*unserved, *self.services.slices(service.ref)) if unserved else self.slices(service)
+
+    def name_classes(self) -> NameClasses:
+        """What the DNS proxy needs to classify an address by its names by itself; as of the last `take_dirty`."""
+        return self.addresses.name_classes()
 
     def problems(self) -> list[Problem]:
         """What is written but not in force: conflicts, and what could not be allocated."""
@@ -233,6 +271,7 @@ class World:
     def _put_node(self, ref: ObjectRef, node: Node | None) -> None:
         old, zone = self.nodes.get(ref.name), self.nodes.zones.get(ref.name, "")
         self.nodes.put(ref.name, node)
+        self._touch_around(old, node)
         if ref.name != self.config.name:
             for address in old.addresses if old else ():
                 self._dirty_endpoints |= self.addresses.remove(address, NODE, ref)
@@ -240,6 +279,17 @@ class World:
                 self._dirty_endpoints |= self.addresses.add(address, NODE, ref)
         if self.nodes.zones.get(ref.name, "") != zone:
             self._set_zone(ref.name)
+
+    def _touch_around(self, old: Node | None, new: Node | None) -> None:
+        """What else a node's manifest tells: labels, and where pods are."""
+        before, after = (set(node.pod_cidrs) if node else set() for node in (old, new))
+        if blocks := before ^ after:
+            for address in (*self.marks.names.addresses(), *self.marks.known_by_service()):
+                if any(block.contains(address) for block in blocks):
+                    self.addresses.touch(address)
+        if self.config.name in (node.ref.name for node in (old, new) if node):
+            for address in self.config.addresses:
+                self.addresses.touch(address)
 
     def _set_zone(self, name: str) -> None:
         """Of this node all hints are to be looked at again, of another one those that are derived."""
@@ -306,6 +356,14 @@ class World:
 
     # ---- inside: what follows
 
+    def _settle_marks(self, changed: Set[Mark]) -> None:
+        """Marks that policies began or ceased to use, and services whose endpoints may be others now."""
+        touched, services = self.marks.use(changed, self.index.marks(), self.services)
+        for ref in services | self._dirty_services:
+            touched |= self.marks.settle_service(ref, self.services.get(ref), self.all_slices)
+        for address in touched:
+            self.addresses.touch(address)
+
     def _touch_ports(self, egress: Set[PortName], ingress: Set[PortName]) -> None:
         """Port names that policies began or ceased to use: pods that declare them have another class or subject."""
         if not egress and not ingress:
@@ -334,25 +392,6 @@ class World:
             self._dirty_endpoints.add(ref)
             for address in state.pod.addresses:
                 self.addresses.touch(address)
-
-    def _settle_subject(self, ref: ObjectRef) -> Subject | None:
-        """Give an endpoint the subject it calls for; returns the one it had, where that is another."""
-        old, new = self._subjects.get(ref), self._subject_of(ref)
-        if old == new:
-            return None
-        if new is None:
-            del self._subjects[ref]
-        else:
-            self._subjects[ref] = new
-            self._subject_uses[new] = self._subject_uses.get(new, 0) + 1
-            if self._subject_uses[new] == 1:
-                self.index.add_subject(new)
-        if old is not None:
-            self._subject_uses[old] -= 1
-            if not self._subject_uses[old]:
-                del self._subject_uses[old]
-                self.index.drop_subject(old)
-        return old
 
     def _subject_of(self, ref: ObjectRef) -> Subject | None:
         state = self.pods.get(ref)
