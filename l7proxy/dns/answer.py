@@ -105,7 +105,8 @@ def parse(message: bytes, query: Query) -> Answer:
     # The other sections teach nothing: they are left to the pod.
     head = HEADER.pack(number, flags, questions, answers, 0, 0)
     try:
-        parsed = dns.message.from_wire(head + message[HEADER.size :], ignore_trailing=True)
+        rest = message[HEADER.size :]
+        parsed = dns.message.from_wire(head + rest, ignore_trailing=True, one_rr_per_rrset=True)
         return _end_of_chain(parsed.answer, query.name)
     except (dns.exception.DNSException, ValueError, struct.error, IndexError, AssertionError) as error:
         raise Bad(f"{type(error).__name__}: {error}") from None
@@ -122,10 +123,10 @@ def _end_of_chain(records: list[dns.rrset.RRset], asked: str) -> Answer:
         found = by_name.pop(name, [])  # each name once: a loop ends
         aliases = [rrset for rrset in found if rrset.rdtype == CNAME]
         if not aliases:
-            addresses = [rdata.address for rrset in found for rdata in rrset]
+            addresses = list(dict.fromkeys(rdata.address for rrset in found for rdata in rrset))
             ttl_s = min([ttl_s, *(_seconds(rrset.ttl) for rrset in found)])
             return Answer(tuple(map(_address, addresses)), (*texts, *addresses), ttl_s if found else 0)
-        if len(aliases[0]) != 1:
+        if len(aliases) != 1:
             raise Bad(f"several CNAMEs of {name}")
         ttl_s = min(ttl_s, _seconds(aliases[0].ttl))
         name = name_text(aliases[0][0].target.labels[:-1])
