@@ -111,7 +111,7 @@ def test_too_long_a_chain_is_refused() -> None:
 
 def test_two_aliases_of_one_name_are_refused() -> None:
     with pytest.raises(Bad):
-        says(rrset("www.example", "CNAME", "a.example.", "b.example."))
+        says(rrset("www.example", "CNAME", "a.example."), rrset("www.example", "CNAME", "b.example."))
 
 
 def test_belongs() -> None:
