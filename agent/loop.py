@@ -29,6 +29,7 @@ from agent.instance import Instance
 from agent.naming import NameFeed
 from agent.plan.plan import Plan
 from agent.pods import LocalPods
+from agent.proxy.dns import DnsSide
 from agent.proxy.envoy import EnvoySide
 from agent.proxy.feature import Feature
 from agent.proxy.proxies import Proxies
@@ -38,8 +39,9 @@ from agent.retirement import Retirement
 from agent.sources.directory import Batch, DirectorySource
 from agent.sources.slices import derive
 from agent.state import Damaged, State, StateFile
+from agent.status import ProxyView
 from agent.supervisor import Supervisor
-from agent.turns import Turns
+from agent.turns import Names, Turns
 from agent.world.allocations import key_of, ref_of
 from agent.world.config import NodeConfig
 from agent.world.world import World
@@ -78,8 +80,12 @@ class Agent:
         self.envoy = EnvoySide(
             config, instance, self.world.allocations.proxy_ports, self.world.secrets.get, self.proxy_feature.turn_on
         )
+        self.dns = DnsSide(
+            config, instance, self.world.allocations.proxy_ports, lambda: self.world.marks.names.patterns,
+            self.world.name_classes, self._learn, self.proxy_feature.turn_on,
+        )  # fmt: skip
         self.live_rules = LiveRules(self.realizer.plan, maps["conntrack"], self.envoy)
-        self.proxies = Proxies(self.realizer.plan, maps["listeners"], (self.envoy,), self.live_rules.changed)
+        self.proxies = Proxies(self.realizer.plan, maps["listeners"], (self.envoy, self.dns), self.live_rules.changed)
         self.turns = Turns(
             self.world, self.realizer, self.names, self._save, self._forget, self._retire, self.health.ports.update,
             self.proxies,
@@ -96,6 +102,9 @@ class Agent:
         self._state = StateFile(instance.state)
         self._forgetting: set[asyncio.Task[None]] = set()
         self._retirement = Retirement(self.world, self.turns.serving, instance.flows_socket)
+
+    def proxy_views(self) -> dict[str, ProxyView]:
+        return {"envoy": self.envoy.view(), "dns": self.dns.view()}
 
     # ---- life
 
@@ -118,8 +127,10 @@ class Agent:
         self.source.close()
         self._state.flush()
         await self.envoy.stop()
+        await self.dns.close()
         if self.config.remove_on_exit:
             await self.envoy.running.stop()
+            await self.dns.running.stop()
             await self.flows.stop()
         self.hooks.close()
         self.attachments.close()
@@ -132,12 +143,15 @@ class Agent:
         adopted = await self.endpoints.adopt(written | earlier)
         self._restore_addresses(adopted)
         started = time.monotonic()
+        for name, addresses in (await self.dns.restore()).items():
+            self.world.set_names(name, addresses)
         self.turns.load(batch)
         stays = {ref: found for ref, found in adopted.items() if self._fits(ref, found)}
         writes = self.turns.start({ref: found.interface for ref, found in stays.items()})
         self.proxies.start()
         await self.envoy.start()
-        if self.proxy_feature.is_on and not self.envoy.running.is_wanted:
+        self.dns.running.leave()
+        if self.proxy_feature.is_on and not (self.envoy.running.is_wanted or self.dns.running.is_wanted):
             self.proxy_feature.turn_off()
         self._replace_programs(found.interface.index for found in stays.values())
         self.attachments.attach()
@@ -156,6 +170,7 @@ class Agent:
             self.turns.run(self.pods), self._watch(), self.flows.run(), self._retirement.run(), self._flush(),
             self._become_ready(), self.health.run(), self.attachments.follow(),
             self.kube_proxy.run(), self.proxies.run(), self.envoy.run(), self.live_rules.run(),
+            self.dns.run(),
         )  # fmt: skip
         stop = asyncio.create_task(stopping.wait())
         pending: set[asyncio.Task[Any]] = {stop, *(asyncio.create_task(work) for work in works)}
@@ -186,6 +201,9 @@ class Agent:
             await asyncio.sleep(0.01)
         await self.turns.settled()
         await self.pods.settled()
+
+    async def _learn(self, names: Names) -> None:
+        await self.turns.learn(names)
 
     # ---- what is remembered
 

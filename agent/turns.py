@@ -27,6 +27,9 @@ from policies.model import ObjectRef
 
 INTERFACES_A_TURN = 16
 
+Names = Mapping[str, frozenset[bytes]]
+"""Addresses (16 bytes) by DNS name; none: it has no more."""
+
 log = logs.get("turns")
 
 
@@ -78,6 +81,7 @@ class Turns:
         self._over = False
         self._batches: deque[Batch] = deque()
         self._interfaces: deque[tuple[ObjectRef, Interface, asyncio.Future[None]]] = deque()
+        self._learnt: deque[tuple[Names, asyncio.Future[None]]] = deque()
         self._wake = asyncio.Event()
         self._done = asyncio.Event()
 
@@ -99,9 +103,20 @@ class Turns:
         self._wake.set()
         await done
 
+    async def learn(self, names: Names) -> None:
+        """DNS names have these addresses now. Returns once rules about them hold for these (or all is over)."""
+        if self._over:
+            return
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._learnt.append((names, done))
+        self._wake.set()
+        await done
+
     def stop(self) -> None:
         """There will be no more turns: nobody is to wait for one."""
         self._over = True
+        self._release([done for _, done in self._learnt])
+        self._learnt.clear()
         while self._interfaces:
             _, _, done = self._interfaces.popleft()
             if not done.done():
@@ -144,8 +159,10 @@ class Turns:
                 self._realizer.catch_up()
                 self._finish(self._taken)
             self._wake.clear()
-            while self._batches or self._interfaces:
-                if self._batches:
+            while self._learnt or self._batches or self._interfaces:
+                if self._learnt:  # a pod waits for each
+                    await self._take_names()
+                elif self._batches:
                     await self._take_batch(self._batches.popleft(), pods)
                 else:
                     await self._take_interfaces()
@@ -167,6 +184,22 @@ class Turns:
             if change.ref.kind == "Pod":
                 self.want(change.ref, pods)
 
+    async def _take_names(self) -> None:
+        """All that are there."""
+        learnt = list(self._learnt)
+        self._learnt.clear()
+        for names, _ in learnt:
+            for name, addresses in names.items():
+                self._world.set_names(name, addresses)
+        await self._realize(())
+        self._finish(self._taken)
+        self._release([done for _, done in learnt])
+
+    def _release(self, waiting: Iterable[asyncio.Future[None]]) -> None:
+        for done in waiting:
+            if not done.done():
+                done.set_result(None)
+
     async def _take_interfaces(self) -> None:
         finished: list[asyncio.Future[None]] = []
         while self._interfaces and len(finished) < INTERFACES_A_TURN:
@@ -175,9 +208,7 @@ class Turns:
                 self._world.set_interface(ref, interface)
             finished.append(done)
         await self._realize(())
-        for done in finished:
-            if not done.done():
-                done.set_result(None)
+        self._release(finished)
         self._finish(self._taken)
 
     async def _realize(self, refs: Iterable[ObjectRef]) -> int:

@@ -1,0 +1,308 @@
+"""The agent's side of the DNS proxy: which names it allows, and the addresses it learns.
+
+What it is to do is written to a file, so that it starts and works while there is no agent, and said at its socket; it
+answers where it listens. What names it knows it tells in turn: all at first, then what changes. Each item goes through
+one of the agent's turns, and once its addresses are in the kernel the proxy is told, which then lets pods have their
+answers. Whoever subscribes is waited for, so nothing is learned behind the agent's back while it starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing, suppress
+from typing import Any
+
+import msgspec
+
+from agent import log as logs
+from agent.api import aio
+from agent.api.protocol import ApiError
+from agent.config import Config
+from agent.dns import configuration
+from agent.dns.configuration import Configuration, Listening, Standing, StandingClass
+from agent.identity.allocator import Allocator, ExhaustedError
+from agent.instance import Instance
+from agent.plan.ids import Asked, class_id
+from agent.proxy.running import Running
+from agent.status import ProxyView
+from agent.supervisor import Supervisor
+from agent.world.names import NameClasses
+from l7proxy.dns import store
+from policies.address import Prefix, parse_address
+from policies.l7 import NamePattern
+from policies.model import Direction
+
+FIRST_S = 2.0
+"""How long the agent's start waits for a proxy that runs to say what it knows."""
+AGAIN_S = 0.1
+CALL_S = 5.0
+NOWHERE: frozenset[bytes] = frozenset()
+
+log = logs.get("dns")
+
+Learn = Callable[[Mapping[str, frozenset[bytes]]], Awaitable[None]]
+Known = dict[str, frozenset[bytes]]
+"""Addresses (16 bytes) by name."""
+
+
+class News(msgspec.Struct):
+    """One item of what it knows. `full`: there is nothing else."""
+
+    id: int
+    full: bool
+    learned: dict[str, list[str]]
+    gone: list[tuple[str, str]]
+
+
+class Port(msgspec.Struct):
+    tcp: int
+    udp: int
+
+
+class Listens(msgspec.Struct):
+    """What it answers to `configure`. By number in hex; problems under "" are of the whole."""
+
+    ports: dict[str, Port]
+    problems: dict[str, str]
+
+
+class DnsSide:
+    """`ports`: those to listen at, by key. `begin`: see Running. `patterns`: of names that rules ask for, `classes`: what
+    these make of addresses; as of the last turn. `learn` returns once it is in the kernel."""
+
+    def __init__(
+        self,
+        config: Config,
+        instance: Instance,
+        ports: Allocator,
+        patterns: Callable[[], frozenset[NamePattern]],
+        classes: Callable[[], NameClasses],
+        learn: Learn,
+        begin: Callable[[], None],
+    ) -> None:
+        self.changed = asyncio.Event()
+        supervisor = Supervisor("dns", instance.dns_command(config), instance.dns_socket, instance.dns_log)
+        self.running = Running(supervisor, instance.dns_socket, config.dns_proxy, begin)
+        self._config = config
+        self._instance = instance
+        self._ports = ports
+        self._patterns = patterns
+        self._classes = classes
+        self._learn = learn
+        self._wanted: Mapping[int, Asked] = {}
+        self._told: Configuration | None = None
+        self._tell = asyncio.Event()
+        self._serving: dict[int, tuple[int, int]] = {}
+        self._answers = False
+        self._problems: dict[str, str] = {}
+        self._no_port: dict[int, str] = {}
+        self._known: Known = {}
+        self._items: AsyncGenerator[Any, None] | None = None
+        self._first: News | None = None
+
+    # ---- agent.proxy.proxies.Side
+
+    def takes(self, asked: Asked) -> bool:
+        return any(one.dns is not None for one in asked.demands)
+
+    def order(self, wanted: Mapping[int, Asked]) -> None:
+        """Also to be called when the classes of names may have changed."""
+        for number in self._wanted.keys() - wanted.keys():
+            self._ports.release(_key(number))
+            self._no_port.pop(number, None)
+            self._serving.pop(number, None)
+        self._wanted = dict(wanted)
+        if wanted or self._patterns():
+            self.running.want()
+        if not self.running.is_wanted:
+            return
+        told = self._configuration(self._classes())
+        if told != self._told:
+            configuration.save(self._instance.state_dir / configuration.FILE, told)
+            self._told = told
+            self._tell.set()
+
+    def serving(self) -> Mapping[int, tuple[int, int]]:
+        return self._serving
+
+    def is_soon(self) -> bool:
+        return self._answers
+
+    # ---- the agent's start
+
+    async def restore(self) -> Known:
+        """The names there are, from the proxy if it runs, else from its file. It waits from then on: see `run`."""
+        if self.running.is_off:
+            return {}
+        with suppress(ApiError, TimeoutError):
+            async with asyncio.timeout(FIRST_S):
+                items = aio.stream(self._instance.dns_socket, "learn")
+                try:
+                    self._first = msgspec.convert(await anext(items), News)
+                except BaseException:
+                    await items.aclose()
+                    raise
+                self._items = items
+                self._known = changes({}, [self._first])
+        if self._items is None:
+            found = store.read(self._instance.dns_names)
+            self._known = {name: frozenset(held) for name, held in found.items() if held}
+        log.info("names restored", names=len(self._known), from_proxy=self._items is not None)
+        return self._known
+
+    # ---- life
+
+    async def run(self) -> None:
+        """Until cancelled; the process then goes on."""
+        await asyncio.gather(self.running.run(), self._keep_told(), self._keep_learning())
+
+    async def close(self) -> None:
+        if self._items is not None:
+            await self._items.aclose()
+
+    def view(self) -> ProxyView:
+        waiting = len(self._wanted.keys() - self._serving.keys())
+        return self.running.view(len(self._serving), waiting, self.problems())
+
+    def problems(self) -> tuple[str, ...]:
+        """Why listeners are not served, as far as it is known."""
+        return tuple(dict.fromkeys((*self._no_port.values(), *self._problems.values())))
+
+    # ---- what it is to do
+
+    def _configuration(self, classes: NameClasses) -> Configuration:
+        self._no_port.clear()
+        listeners: dict[str, Listening] = {}
+        for number, asked in sorted(self._wanted.items()):
+            try:
+                port = self._ports.allocate(_key(number))
+            except ExhaustedError as error:
+                self._no_port[number] = f"{error}: widen --proxy-ports"
+                continue
+            listeners[f"{number:016x}"] = listening(asked, port)
+        return Configuration(
+            listeners=listeners,
+            patterns=tuple(sorted(classes.patterns)),
+            standing=standing(classes),
+            refuse=self._config.dns_refuse,
+            min_ttl_s=self._config.dns_min_ttl,
+            max_addresses=self._config.dns_max_addresses,
+        )
+
+    async def _keep_told(self) -> None:
+        while True:
+            await self._tell.wait()
+            self._tell.clear()
+            try:
+                answer = await aio.call(self._instance.dns_socket, "configure", timeout_s=CALL_S)
+            except ApiError as error:
+                self._answers = False
+                log.debug("not told yet", reason=str(error))
+                self._tell.set()
+                await asyncio.sleep(AGAIN_S)
+                continue
+            self._take(msgspec.convert(answer, Listens))
+
+    def _take(self, answer: Listens) -> None:
+        self._answers = True
+        found = {int(number, 16): (port.tcp, port.udp) for number, port in answer.ports.items()}
+        self._serving = {number: ports for number, ports in found.items() if number in self._wanted}
+        if answer.problems != self._problems:
+            for number, why in answer.problems.items():
+                log.error("not served: these names cannot be asked for", listener=number, reason=why)
+        self._problems = answer.problems
+        self.changed.set()
+
+    # ---- what it knows
+
+    async def _keep_learning(self) -> None:
+        """Also notices when another process serves: it is then told anew."""
+        while True:
+            await self.running.wanted()
+            items, self._items = self._items or aio.stream(self._instance.dns_socket, "learn"), None
+            first, self._first = self._first, None
+            try:
+                async with aclosing(items):
+                    await self._follow(items, first)
+            except ApiError as error:
+                log.debug("not subscribed", reason=str(error))
+            self._answers = False
+            await asyncio.sleep(AGAIN_S)
+
+    async def _follow(self, items: AsyncGenerator[Any, None], first: News | None) -> None:
+        """Reads on while a turn is made, so that all that came meanwhile goes into the next."""
+        read: asyncio.Queue[News] = asyncio.Queue()
+        if first is not None:
+            read.put_nowait(first)
+
+        async def pull() -> None:
+            async for item in items:
+                read.put_nowait(msgspec.convert(item, News))
+
+        pulling = asyncio.create_task(pull())
+        try:
+            while True:
+                getting = asyncio.create_task(read.get())
+                await asyncio.wait({getting, pulling}, return_when=asyncio.FIRST_COMPLETED)
+                if not getting.done():
+                    getting.cancel()
+                    pulling.result()
+                    return
+                news = [getting.result()]
+                while not read.empty():
+                    news.append(read.get_nowait())
+                await self._take_news(news)
+        finally:
+            pulling.cancel()
+            await asyncio.gather(pulling, return_exceptions=True)
+
+    async def _take_news(self, news: list[News]) -> None:
+        if news[0].full:
+            log.info("subscribed", names=len(news[0].learned))
+            self._tell.set()  # it may be another process, which knows the file alone
+        if names := changes(self._known, news):
+            self._known.update(names)
+            for name in [name for name, addresses in names.items() if not addresses]:
+                del self._known[name]
+            await self._learn(names)
+        await aio.call(self._instance.dns_socket, "learned", timeout_s=CALL_S, id=news[-1].id)
+
+
+def listening(asked: Asked, port: int) -> Listening:
+    """Names that some rule of those that meet allows."""
+    names = {pattern for one in asked.demands for pattern in one.dns or ()}
+    return Listening(tuple(sorted(names)), port, "egress" if asked.direction is Direction.EGRESS else "ingress")
+
+
+def standing(classes: NameClasses) -> Standing:
+    """The same in the words of the proxy's file: of classes, those that nothing but prefixes and names tell apart."""
+    known = [
+        StandingClass(class_id(one), one.identity, _texts(one.prefixes), tuple(sorted(names)))
+        for one in classes.classes
+        if len(names := [mark for mark in one.marks if isinstance(mark, NamePattern)]) == len(one.marks)
+    ]
+    known.sort(key=lambda one: one.number)
+    return Standing(_texts(classes.prefixes), _texts(classes.inside), tuple(known))
+
+
+def _texts(prefixes: Iterable[Prefix]) -> tuple[str, ...]:
+    return tuple(map(str, sorted(prefixes)))
+
+
+def changes(known: Mapping[str, frozenset[bytes]], news: Iterable[News]) -> Known:
+    """Names that have other addresses after all of these items; none: they are gone."""
+    after: Known = {}
+    for item in news:
+        if item.full:
+            after = dict.fromkeys(known, NOWHERE)
+        for name, texts in item.learned.items():
+            after[name] = after.get(name, known.get(name, NOWHERE)) | set(map(parse_address, texts))
+        for name, text in item.gone:
+            after[name] = after.get(name, known.get(name, NOWHERE)) - {parse_address(text)}
+    return {name: now for name, now in after.items() if now != known.get(name, NOWHERE)}
+
+
+def _key(number: int) -> str:
+    """Apart from Envoy's: where both judge one port, they cannot listen at the same."""
+    return f"dns {number:016x}"
