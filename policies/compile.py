@@ -59,8 +59,8 @@ class Side:
     """
 
     __slots__ = (
-        "_anywhere", "_blocks", "_facts", "_isolated", "_named", "_open", "_row_anywhere", "_rows", "_selectors",
-        "_subject_ports", "rules",
+        "_all_anywhere", "_anywhere", "_blocks", "_facts", "_isolated", "_named", "_open", "_row_anywhere", "_rows",
+        "_selectors", "_subject_ports", "rules",
     )  # fmt: skip
 
     def __init__(self, subject: Subject, direction: Direction, policies: Iterable[Policy]) -> None:
@@ -83,8 +83,9 @@ class Side:
         self._subject_ports = subject.ports if direction is Direction.INGRESS else None
         self._named = frozenset() if self._subject_ports is not None else frozenset(named_by(r for _, r in self.rules))
         self._rows: dict[tuple[frozenset[int], frozenset[ContainerPort]], Row] = {}
-        self._row_anywhere = self._row(frozenset(), NO_PORTS)
-        self._open = allows_everything(self._row_anywhere) and not any(self._may_restrict(*rule) for rule in self.rules)
+        self._row_anywhere = self._row(NO_RULES, NO_PORTS)
+        self._all_anywhere = allows_everything(self._row_anywhere)
+        self._open = self._all_anywhere and not any(self._may_restrict(*rule) for rule in self.rules)
 
     def _may_restrict(self, tier: Tier, rule: Rule) -> bool:
         """Whether a rule can make less of what is allowed from anywhere."""
@@ -105,21 +106,14 @@ class Side:
             return
         if wanted is not None and len(wanted) <= SINGLE_CLASSES:
             for remote in wanted:
-                if remote in classes and self._is_own(row := self._row_of(remote, classes)):
+                if remote in classes and (row := self._row_of(remote, classes)) != self._row_anywhere:
                     yield row, (remote,)
             return
         for ranks, remotes in self._groups(classes, wanted).items():
             for ports, some in self._by_ports(remotes):
                 row = self._row(ranks, ports)
-                if self._is_own(row):
+                if row != self._row_anywhere:
                     yield row, some
-
-    def _is_own(self, row: Row) -> bool:
-        """Whether a class needs this row, where it could have that of any remote. Where that one allows everything,
-        narrower rules that allow it are not named for single remotes."""
-        if row == self._row_anywhere:
-            return False
-        return not (allows_everything(row) and allows_everything(self._row_anywhere))
 
     def _row_of(self, remote: RemoteClass, classes: ClassIndex) -> Row:
         """The row of one class: asks which selectors match it, where `_groups` asks what each peer matches."""
@@ -180,16 +174,27 @@ class Side:
         """What the rules at these positions and those for any remote say together."""
         key = (ranks, remote_ports)
         if (row := self._rows.get(key)) is None:
-            declared = self._subject_ports if self._subject_ports is not None else remote_ports
-            claims = [
-                Claim(rule.ref, resolve(rule, declared), rule.action, tier, rule.l7)
-                for tier, rule in map(self.rules.__getitem__, sorted(ranks.union(self._anywhere)))
-            ]
-            row = flatten(claims, self._isolated)
+            row = self._flattened(ranks.union(self._anywhere), remote_ports)
+            if ranks and self._adds_nothing(ranks, row):
+                row = self._row_anywhere
             if len(self._rows) >= ROWS_KEPT:
                 self._rows.clear()
             self._rows[key] = row
         return row
+
+    def _flattened(self, ranks: Iterable[int], remote_ports: frozenset[ContainerPort]) -> Row:
+        declared = self._subject_ports if self._subject_ports is not None else remote_ports
+        claims = [
+            Claim(rule.ref, resolve(rule, declared), rule.action, tier, rule.l7)
+            for tier, rule in map(self.rules.__getitem__, sorted(ranks))
+        ]
+        return flatten(claims, self._isolated)
+
+    def _adds_nothing(self, ranks: Iterable[int], row: Row) -> bool:
+        """Where everything is allowed from anywhere, narrower rules that allow it are not named for single remotes."""
+        if not (self._all_anywhere and allows_everything(row)):
+            return False
+        return all(self.rules[rank][0] is Tier.NAMESPACED for rank in ranks)
 
 
 def _split(groups: Groups, matched: Set[RemoteClass], indexes: frozenset[int]) -> Groups:

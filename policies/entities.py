@@ -8,7 +8,7 @@ from policies.model import Entity, EntityPeer, RemoteClass
 
 WORLD, WORLD_IPV4, WORLD_IPV6 = 2, 9, 10
 APISERVER = 7
-"""An address of the API server that is no node's and no pod's: of the cluster, and outside of it, as for Cilium."""
+"""An address of the API server that is no node's and no pod's: of the cluster, and of the world, as for Cilium."""
 CLUSTER_IDENTITIES = range(256, 65536)
 LOCAL_MIN = (1 << 24) + 1
 """From here on: numbers a node gives to blocks and names outside the cluster."""
@@ -39,6 +39,7 @@ OUTSIDE_IPV6 = _peers(Entity.WORLD, Entity.WORLD_IPV6)
 
 _RESERVED: Mapping[int, Entities] = {
     **{number: _peers(entity, Entity.CLUSTER) for entity, number in SINGLE.items()},
+    APISERVER: _peers(Entity.KUBE_APISERVER, Entity.CLUSTER, Entity.WORLD),
     WORLD_IPV4: OUTSIDE_IPV4,
     WORLD_IPV6: OUTSIDE_IPV6,
 }
@@ -47,8 +48,6 @@ _RESERVED: Mapping[int, Entities] = {
 def entities_of(remote: RemoteClass) -> Entities:
     """Entities a class is one of. The family of an address outside is told by its identity, or by its prefixes."""
     identity = remote.identity
-    if identity == APISERVER:
-        return _RESERVED[identity] | _outside(remote)
     if (known := _RESERVED.get(identity)) is not None:
         return known
     if identity in CLUSTER_IDENTITIES:

@@ -272,18 +272,15 @@ def _has(peer: EntityPeer | Mark, remote: Party) -> bool:
 
 def entity_selects(entity: Entity, remote: Party) -> bool:
     """A pod is of the cluster and of no other entity. The API server, where it is no node, is also of the world."""
-    apiserver = remote.entity == Entity.KUBE_APISERVER
-    outside = remote.pod is None and (apiserver or remote.entity == Entity.WORLD)
+    if remote.pod is not None:
+        return entity is Entity.CLUSTER
     v4 = ipaddress.ip_address(format_address(remote.address)).version == 4
-    if entity is Entity.CLUSTER:
-        return remote.pod is not None or apiserver or (not outside and remote.entity != Entity.NONE)
-    if entity is Entity.WORLD:
-        return outside
-    if entity is Entity.WORLD_IPV4:
-        return outside and v4
-    if entity is Entity.WORLD_IPV6:
-        return outside and not v4
-    return entity is not Entity.NONE and remote.pod is None and remote.entity == entity
+    is_one_of = {
+        Entity.WORLD: (Entity.WORLD, Entity.WORLD_IPV4 if v4 else Entity.WORLD_IPV6),
+        Entity.KUBE_APISERVER: (Entity.KUBE_APISERVER, Entity.CLUSTER, Entity.WORLD),
+        Entity.NONE: (),
+    }
+    return entity in is_one_of.get(Entity(remote.entity), (remote.entity, Entity.CLUSTER))
 
 
 def service_selects(peer: ServicePeer, service: ServiceFacts) -> bool:

@@ -16,7 +16,8 @@ import msgspec
 from hypothesis import strategies as st
 
 from policies.address import is_v4, parse_address
-from policies.evaluate import HOST, Flow, Party, PodFacts
+from policies.entities import LOCAL_MIN
+from policies.evaluate import HOST, Flow, Party, PodFacts, ServiceFacts, peer_selects
 from policies.index import PolicyIndex
 from policies.model import ContainerPort, ObjectRef, Origin, Policy, Protocol, RemoteClass, Subject, Workload
 from policies.networkpolicy import parse
@@ -32,6 +33,19 @@ PORTS = tuple(range(78, 86))
 HOST_ADDRESSES = ("10.0.0.1", "fd00::1")
 OUTSIDE = ("10.1.9.9", "10.9.9.9", "192.0.2.7", "fd00:1::99", "fd00:9::9", "2001:db8::7")
 UNMANAGED = ("10.1.0.99", "fd00:1::1:99")
+ENTITIES: Mapping[str, str] = {
+    **dict.fromkeys(HOST_ADDRESSES, HOST),
+    **dict.fromkeys(OUTSIDE, "world"),
+    **dict.fromkeys(UNMANAGED, "unmanaged"),
+    "10.8.0.1": "remote-node",
+    "fd00:8::1": "remote-node",
+    "10.9.9.10": "kube-apiserver",
+    "fd00:9::10": "kube-apiserver",
+    "10.1.0.101": "health",
+    "10.1.0.102": "init",
+    "10.1.0.103": "ingress",
+}
+"""Addresses that are no pod's. Those of the last kinds are in a cluster only where it has facts about them."""
 # Each block with blocks inside it, for except.
 BLOCKS: Mapping[str, tuple[str, ...]] = {
     "0.0.0.0/0": ("10.0.0.0/8", "10.1.0.0/16", "192.0.2.0/24", "10.1.0.0/24"),
@@ -61,12 +75,24 @@ class PodSpec(msgspec.Struct, frozen=True):
         return PodFacts(self.namespace, self.name, self.labels, frozenset(self.ports))
 
 
+class Facts(msgspec.Struct, frozen=True):
+    """What is known of an address: as policies.evaluate.Party."""
+
+    entity: str = ""
+    node: dict[str, str] | None = None
+    names: tuple[str, ...] = ()
+    services: tuple[ServiceFacts, ...] = ()
+
+
 class Cluster(msgspec.Struct, frozen=True):
-    """`namespaces` maps a name to its labels; policies are NetworkPolicy manifests."""
+    """`namespaces` maps a name to its labels; policies are NetworkPolicy manifests, and `values` of whatever kind (see
+    tests/drawn_policies.py); `facts` are by address."""
 
     namespaces: dict[str, dict[str, str]]
     pods: tuple[PodSpec, ...]
     policies: tuple[Raw, ...]
+    values: tuple[Policy, ...] = ()
+    facts: dict[str, Facts] = {}
 
 
 # ---- labels, selectors, policies
@@ -215,17 +241,26 @@ def clusters(draw: st.DrawFn, max_pods: int = 6, max_policies: int = 6) -> Clust
     )
 
 
+def policies_of(cluster: Cluster) -> list[Policy]:
+    return [*map(parsed, cluster.policies), *cluster.values]
+
+
 def parties(cluster: Cluster) -> list[Party]:
-    """Every address a flow may have: of pods, of the node, outside, and in the pod CIDR without a pod."""
-    out = [Party(parse_address(a), pod.facts) for pod in cluster.pods for a in pod.addresses]
-    out += [Party(parse_address(a), entity=HOST) for a in HOST_ADDRESSES]
-    out += [Party(parse_address(a), entity="world") for a in OUTSIDE]
-    out += [Party(parse_address(a), entity="unmanaged") for a in UNMANAGED]
-    return out
+    """Every address a flow may have: of pods, of the node, outside, in the pod CIDR without a pod, and those that
+    something is known of."""
+    owners = {address: pod.facts for pod in cluster.pods for address in pod.addresses}
+    always = (*HOST_ADDRESSES, *OUTSIDE, *UNMANAGED)
+    return [_party(cluster, text, owners.get(text)) for text in dict.fromkeys((*owners, *always, *cluster.facts))]
+
+
+def _party(cluster: Cluster, text: str, pod: PodFacts | None) -> Party:
+    known = cluster.facts.get(text, Facts())
+    entity = "world" if pod is not None else ENTITIES[text]
+    return Party(parse_address(text), pod, entity, known.node, frozenset(known.names), known.services)
 
 
 def flows_of(cluster: Cluster, seed: int, count: int) -> list[Flow]:
-    """New flows with at least one pod end; both addresses of one family. ICMP has no port.
+    """New flows with at least one pod end; both addresses of one family. Of ICMP, echo requests.
 
     From a seed rather than drawn one by one: that is far faster, and the seed is all there is to print.
     """
@@ -237,15 +272,18 @@ def flows_of(cluster: Cluster, seed: int, count: int) -> list[Flow]:
         one = random.choice(pods)
         other = random.choice([p for p in everyone if is_v4(p.address) == is_v4(one.address)])
         source, destination = random.sample((one, other), 2)
-        icmp = 1 if is_v4(one.address) else 58
+        icmp, echo = (1, 8) if is_v4(one.address) else (58, 128)
         protocol = random.choice((6, 6, 6, 17, 17, 132, icmp))
-        out.append(Flow(source, destination, protocol, 0 if protocol == icmp else random.choice(PORTS)))
+        out.append(Flow(source, destination, protocol, echo if protocol == icmp else random.choice(PORTS)))
     return out
 
 
 # ---- what the World derives from a cluster
 
-RESERVED = {"host": 1, "world": 2, "unmanaged": 3}
+RESERVED = {
+    "host": 1, "unmanaged": 3, "health": 4, "init": 5, "remote-node": 6, "kube-apiserver": 7, "ingress": 8,
+}  # fmt: skip
+WORLD_IPV4, WORLD_IPV6 = 9, 10
 
 
 def identities(pods: Iterable[PodSpec]) -> dict[int, Workload]:
@@ -255,6 +293,8 @@ def identities(pods: Iterable[PodSpec]) -> dict[int, Workload]:
 
 
 def identity_of(party: Party, numbers: Mapping[int, Workload]) -> int:
+    if party.pod is None and party.entity == "world":
+        return WORLD_IPV4 if is_v4(party.address) else WORLD_IPV6
     if party.pod is None:
         return RESERVED[party.entity]
     workload = Workload(party.pod.namespace, party.pod.labels)
@@ -265,7 +305,12 @@ def class_of(party: Party, identity: int, index: PolicyIndex) -> RemoteClass:
     prefixes = frozenset(p for p in index.prefixes() if p.contains(party.address))
     declared = party.pod.ports if party.pod is not None else frozenset()
     named = frozenset(p for p in declared if (p.protocol, p.name) in index.egress_port_names())
-    return RemoteClass(identity, prefixes, named)
+    marks = frozenset(mark for mark in index.marks() if peer_selects(mark, party, {}))
+    if identity in (WORLD_IPV4, WORLD_IPV6) and prefixes:
+        # A number of this node's own, of the narrowest block.
+        narrowest = max(prefixes, key=lambda prefix: prefix.bits)
+        identity = LOCAL_MIN + sorted(index.prefixes()).index(narrowest)
+    return RemoteClass(identity, prefixes, named, marks)
 
 
 def subject_of(pod: PodFacts, identity: int, index: PolicyIndex) -> Subject:
@@ -286,6 +331,8 @@ def index_of(cluster: Cluster) -> PolicyIndex:
         index.set_identity(number, workload)
     for raw in cluster.policies:
         index.set_policy(policy_ref(raw), parsed(raw))
+    for policy in cluster.values:
+        index.set_policy(policy.ref, policy)
     for party in parties(cluster):
         identity = identity_of(party, numbers)
         index.add_class(class_of(party, identity, index))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import drawn_policies
 import pytest
 import strategies
 from hypothesis import given, settings
@@ -48,11 +49,11 @@ def test_resolve(
 
 
 @pytest.mark.parametrize(("few", "peers"), [(0, 0), (1, 0), (compiler.FEW_CLASSES, 0), (0, compiler.FEW_PEERS)])
-@given(cluster=strategies.clusters(max_policies=4))
+@given(cluster=strategies.clusters(max_policies=4) | drawn_policies.clusters())
 @settings(max_examples=100, deadline=None, print_blob=True)
 def test_rows_are_those_of_single_classes(few: int, peers: int, cluster: strategies.Cluster) -> None:
     """As if all policies selected one pod."""
-    policies = [strategies.parsed(raw) for raw in cluster.policies]
+    policies = strategies.policies_of(cluster)
     selectors = SelectorIndex()
     classes = ClassIndex(selectors)
     for name, labels in cluster.namespaces.items():

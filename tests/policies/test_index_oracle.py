@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import drawn_policies
 import pytest
 import strategies
 from hypothesis import given, settings
@@ -10,9 +11,9 @@ from strategies import Cluster
 
 import policies.compile as compiler
 from policies.evaluate import Flow, ends, evaluate_side, exempt
-from policies.flatten import lookup
+from policies.flatten import allows_everything, lookup
 from policies.index import PolicyIndex
-from policies.model import Direction, Policy, Verdict
+from policies.model import DEFAULT_DENY, Direction, Policy, Verdict
 
 pytestmark = pytest.mark.timeout(420)  # of a failure, hypothesis may take five minutes to find the smallest
 
@@ -33,11 +34,15 @@ def agree(cluster: Cluster, index: PolicyIndex, policies: list[Policy], flow: Fl
         row = entries.get((direction, remote), entries.get((direction, None), ()))
         cell = lookup(row, flow.protocol, flow.port)
         verdict = Verdict.DENY if cell is None else cell.verdict
-        assert verdict is side.verdict, f"{flow.source} → {flow.destination} {direction}: {side}, row {row}"
-        if cell is not None:
-            anywhere = lookup(entries.get((direction, None), ()), -1, 0)
-            # Where everything is allowed from anywhere, narrower rules are not named.
-            assert cell.rule in side.allowed_by if anywhere is not None else cell.rule == side.allowed_by[0]
+        note = f"{flow.source} → {flow.destination} {flow.protocol}/{flow.port} {direction}: {side}, row {row}"
+        assert verdict is side.verdict, note
+        assert (cell and cell.demands) == side.demands, note
+        named = side.denied_by or side.allowed_by or (DEFAULT_DENY,)
+        anywhere = entries.get((direction, None), ())
+        if row is anywhere and allows_everything(row):
+            assert cell is not None and cell.rule in named, note  # narrower rules are not named there
+        else:
+            assert (DEFAULT_DENY if cell is None else cell.rule) == named[0], note
         for key, single in index.compile(subject, {remote}).items():
             assert entries[key] == single
         assert {k for k in entries if k[1] == remote} == set(index.compile(subject, {remote}))
@@ -47,11 +52,22 @@ def agree(cluster: Cluster, index: PolicyIndex, policies: list[Policy], flow: Fl
 @settings(max_examples=200, deadline=None, print_blob=True)
 @pytest.mark.parametrize(("few", "peers"), [(0, 0), (compiler.FEW_CLASSES, 0), (0, compiler.FEW_PEERS)])
 def test_random_clusters(few: int, peers: int, cluster: Cluster, seed: int) -> None:
+    check(few, peers, cluster, seed)
+
+
+def check(few: int, peers: int, cluster: Cluster, seed: int) -> None:
     """Both ways of grouping classes: split as sets, and one by one."""
     index = strategies.index_of(cluster)
-    policies = [strategies.parsed(raw) for raw in cluster.policies]
+    policies = strategies.policies_of(cluster)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "FEW_CLASSES", few)
         patch.setattr(compiler, "FEW_PEERS", peers)
         for flow in strategies.flows_of(cluster, seed, 30):
             agree(cluster, index, policies, flow)
+
+
+@given(cluster=drawn_policies.clusters(), seed=st.integers(0, 2**32))
+@settings(max_examples=200, deadline=None, print_blob=True)
+@pytest.mark.parametrize(("few", "peers"), [(0, 0), (compiler.FEW_CLASSES, 0), (0, compiler.FEW_PEERS)])
+def test_random_clusters_with_policies_of_every_kind(few: int, peers: int, cluster: Cluster, seed: int) -> None:
+    check(few, peers, cluster, seed)
