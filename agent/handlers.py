@@ -168,6 +168,7 @@ class Handlers:
                 events_lost=tallies[numbers.TALLY_EVENTS_LOST],
                 records_lost=flows.get("records_lost", 0),
             ),
+            proxies=agent.proxy_views(),
         )
 
     # ---- parts
@@ -199,6 +200,10 @@ class Handlers:
             reasons.append(agent.turns.collision)
         failed = [local for local in agent.pods if local.state == "failed"]
         reasons += [f"pod {p.pod.ref.namespace}/{p.pod.ref.name} failed: {p.problem}" for p in failed]
+        for name, proxy in agent.proxy_views().items():
+            reasons += [f"{name}: {problem}" for problem in proxy.problems]
+            if proxy.wanted and proxy.process.state != "running":
+                reasons.append(f"{name} does not run: {proxy.process.problem or 'it is being started'}")
         flows = agent.flows.view()
         if flows.state != "running":
             reasons.append(f"the flows process does not run: {flows.problem or 'it is being started'}")

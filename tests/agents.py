@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +134,10 @@ class RunningAgent:
                 found += [f"{name} on {device}" for name in re.findall(r"gatehouse/\w+", filters)]
         if (folder := cgroup.folder_of(self.instance.name)).exists():
             found.append(str(folder))
-        if pid := listener_pid(self.instance.flows_socket):
-            found.append(f"flows process {pid}")
+        for path in (self.instance.flows_socket, self.instance.envoy_socket, self.instance.dns_socket):
+            if pid := listener_pid(path):
+                found.append(f"process {pid} at {path.name}")
+        found += self.node.run("ip", "rule", "show", "priority", "9").stdout.splitlines()
         return found
 
     def as_node(self, *argv: str) -> list[str]:
@@ -144,6 +148,37 @@ class RunningAgent:
 
     def run_as_node(self, *argv: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
         return self.node.run(*self.as_node(*argv), timeout_s=timeout_s)
+
+    # ---- proxies
+
+    def await_listeners(self, timeout_s: float = SETTLE_S) -> None:
+        """Until every rule set that is in force is judged by a proxy that runs."""
+
+        def ready() -> bool:
+            proxies = self.status()["proxies"].values()
+            return all(not p["waiting"] and (not p["wanted"] or p["process"]["state"] == "running") for p in proxies)
+
+        rig.wait_until(ready, timeout_s, f"the proxies listen: {self.status()['proxies']}\n{self.log()}")
+
+    def kill_proxy(self, name: str) -> None:
+        """envoy or dns; it is started again by the agent. Returns once it has ended."""
+        pid = self.status()["proxies"][name]["process"]["pid"]
+        ended = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGKILL)
+        select.select([ended], [], [], SETTLE_S)
+        os.close(ended)
+
+    def await_flows(self, wanted: Callable[[Document], bool], count: int, *flags: str) -> list[Document]:
+        """As many flows of `gatehouse observe` as are wanted."""
+        found: list[Document] = []
+
+        def enough() -> bool:
+            lines = self.cli("observe", "-o", "json", *flags).stdout.splitlines()
+            found[:] = [flow for flow in map(json.loads, lines) if wanted(flow)]
+            return len(found) >= count
+
+        rig.wait_until(enough, SETTLE_S, f"{count} flows are seen; {self.cli('observe', *flags).stdout[-3000:]}")
+        return found
 
     # ---- questions
 

@@ -68,7 +68,7 @@ class Listens(msgspec.Struct):
 
 
 class DnsSide:
-    """`ports`: those to listen at, by key. `begin`: see Running. `patterns`: of names that rules ask for, `classes`: what
+    """`ports`: to listen at, by key. `begin`: see Running. `patterns`: of names that rules ask for, `classes`: what
     these make of addresses; as of the last turn. `learn` returns once it is in the kernel."""
 
     def __init__(
