@@ -18,7 +18,7 @@ from agent.world.hostports import host_port_ref
 from agent.world.identities import Identity
 from agent.world.world import World
 from policies.address import format_address
-from policies.model import ObjectRef, Policy, Protocol
+from policies.model import SERVICE_ACCOUNT, ObjectRef, Policy, Protocol
 
 Line = dict[str, Any]
 Key = tuple[str, object]
@@ -148,7 +148,9 @@ def _pod_lines(pod: Pod) -> Lines:
 
 
 def _identity(identity: Identity) -> Line:
-    labels = sorted(f"{key}={value}" for key, value in identity.workload.labels.items())
+    """With the labels that pods have themselves."""
+    own = identity.workload.labels.items()
+    labels = sorted(f"{key}={value}" for key, value in own if key != SERVICE_ACCOUNT)
     return {"t": "identity", "id": identity.number, "labels": labels}
 
 

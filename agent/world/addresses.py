@@ -200,18 +200,19 @@ class AddressBook:
         address = prefix.network
         marks: frozenset[Mark] = frozenset(self._marks.services.matching(address))
         if prefix in self._hosts:
-            return RemoteClass(NUMBERS.IDENTITY_HOST, covering, marks=marks | self._marks.of_node(self._config.name))
+            marks |= self._marks.of_node(self._config.name)
+            return RemoteClass(NUMBERS.IDENTITY_HOST, covering, marks=marks)
         if (owner := self._claims.winner(address)) is not None:
             if owner.kind == NODE_KIND:
-                return RemoteClass(
-                    NUMBERS.IDENTITY_REMOTE_NODE, covering, marks=marks | self._marks.of_node(owner.name)
-                )
+                marks |= self._marks.of_node(owner.name)
+                return RemoteClass(NUMBERS.IDENTITY_REMOTE_NODE, covering, marks=marks)
             state = self._pods.get(owner)
             assert state is not None
             return self._classify_pod(state, prefix, covering, marks)
-        if self._is_inside(prefix):
+        if any(block.covers(prefix) for block in self._config.pod_cidrs):
             return RemoteClass(NUMBERS.IDENTITY_UNMANAGED, covering, marks=marks) if marks else None
-        marks |= self._marks.names.matching(address)
+        if not self._is_inside(prefix):
+            marks |= self._marks.names.matching(address)
         world = next(one for one in WORLD if one.covers(prefix))
         if self._marks.is_apiserver(address):
             return RemoteClass(NUMBERS.IDENTITY_APISERVER, covering | {world}, marks=marks)  # world: tells its family
@@ -260,6 +261,5 @@ class AddressBook:
 
 def _is_named(remote: RemoteClass) -> bool:
     """Whether its names are all that tells an address of this class from others outside."""
-    return (
-        bool(remote.marks) and remote.identity in WORLD.values() and all(type(m) is NamePattern for m in remote.marks)
-    )
+    outside = remote.identity in WORLD.values()
+    return outside and bool(remote.marks) and all(isinstance(mark, NamePattern) for mark in remote.marks)

@@ -1,4 +1,4 @@
-"""Names of addresses outside the cluster, as DNS has answered, and which of the patterns that rules ask for they match."""
+"""Names of addresses outside the cluster, as DNS has answered, and which patterns that rules ask for they match."""
 
 from __future__ import annotations
 
