@@ -6,6 +6,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TypeVar
 
+import drawn_policies
 import msgspec
 import pytest
 import strategies
@@ -13,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from policies.address import Prefix
+from policies.entities import LOCAL_MIN
 from policies.index import PolicyIndex
-from policies.model import ContainerPort, Direction, ObjectRef, Policy, RemoteClass, Row, Subject, Workload
+from policies.model import Action, ContainerPort, Direction, ObjectRef, Policy, RemoteClass, Row, Subject, Workload
 
 pytestmark = pytest.mark.timeout(420)  # of a failure, hypothesis may take five minutes to find the smallest
 
@@ -111,6 +113,43 @@ class AppendRule(msgspec.Struct):
         SetPolicy({**raw, "spec": {**raw["spec"], self.section: rules}}).apply(model)
 
 
+class SetValue(msgspec.Struct):
+    """A policy of any kind."""
+
+    policy: Policy
+    present: bool = True
+
+    def apply(self, model: Model) -> None:
+        policy = self.policy if self.present else None
+        put(model.policies, self.policy.ref, policy)
+        model.index.set_policy(self.policy.ref, policy)
+
+
+class ChangeValue(msgspec.Struct):
+    """A policy that is there becomes another in one respect, or takes rules of another."""
+
+    position: int
+    how: str
+    other: Policy
+
+    def apply(self, model: Model) -> None:
+        values = sorted(ref for ref in model.policies if ref not in model.manifests)
+        if not values:
+            return
+        old = model.policies[values[self.position % len(values)]]
+        rules = {
+            "reversed": old.rules[::-1],
+            "fewer": old.rules[1:],
+            "more": (*old.rules, *self.other.rules),
+            "plain": tuple(msgspec.structs.replace(rule, l7=None) for rule in old.rules),
+            "denying": tuple(msgspec.structs.replace(rule, action=Action.DENY, l7=None) for rule in old.rules),
+        }.get(self.how, old.rules)
+        new = msgspec.structs.replace(old, rules=rules)
+        if self.how in ("isolates", "priority", "tier"):
+            new = msgspec.structs.replace(old, **{self.how: getattr(self.other, self.how)})
+        SetValue(new).apply(model)
+
+
 class SetClass(msgspec.Struct):
     remote: RemoteClass
     present: bool = True
@@ -129,7 +168,7 @@ class SetSubject(msgspec.Struct):
         (model.index.add_subject if self.present else model.index.drop_subject)(self.subject)
 
 
-Event = SetNamespace | SetIdentity | SetPolicy | AppendRule | SetClass | SetSubject
+Event = SetNamespace | SetIdentity | SetPolicy | AppendRule | SetValue | ChangeValue | SetClass | SetSubject
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -146,8 +185,15 @@ PORT_SETS = st.frozensets(st.sampled_from(PORTS), max_size=2)
 WORKLOADS = st.builds(Workload, NAMES, strategies.label_maps())
 SUBJECTS = st.builds(Subject, st.sampled_from(NUMBERS), PORT_SETS)
 CLASSES = st.builds(
-    RemoteClass, st.sampled_from((*NUMBERS, 2)), st.frozensets(st.sampled_from(PREFIXES), max_size=3), PORT_SETS
+    RemoteClass,
+    st.sampled_from((*NUMBERS, 1, 2, 3, 6, 9, 10, LOCAL_MIN)),
+    st.frozensets(st.sampled_from(PREFIXES), max_size=3),
+    PORT_SETS,
+    st.frozensets(st.sampled_from(drawn_policies.PATTERNS) | drawn_policies.marks(), max_size=2),
 )
+VALUE_NAMES = ("v", "w")
+CHANGES = ("reversed", "fewer", "more", "plain", "denying", "isolates", "priority", "tier")
+VALUES = st.sampled_from(VALUE_NAMES).flatmap(drawn_policies.policies)
 
 
 def events() -> st.SearchStrategy[Event]:
@@ -159,6 +205,9 @@ def events() -> st.SearchStrategy[Event]:
         st.builds(SetPolicy, policies, mostly),
         st.builds(AppendRule, st.integers(0, 2), st.just("ingress"), strategies.rules("from")),
         st.builds(AppendRule, st.integers(0, 2), st.just("egress"), strategies.rules("to")),
+        st.builds(SetValue, VALUES, mostly),
+        st.builds(ChangeValue, st.integers(0, 2), st.sampled_from(CHANGES), VALUES),
+        st.builds(ChangeValue, st.integers(0, 2), st.sampled_from(CHANGES), VALUES),
         st.builds(SetClass, CLASSES, mostly),
         st.builds(SetSubject, SUBJECTS, mostly),
     )
@@ -171,6 +220,7 @@ def beginnings(draw: st.DrawFn) -> list[Event]:
         *(SetNamespace(name, draw(strategies.label_maps())) for name in strategies.NAMESPACES),
         *(SetIdentity(number, draw(WORKLOADS)) for number in NUMBERS),
         *(SetPolicy(draw(strategies.policies(name=name))) for name in POLICY_NAMES),
+        *(SetValue(draw(drawn_policies.policies(name))) for name in VALUE_NAMES),
         *(SetClass(RemoteClass(number)) for number in NUMBERS),
         *(SetClass(remote) for remote in draw(st.lists(CLASSES, min_size=2, max_size=4))),
         *(SetSubject(Subject(number)) for number in NUMBERS),
@@ -196,5 +246,6 @@ def test_follows_random_events(beginning: list[Event], batches: list[list[Event]
             assert model.entries[subject] == rebuilt.compile(subject)
             assert model.index.policies_of(subject) == rebuilt.policies_of(subject)
         assert model.index.prefixes() == rebuilt.prefixes()
+        assert model.index.marks() == rebuilt.marks()
         assert model.index.egress_port_names() == rebuilt.egress_port_names()
         assert model.index.ingress_port_names() == rebuilt.ingress_port_names()
