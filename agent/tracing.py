@@ -176,7 +176,7 @@ class Tracer:
 
     def _flow(self, packet: Packet) -> Delivery | None:
         ports = abi.be16(packet.source_port), abi.be16(packet.port)
-        key = TUPLE.pack_values(packet.source, packet.destination, *ports, packet.protocol)
+        key = TUPLE.pack_values(packet.source, packet.destination, *ports, packet.protocol, 0)
         for name, record in FLOWS.items():
             value = self._maps[name].lookup(key)
             entry = ABI.records[record].unpack(value) if value is not None else None

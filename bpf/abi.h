@@ -69,6 +69,9 @@
 #define MARK_FROM_EGRESS      0x6a7e0002
 #define MARK_FROM_INGRESS     0x6a7e0003
 #define MARK_PROXY_ANSWERS    0x6a7e0004
+/* From to_pod to from_pod of the same device, where alone a packet can be given to a socket; in the lower 16 bits the port
+ * at which the proxy listens, 0: to a connection that there must be. */
+#define MARK_HAND_ON          0x6a7f0000
 #define PROXY_TABLE           2076
 
 /* Extension headers of one IPv6 packet that are followed. */
@@ -124,7 +127,8 @@ enum drop_reason {
 	DROP_TTL_EXCEEDED = 29,     /* refused: its hop limit ends at this node */
 	DROP_PROXY_UNREADY = 30,    /* the proxy that is to judge it has not said yet that it does, or does not run */
 	DROP_PROXY_DENIED = 31,     /* a request, name or TLS connection that no rule allows (a proxy's verdict) */
-	DROP_REASONS = 32
+	DROP_PROXY_FRAGMENT = 32,   /* a fragment that would have to begin a flow to a proxy */
+	DROP_REASONS = 33
 };
 
 /* Index of the tallies map: what else the datapath counts. */
@@ -149,7 +153,10 @@ enum conntrack_flags {
 	CT_CLOSED = 32,      /* RST, or FIN in both: short time-out; a SYN starts anew */
 	CT_ENDED = 64,       /* the end has been reported */
 	CT_LOCAL = 128,      /* both ends are local pods: never legitimate at to-pod */
-	CT_GONE = 256        /* set by user space: the backend is no more, the next packet is refused */
+	CT_GONE = 256,       /* set by user space: the backend is no more, the next packet is refused */
+	CT_TO_PROXY = 512,   /* this entry's packets go to a proxy's socket … */
+	CT_FROM_PROXY = 1024, /* … or come from one: those of the flow's other direction go there */
+	CT_FROM_INGRESS = 2048 /* of leg 1: what the proxy of an ingress rule sends on, having judged it */
 };
 
 /* What the frontend is, and how it forwards. */
@@ -236,7 +243,8 @@ struct tuple {
 	__u16 source_port_be;       /* ICMP echo request: its id; reply: 0 */
 	__u16 destination_port_be;  /* ICMP echo request: 0; reply: its id */
 	__u8 protocol;
-	__u8 pad[3];
+	__u8 leg;                   /* 1: what a proxy sends on in the originator's name; 0: all else */
+	__u8 pad[2];
 };
 
 /* A flow has two entries: under the tuple its originator sends (before translation), and
@@ -250,6 +258,7 @@ struct conntrack {
 	__u64 bytes;
 	__u64 rule_egress;          /* who allowed it, RULE_NONE where that side is not judged here */
 	__u64 rule_ingress;
+	__u64 listener;             /* to whose proxy it goes, by content; 0: it goes by none */
 	struct tuple after;         /* what its packets become (the key itself, where nothing is translated) */
 	__u32 source_identity;      /* of the originator */
 	__u32 destination_identity;
@@ -261,7 +270,7 @@ struct conntrack {
 	__u8 host_mac[6];
 	__u16 flags;
 	__u8 verdict;               /* of the last judgement */
-	__u8 pad;
+	__u8 icmp_type;             /* of the flow's first packet */
 };
 
 struct fragment_key { struct address source; struct address destination; __u32 id; __u8 protocol; __u8 pad[3]; };

@@ -57,6 +57,11 @@ INLINE void conntrack_follow(struct packet *p, const struct conntrack *e)
 	p->rule_egress = e->rule_egress;
 	p->rule_ingress = e->rule_ingress;
 	near_originated = (p->hook == HOOK_FROM_POD) != p->is_reply;
+	if (e->flags & CT_OF_PROXY) {
+		p->egress_judged = e->rule_egress != RULE_NONE;
+		p->ingress_judged = e->rule_ingress != RULE_NONE;
+		return;
+	}
 	p->egress_judged = near_originated || local;
 	p->ingress_judged = !near_originated || local;
 }
@@ -184,7 +189,16 @@ INLINE int conntrack_put(const struct tuple *key, const struct conntrack *e, str
 	return 0;
 }
 
-/* Of a new flow, from p->sender to p->receiver. */
+/* The flags of a flow's other direction: what goes to a proxy in one comes from it in the other. */
+INLINE __u16 flags_of_answer(__u16 flags)
+{
+	__u16 turned = (flags & CT_TO_PROXY ? CT_FROM_PROXY : 0) | (flags & CT_FROM_PROXY ? CT_TO_PROXY : 0);
+
+	return (flags & ~CT_OF_PROXY) | turned | CT_REPLY;
+}
+
+/* Of a new flow, from p->sender to p->receiver. What a proxy sends on is no flow of its own to people: its end is not
+ * reported. */
 INLINE void prepare_entries(struct __sk_buff *skb, struct packet *p)
 {
 	struct conntrack *e = &p->entry, *answer = &p->answer_entry;
@@ -195,9 +209,12 @@ INLINE void prepare_entries(struct __sk_buff *skb, struct packet *p)
 	e->epoch = p->epoch;
 	e->rule_egress = p->rule_egress;
 	e->rule_ingress = p->rule_ingress;
+	e->listener = p->listener;
 	e->source_identity = p->source.identity;
 	e->destination_identity = p->destination.identity;
 	e->verdict = VERDICT_ALLOW;
+	e->icmp_type = p->icmp_type;
+	p->flags |= p->tuple.leg ? CT_ENDED : 0;
 	e->ifindex = p->source.ifindex ? p->source.ifindex : p->destination.ifindex;
 	*answer = *e;
 
@@ -208,7 +225,7 @@ INLINE void prepare_entries(struct __sk_buff *skb, struct packet *p)
 	copy_tuple(&e->after, &p->after);
 	store_ways(e, &p->sender, &p->receiver);
 
-	answer->flags = p->flags | CT_REPLY;
+	answer->flags = flags_of_answer(p->flags);
 	turn_round(&answer->after, &p->tuple);
 	store_ways(answer, &p->receiver, &p->sender);
 }
@@ -237,19 +254,22 @@ INLINE enum drop_reason conntrack_create(struct __sk_buff *skb, struct packet *p
 		conntrack_delete(&p->tuple, host);
 		return error == -EEXIST ? DROP_TUPLE_TAKEN : DROP_CONNTRACK_FULL;
 	}
-	emit(skb, p, EVENT_NEW, DROP_NONE, p->entry.created_ns, p->entry.packets, p->entry.bytes);
+	if (!p->tuple.leg)
+		emit(skb, p, EVENT_NEW, DROP_NONE, p->entry.created_ns, p->entry.packets, p->entry.bytes);
 	return DROP_NONE;
 }
 
 /* A verdict is visible before the epoch that vouches for it. */
 INLINE void conntrack_store_verdict(struct packet *p, struct conntrack *e, enum drop_reason reason)
 {
-	__u16 flags = (e->flags & ~CT_LOCAL) | (p->sender.ifindex && p->receiver.ifindex ? CT_LOCAL : 0);
+	__u16 flags = (e->flags & ~(CT_LOCAL | CT_OF_PROXY)) | (p->flags & CT_OF_PROXY) |
+		      (p->sender.ifindex && p->receiver.ifindex ? CT_LOCAL : 0);
 
 	if (e->epoch != p->epoch)
 		add_to_tally(TALLY_REJUDGED);
 	e->rule_egress = p->rule_egress;
 	e->rule_ingress = p->rule_ingress;
+	e->listener = p->listener;
 	e->source_identity = p->source.identity;
 	e->destination_identity = p->destination.identity;
 	e->flags = flags;

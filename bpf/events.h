@@ -81,7 +81,7 @@ INLINE void emit(struct __sk_buff *skb, const struct packet *p, __u8 type, __u8 
 	e->destination_identity = as_seen ? p->source.identity : p->destination.identity;
 	e->ifindex = skb->ifindex;
 	e->type = type;
-	e->verdict = type == EVENT_DROP ? VERDICT_DENY : VERDICT_ALLOW;
+	e->verdict = type == EVENT_DROP ? VERDICT_DENY : p->flags & CT_OF_PROXY ? VERDICT_REDIRECT : VERDICT_ALLOW;
 	e->reason = reason;
 	e->hook = p->hook;
 	e->tcp_flags = p->tcp_flags;

@@ -5,8 +5,6 @@
 #include "forward.h"
 #include "refuse.h"
 
-#define PACKET_HOST 0
-
 /* Its entry says what becomes of it. */
 INLINE enum drop_reason continue_from_network(struct packet *p, const struct nat *e)
 {

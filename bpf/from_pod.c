@@ -38,6 +38,8 @@ INLINE enum drop_reason judge_from_pod(struct packet *p, const struct endpoint *
 	set_ways(p, near, far);
 	party_of_endpoint(p->is_reply ? &p->destination : &p->source, near, p->ipv6);
 	party_of(p->is_reply ? &p->source : &p->destination, far, &p->after.destination, p->ipv6);
+	if (p->tuple.leg) /* a proxy asked in its name: that it may is said of its own flow to the proxy */
+		p->source.ifindex = 0;
 	return judge(p, p->is_reply ? p->tuple.source_port_be : p->after.destination_port_be);
 }
 
@@ -45,15 +47,35 @@ INLINE enum drop_reason judge_from_pod(struct packet *p, const struct endpoint *
 INLINE bool is_still_theirs(const struct packet *p, const struct conntrack *e, const struct endpoint *near,
 			    const struct endpoint *far)
 {
-	const struct endpoint *owner = p->is_reply && far ? far : near;
+	const struct endpoint *owner = p->is_reply && far && !p->tuple.leg ? far : near;
 
 	return e->ifindex == owner->ifindex;
+}
+
+/* What a proxy has sent on to this pod in somebody's name has an entry of its own, under which this may be the answer.
+ * `e`: what is under p->tuple; returned again if it is not. */
+INLINE struct conntrack *find_upstream(const struct __sk_buff *skb, struct packet *p, struct conntrack *e,
+				       struct conntrack **dead)
+{
+	struct conntrack *upstream;
+
+	if ((e && !(e->flags & CT_FROM_PROXY)) || !has_proxies())
+		return e;
+	p->tuple.leg = 1;
+	upstream = conntrack_at(&p->tuple, false);
+	if (upstream && upstream->flags & CT_REPLY && upstream->ifindex == skb->ifindex && is_flow_live(p, upstream, false)) {
+		p->after.leg = 1;
+		*dead = NULL;
+		return upstream;
+	}
+	p->tuple.leg = 0;
+	return e;
 }
 
 /* The next packet of a flow whose verdict stands. Such an entry vouches for its sender, too. */
 INLINE bool is_settled_from_pod(const struct __sk_buff *skb, const struct packet *p, const struct conntrack *e)
 {
-	return e && is_current(p, e) && e->sender_ifindex == skb->ifindex && !(e->flags & CT_GONE);
+	return e && is_current(p, e) && e->sender_ifindex == skb->ifindex && !(e->flags & (CT_GONE | CT_FROM_PROXY));
 }
 
 /* A packet to a backend that is no more. What still comes from there passes. */
@@ -75,6 +97,27 @@ INLINE enum drop_reason admit_sender(struct packet *p, const struct endpoint *ne
 	if (!same_address(packet_source(p), &p->tuple.source)) /* a pod is no router: only its own flows fail with it */
 		return DROP_ICMP_UNRELATED;
 	return DROP_NONE;
+}
+
+/* Also whether it goes by a proxy. */
+INLINE enum drop_reason judge_again_from_pod(struct packet *p, const struct endpoint *near, const struct endpoint *far,
+					     struct conntrack *known)
+{
+	enum drop_reason reason;
+
+	p->first_icmp_type = known ? known->icmp_type : p->icmp_type;
+	reason = judge_from_pod(p, near, far);
+	if (!reason)
+		reason = join_proxy(p, known);
+	if (known)
+		conntrack_store_verdict(p, known, reason);
+	if (known && p->is_refused)
+		conntrack_forsake(p, known);
+	if (!reason && p->flags & CT_FROM_PROXY) /* and not from a pod */
+		return DROP_TUPLE_TAKEN;
+	if (!reason && !known && p->listener && is_loopback(&p->after.destination, p->ipv6))
+		return DROP_WRONG_DESTINATION;
+	return reason;
 }
 
 /* Anything else: may it be sent, where does it go, and does policy allow it? Returns p->entry for a new flow, `known`
@@ -116,9 +159,7 @@ INLINE struct conntrack *consider_from_pod(struct __sk_buff *skb, struct packet 
 		p->flags |= far ? CT_LOCAL : 0;
 	}
 	if (!reason && !is_settled_from_pod(skb, p, known)) {
-		reason = judge_from_pod(p, near, far);
-		if (known)
-			conntrack_store_verdict(p, known, reason);
+		reason = judge_again_from_pod(p, near, far, known);
 	}
 	if (!reason && !known) {
 		prepare_entries(skb, p);
@@ -129,6 +170,31 @@ INLINE struct conntrack *consider_from_pod(struct __sk_buff *skb, struct packet 
 	return reason ? NULL : known;
 }
 
+/* As the flow says, whose entry is `e`. */
+INLINE enum drop_reason to_proxy(struct __sk_buff *skb, struct packet *p, const struct conntrack *e)
+{
+	__u16 port_be;
+	enum drop_reason reason = find_listener(p, e, &port_be);
+
+	return reason ? reason : give_to_proxy(skb, p, port_be);
+}
+
+/* What to_pod has handed on: judged and tracked. A drop names whom its flow's entry names. */
+INLINE int take_over(struct __sk_buff *skb, struct packet *p, enum drop_reason reason)
+{
+	const struct conntrack *e;
+
+	p->is_handed_on = 1;
+	if (!reason)
+		reason = give_to_proxy(skb, p, bpf_htons(skb->mark));
+	if (!reason)
+		return PASS;
+	e = conntrack_at(&p->tuple, false);
+	if (e)
+		conntrack_follow(p, e);
+	return -reason;
+}
+
 /* A TC action, or minus a drop reason. */
 INLINE int from_pod_steps(struct __sk_buff *skb, struct packet *p)
 {
@@ -137,8 +203,12 @@ INLINE int from_pod_steps(struct __sk_buff *skb, struct packet *p)
 	int act;
 
 	set_clocks(p);
+	if (is_handed_on(skb))
+		return take_over(skb, p, reason);
 	if (!reason)
 		e = conntrack_find(p, false, &dead);
+	if (!reason && !is_settled_from_pod(skb, p, e))
+		e = find_upstream(skb, p, e, &dead);
 	if (is_settled_from_pod(skb, p, e) && !needs_thought(p)) {
 		conntrack_follow(p, e);
 	} else {
@@ -148,7 +218,10 @@ INLINE int from_pod_steps(struct __sk_buff *skb, struct packet *p)
 	}
 	if (!p->is_new && !p->is_error)
 		conntrack_track(skb, p, e, false);
-	reason = translate(skb, p);
+	if (p->flags & CT_TO_PROXY)
+		reason = to_proxy(skb, p, e); /* a packet that is refused must be as it came */
+	if (!reason)
+		reason = translate(skb, p);
 	return reason ? -reason : deliver(skb, e);
 }
 
@@ -166,7 +239,7 @@ INLINE int from_pod_act(struct __sk_buff *skb)
 		count_outcome(DROP_NONE);
 	} else {
 		drop(skb, p, -act);
-		act = act == -DROP_NO_BACKEND || act == -DROP_BACKEND_GONE ? refuse(skb, p) : DROP;
+		act = act == -DROP_NO_BACKEND || act == -DROP_BACKEND_GONE || p->is_refused ? refuse(skb, p) : DROP;
 	}
 	release(p);
 	return act;

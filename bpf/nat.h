@@ -54,11 +54,6 @@ INLINE __u16 icmp_id_be(const struct tuple *t)
 	return t->source_port_be | t->destination_port_be;
 }
 
-INLINE bool is_icmp(const struct packet *p)
-{
-	return p->tuple.protocol == (p->ipv6 ? PROTO_ICMPV6 : PROTO_ICMP);
-}
-
 /* Where a device has summed the whole packet, the kernel's update for a pseudo header takes it that IPv4's own checksum
  * makes up for the addresses; IPv6 has none. bcc 0.26 takes 16 bits. */
 INLINE void account_for_ipv6(struct __sk_buff *skb, const struct packet *p, __u32 addresses)

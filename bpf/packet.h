@@ -30,6 +30,7 @@
 #define TCP_ACK 16
 
 #define CT_TRANSLATED (CT_SERVICE | CT_SOURCE)
+#define CT_OF_PROXY (CT_TO_PROXY | CT_FROM_PROXY)
 
 #define QUOTE_MAX 128           /* of a refused packet, in the ICMP message that says so */
 
@@ -70,6 +71,7 @@ struct packet {
 	struct party destination; /* … and the other end, after translation */
 	__u64 rule_egress;
 	__u64 rule_ingress;
+	__u64 listener;         /* what a proxy is asked about the flow; 0: nothing */
 	__u32 length;
 	__u8 ipv6;
 	__u8 tcp_flags;
@@ -83,12 +85,14 @@ struct packet {
 	__u8 is_plain;          /* see parse_plain */
 	__u8 is_new;            /* the first packet of its flow */
 	__u8 is_query;          /* an ICMP message that answers nothing */
-	__u8 pad[2];
+	__u8 is_refused;        /* its sender is told that it is dropped */
+	__u8 first_icmp_type;   /* of the flow's first packet */
 	__u16 flags;            /* of its conntrack entry */
 	__u32 tcp_sequence;
 	__u32 tcp_acknowledged;
 	__u16 nat_flags;        /* of its entry in the nat map */
-	__u16 pad_2;
+	__u8 is_handed_on;      /* by to_pod: it did not come from this device's pod */
+	__u8 pad;
 	/* The rest is set before it is read; what is above starts as zero. */
 	struct tuple tuple;     /* as it came; of an ICMP error: that of the packet it quotes, turned round */
 	struct tuple after;     /* as it will leave: service addresses translated */
@@ -105,6 +109,7 @@ struct packet {
 		struct nat nat_entry;
 	};
 	struct conntrack answer_entry;
+	struct bpf_sock_tuple sockets;
 	__u8 message[8 + QUOTE_MAX];
 	__u32 busy;             /* a program is at work here */
 };
@@ -164,12 +169,17 @@ INLINE void turn_round(struct tuple *to, const struct tuple *from)
 	copy_address(&to->destination, &from->source);
 	to->source_port_be = from->destination_port_be;
 	to->destination_port_be = from->source_port_be;
-	*(half *)&to->protocol = from->protocol;
+	*(half *)&to->protocol = *(const half *)&from->protocol; /* and the leg */
 }
 
 INLINE bool has_ports(__u8 protocol)
 {
 	return protocol == PROTO_TCP || protocol == PROTO_UDP || protocol == PROTO_SCTP;
+}
+
+INLINE bool is_icmp(const struct packet *p)
+{
+	return p->tuple.protocol == (p->ipv6 ? PROTO_ICMPV6 : PROTO_ICMP);
 }
 
 INLINE __u32 fold_to_32(__u64 sum)

@@ -6,6 +6,7 @@
 #define GATEHOUSE_REFUSE_H
 
 #include "parse.h"
+#include "proxy.h"
 
 #define ICMP_SIZE 8
 #define REFUSAL_TTL 64
@@ -89,15 +90,25 @@ INLINE bool turn_back(struct __sk_buff *skb, const struct packet *p, __u8 protoc
 	       (p->ipv6 ? store_ipv6_header(skb, p, protocol, size) : store_ipv4_header(skb, p, protocol, size));
 }
 
-/* A pod's device leads to the pod past the program at its way out, which would take the answer for a spoofed one. */
-INLINE int send_back(struct __sk_buff *skb, const struct packet *p)
+/* Handed on from the stack, so back by the stack: to a proxy's connection here or to wherever it came from. */
+INLINE int send_back_by_stack(struct __sk_buff *skb, struct packet *p)
 {
+	turn_round(&p->after, &p->tuple);
+	skb->mark = has_connection(skb, p) ? MARK_TO_PROXY : 0;
+	return bpf_skb_change_type(skb, PACKET_HOST) ? DROP : PASS;
+}
+
+/* A pod's device leads to the pod past the program at its way out, which would take the answer for a spoofed one. */
+INLINE int send_back(struct __sk_buff *skb, struct packet *p)
+{
+	if (p->hook == HOOK_FROM_POD && p->is_handed_on)
+		return send_back_by_stack(skb, p);
 	return p->hook == HOOK_FROM_POD ? bpf_redirect_peer(skb->ifindex, 0) : bpf_redirect(skb->ifindex, 0);
 }
 
 /* RFC 9293, 3.10.7.1. A SYN's data need not be acknowledged. An ICMP error would not do: Linux takes an ICMPv6 error that
  * comes while connect() is still sending for a passing one, and tries again a second later. */
-INLINE int refuse_tcp(struct __sk_buff *skb, const struct packet *p)
+INLINE int refuse_tcp(struct __sk_buff *skb, struct packet *p)
 {
 	__u32 at = ETHERNET_SIZE + (p->ipv6 ? IPV6_SIZE : IPV4_SIZE);
 	struct tcp_header came, goes = { .length = sizeof(goes) / 4 << 4 };

@@ -3,6 +3,7 @@
 #include "identity.h"
 #include "nat.h"
 #include "policy.h"
+#include "proxy.h"
 
 /* Sent by the node itself, not forwarded by it. */
 INLINE bool is_from_node(const struct __sk_buff *skb)
@@ -10,11 +11,17 @@ INLINE bool is_from_node(const struct __sk_buff *skb)
 	return !skb->ingress_ifindex;
 }
 
-INLINE enum drop_reason judge_to_pod(struct packet *p, const struct endpoint *near)
+/* `mark`: what a proxy says of it. Another local pod comes in only by one; whether that pod may ask is said of its own flow
+ * to the proxy. */
+INLINE enum drop_reason judge_to_pod(struct packet *p, const struct endpoint *near, __u32 mark)
 {
-	set_ways(p, NULL, near);
+	const struct endpoint *far = mark ? endpoint_of_address(&p->tuple.source) : NULL;
+
+	set_ways(p, far, near);
 	party_of_endpoint(p->is_reply ? &p->source : &p->destination, near, p->ipv6);
-	party_of_address(p->is_reply ? &p->destination : &p->source, &p->tuple.source, p->ipv6);
+	party_of(p->is_reply ? &p->destination : &p->source, far, &p->tuple.source, p->ipv6);
+	if (p->tuple.leg)
+		p->source.ifindex = 0;
 	return judge(p, p->is_reply ? p->tuple.source_port_be : p->after.destination_port_be);
 }
 
@@ -34,20 +41,53 @@ INLINE int pass_from_node(struct __sk_buff *skb, struct packet *p, const struct 
 	p->ingress_judged = 1;
 	p->rule_egress = RULE_NONE;
 	p->rule_ingress = RULE_HOST;
+	p->listener = 0;
 	turn_round(&p->answer, &p->after);
 	prepare_entries(skb, p);
 	conntrack_create(skb, p, NULL, NULL, true);
 	return PASS;
 }
 
-/* The next packet of a flow whose verdict stands. */
-INLINE bool is_settled_to_pod(const struct __sk_buff *skb, const struct packet *p, const struct conntrack *e)
+/* The mark that packets of an entry carry which come from a proxy; 0: they do not. */
+INLINE __u32 mark_of_entry(const struct packet *p, const struct conntrack *e)
 {
-	return e && is_current(p, e) && !e->sender_ifindex && e->receiver_ifindex == skb->ifindex;
+	if (!(e->flags & CT_FROM_PROXY))
+		return 0;
+	if (!p->tuple.leg)
+		return MARK_PROXY_ANSWERS;
+	return e->flags & CT_FROM_INGRESS ? MARK_FROM_INGRESS : MARK_FROM_EGRESS;
+}
+
+/* The next packet of a flow whose verdict stands. */
+INLINE bool is_settled_to_pod(const struct __sk_buff *skb, const struct packet *p, const struct conntrack *e, __u32 mark)
+{
+	return e && is_current(p, e) && !e->sender_ifindex && e->receiver_ifindex == skb->ifindex &&
+	       (!(e->flags & CT_OF_PROXY) || mark_of_entry(p, e) == mark);
+}
+
+/* An answer, not to the pod, but to a proxy that asked in its name. */
+INLINE bool is_for_proxy(struct __sk_buff *skb, struct packet *p, const struct conntrack *known, __u32 mark)
+{
+	if (is_sent_on(mark) || (known && (mark == MARK_PROXY_ANSWERS || !(known->flags & CT_FROM_PROXY))))
+		return false;
+	return has_proxies() && has_connection(skb, p);
+}
+
+/* Also whether it goes by a proxy. */
+INLINE enum drop_reason judge_again_to_pod(struct packet *p, const struct endpoint *near, struct conntrack *known, __u32 mark)
+{
+	enum drop_reason reason;
+
+	p->first_icmp_type = known ? known->icmp_type : p->icmp_type;
+	if (!known && is_sent_on(mark))
+		p->flags |= CT_FROM_PROXY | (mark == MARK_FROM_INGRESS ? CT_FROM_INGRESS : 0);
+	reason = judge_to_pod(p, near, mark);
+	return reason ? reason : join_proxy(p, known);
 }
 
 /* Whether this can have come by the stack, for this pod. `reason`: what parsing found. */
-INLINE enum drop_reason admit_receiver(struct packet *p, const struct endpoint *near, enum drop_reason reason)
+INLINE enum drop_reason admit_receiver(struct packet *p, const struct endpoint *near, enum drop_reason reason,
+					__u32 mark)
 {
 	if (!near)
 		return DROP_UNKNOWN_ENDPOINT;
@@ -56,24 +96,32 @@ INLINE enum drop_reason admit_receiver(struct packet *p, const struct endpoint *
 		return reason;
 	if (!owns(near, packet_destination(p), p->ipv6))
 		return DROP_WRONG_DESTINATION;
-	return endpoint_of_address(packet_source(p)) ? DROP_SPOOFED_SOURCE : DROP_NONE;
+	return !mark && endpoint_of_address(packet_source(p)) ? DROP_SPOOFED_SOURCE : DROP_NONE;
 }
 
 /* Anything else. Returns as consider_from_pod. */
 INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p, enum drop_reason reason,
-					 struct conntrack *known, struct conntrack *dead, int *act)
+					 struct conntrack *known, struct conntrack *dead, __u32 mark, int *act)
 {
 	const struct endpoint *near = endpoint_of_interface(skb);
 	struct conntrack *dead_answer = NULL;
 
-	reason = admit_receiver(p, near, reason);
+	reason = admit_receiver(p, near, reason, mark);
 	*act = -reason;
 	if (reason || !near)
 		return NULL;
 	fragment_remember(p);
-	if (known && known->ifindex != near->ifindex) {
+	if (known && (known->ifindex != near->ifindex || (p->tuple.leg && mark_of_entry(p, known) != mark))) {
 		dead = known;
 		known = NULL;
+	}
+	if (is_for_proxy(skb, p, known, mark)) {
+		*act = hand_on(skb, 0);
+		return NULL;
+	}
+	if (!known && mark == MARK_PROXY_ANSWERS) { /* nobody has asked */
+		*act = -DROP_POLICY_INGRESS;
+		return NULL;
 	}
 	if (known)
 		conntrack_follow(p, known);
@@ -81,9 +129,9 @@ INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p
 		p->is_new = 1;
 	if (p->is_error && p->flags & CT_LOCAL)
 		reason = DROP_ICMP_UNRELATED;
-	if (!reason && !is_settled_to_pod(skb, p, known)) {
-		reason = judge_to_pod(p, near);
-		if (!known && p->source.identity == IDENTITY_HOST && is_from_node(skb)) {
+	if (!reason && !is_settled_to_pod(skb, p, known, mark)) {
+		reason = judge_again_to_pod(p, near, known, mark);
+		if (!known && !mark && p->source.identity == IDENTITY_HOST && is_from_node(skb)) {
 			*act = pass_from_node(skb, p, near);
 			return NULL;
 		}
@@ -91,6 +139,13 @@ INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p
 			conntrack_store_verdict(p, known, reason);
 		else if (p->is_error)
 			reason = DROP_ICMP_UNRELATED;
+		if (known && p->is_refused) { /* which from_pod can do */
+			conntrack_forsake(p, known);
+			*act = hand_on(skb, 0);
+			return NULL;
+		}
+		if (!reason && !mark && p->flags & CT_FROM_PROXY)
+			reason = DROP_TUPLE_TAKEN;
 	}
 	if (!reason && !known) {
 		turn_round(&p->answer, &p->after);
@@ -106,26 +161,40 @@ INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p
 	return reason ? NULL : known;
 }
 
+/* To the proxy that judges what reaches this pod. A TC action, or minus a drop reason. */
+INLINE int to_listener(struct __sk_buff *skb, const struct packet *p, const struct conntrack *e)
+{
+	__u16 port_be;
+	enum drop_reason reason = find_listener(p, e, &port_be);
+
+	return reason ? -reason : hand_on(skb, port_be);
+}
+
 /* A TC action, or minus a drop reason. */
 INLINE int to_pod_steps(struct __sk_buff *skb, struct packet *p)
 {
 	enum drop_reason reason = parse(skb, p);
 	struct conntrack *e = NULL, *dead = NULL;
+	__u32 mark = mark_of_proxy(skb);
 	int act;
 
 	set_clocks(p);
+	p->tuple.leg = is_sent_on(mark);
+	p->after.leg = p->tuple.leg;
 	if (!reason)
 		e = conntrack_find(p, false, &dead);
-	if (is_settled_to_pod(skb, p, e) && !needs_thought(p)) {
+	if (is_settled_to_pod(skb, p, e, mark) && !needs_thought(p)) {
 		conntrack_follow(p, e);
 	} else {
-		e = consider_to_pod(skb, p, reason, e, dead, &act);
+		e = consider_to_pod(skb, p, reason, e, dead, mark, &act);
 		if (!e)
 			return act;
 	}
 	if (!p->is_new && !p->is_error)
 		conntrack_track(skb, p, e, false);
 	reason = translate(skb, p);
+	if (!reason && p->flags & CT_TO_PROXY)
+		return to_listener(skb, p, e);
 	return reason ? -reason : PASS;
 }
 
