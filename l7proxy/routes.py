@@ -48,7 +48,8 @@ ALTERED_HEADERS = 6
 
 AMBIGUOUS_PATH = (
     r"[^?]*(?:"
-    r"/\.{1,2}(?:;|%3[bB])"  # a dot segment with a parameter: some servers cut the parameter off first
+    r"//"  # slashes alone, of which Envoy leaves two
+    r"|/\.{1,2}(?:;|%3[bB])"  # a dot segment with a parameter: some servers cut the parameter off first
     r"|%00"
     r"|%[cC][01]|%[eE]0%[89][0-9a-fA-F]|%[fF]0%8[0-9a-fA-F]"  # overlong UTF-8: another spelling of ASCII
     r"|%25(?:00|2[eEfF]|5[cC])"  # escaped twice: NUL, dot, slash, backslash

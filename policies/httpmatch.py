@@ -17,6 +17,8 @@ from policies.names import matches
 
 UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _ESCAPED = re.compile(r"%([0-9A-Fa-f]{2})")
+_NOT_IN_PATHS = re.compile(r'["<>^`{|}]')
+_DOTS = re.compile(r"(\.\.?);.*|((?:\.|%2e){1,2})", re.IGNORECASE)
 _PORT = re.compile(r":[0-9]+\Z")
 
 
@@ -55,21 +57,27 @@ def passes(demands: Demands, server_name: str) -> bool:
 def normalised(target: str) -> str | None:
     """The path with its query as it is judged and sent on; None where no server is to see it.
 
-    RFC 3986 6.2.2 (percent-encoding of unreserved characters, dot segments), slashes in a row as one, backslashes as
-    slashes. Refused: fragments, control characters, escaped slashes and backslashes, what does not begin with a slash.
+    RFC 3986 6.2.2 (percent-encoding of unreserved characters, dot segments, those with a parameter too), what no path
+    may hold percent-encoded, slashes in a row as one, backslashes as slashes. Refused: fragments, what is not printable
+    ASCII, escaped slashes, backslashes and NUL, what does not begin with a slash.
     """
-    if not target.startswith("/") or "#" in target or any(ord(char) <= 32 or ord(char) == 127 for char in target):
+    if not target.startswith("/") or "#" in target or not all("!" <= char <= "~" for char in target):
         return None
     path, mark, query = target.partition("?")
     if re.search(r"%(?:2[fF]|5[cC]|00)", path):
         return None
-    path = _ESCAPED.sub(_unreserved, path.replace("\\", "/"))
-    return re.sub("/+", "/", _without_dots(path)) + mark + query
+    path = _ESCAPED.sub(_unreserved, _without_dots(path.replace("\\", "/")))
+    path = _NOT_IN_PATHS.sub(lambda found: f"%{ord(found[0]):02X}", path)
+    path = path[:2] if not path.strip("/") else re.sub("/+", "/", path)  # Envoy leaves slashes alone as two
+    return path + mark + query
 
 
 def ambiguous(path: str) -> bool:
-    """Whether servers differ about a normalised path: dot segments with parameters, overlong UTF-8, double escapes."""
+    """Whether servers differ about a normalised path: dot segments with parameters, overlong UTF-8, double escapes, two
+    slashes."""
     segments = path.partition("?")[0].split("/")
+    if "" in segments[1:-1]:
+        return True
     if any(re.fullmatch(r"\.\.?(?:;|%3b).*", segment, re.IGNORECASE) for segment in segments):
         return True
     octets = [int(found, 16) for found in re.findall(r"%(?=([0-9A-Fa-f]{2}))", "/".join(segments))]
@@ -134,15 +142,15 @@ def _without_dots(path: str) -> str:
     kept: list[str] = []
     segments = path.split("/")[1:]
     for at, segment in enumerate(segments):
-        last = at == len(segments) - 1
-        if segment == "..":
-            if kept:
-                kept.pop()
-            if last:
-                kept.append("")
-        elif segment == ".":
-            if last:
-                kept.append("")
-        else:
+        if not (dots := _DOTS.fullmatch(segment)):
             kept.append(segment)
+            continue
+        if kept and _unescaped(dots[1] or dots[2]) == "..":
+            kept.pop()
+        if at == len(segments) - 1:
+            kept.append("")
     return "/" + "/".join(kept)
+
+
+def _unescaped(text: str) -> str:
+    return _ESCAPED.sub(_unreserved, text)
