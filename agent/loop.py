@@ -200,6 +200,7 @@ class Agent:
         while self.source.unread() or self.phase == "starting":
             await asyncio.sleep(0.01)
         await self.turns.settled()
+        await self.live_rules.settled()
         await self.pods.settled()
 
     async def _learn(self, names: Names) -> None:

@@ -32,6 +32,7 @@ NUMBERS = abi.load().constants
 CERTIFICATE, PRIVATE_KEY, AUTHORITY = "tls.crt", "tls.key", "ca.crt"
 """Keys of a Secret's data where the rule names none (kubernetes.io/tls)."""
 LISTENS_S, AGAIN_S = 2.0, 0.002
+TAKES_S = 2.0
 
 log = logs.get("envoy")
 
@@ -98,6 +99,11 @@ class EnvoySide:
         if gone or overrides != self._overrides:
             self._overrides = dict(overrides)
             self._publish()
+
+    async def told(self) -> None:
+        """Until Envoy has taken what was ordered last, or cannot soon."""
+        if self.is_soon():
+            await self._server.acked(timeout_s=TAKES_S)
 
     # ---- what is served
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Protocol
 
 from agent import log as logs
@@ -27,6 +28,9 @@ class Judges(Protocol):
 
     def judge_otherwise(self, overrides: dict[int, tuple[Otherwise, ...]], alive: frozenset[int]) -> None: ...
 
+    async def told(self) -> None:
+        """Until it has taken that, or cannot soon."""
+
 
 class LiveRules:
     """`changed` says for which listeners some flows may be judged otherwise than when they began."""
@@ -37,11 +41,18 @@ class LiveRules:
         self._side = side
         self._watched: frozenset[int] = frozenset()
         self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._settled.set()
 
     def changed(self, listeners: frozenset[int]) -> None:
         if listeners:
             self._watched |= listeners
+            self._settled.clear()
             self._wake.set()
+
+    async def settled(self) -> None:
+        """Until the last change holds for connections that live."""
+        await self._settled.wait()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -52,9 +63,15 @@ class LiveRules:
                     await self._wake.wait()
                 self._wake.clear()
                 watched = self._watched
+                await self._look(watched)
+                await self._side.told()
+                if not self._wake.is_set():
+                    self._settled.set()
                 for pause_s in AGAIN_S:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._wake.wait(), pause_s)
+                        break
                     await self._look(watched)
-                    await asyncio.sleep(pause_s)
             except TimeoutError:
                 await self._look(frozenset())
 
