@@ -39,7 +39,6 @@ OUTSIDE_IPV6 = _peers(Entity.WORLD, Entity.WORLD_IPV6)
 
 _RESERVED: Mapping[int, Entities] = {
     **{number: _peers(entity, Entity.CLUSTER) for entity, number in SINGLE.items()},
-    APISERVER: _peers(Entity.KUBE_APISERVER, Entity.CLUSTER, Entity.WORLD),
     WORLD_IPV4: OUTSIDE_IPV4,
     WORLD_IPV6: OUTSIDE_IPV6,
 }
@@ -48,6 +47,8 @@ _RESERVED: Mapping[int, Entities] = {
 def entities_of(remote: RemoteClass) -> Entities:
     """Entities a class is one of. The family of an address outside is told by its identity, or by its prefixes."""
     identity = remote.identity
+    if identity == APISERVER:
+        return _RESERVED[identity] | _outside(remote)
     if (known := _RESERVED.get(identity)) is not None:
         return known
     if identity in CLUSTER_IDENTITIES:

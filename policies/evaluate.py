@@ -275,9 +275,10 @@ def entity_selects(entity: Entity, remote: Party) -> bool:
     if remote.pod is not None:
         return entity is Entity.CLUSTER
     v4 = ipaddress.ip_address(format_address(remote.address)).version == 4
+    outside = (Entity.WORLD, Entity.WORLD_IPV4 if v4 else Entity.WORLD_IPV6)
     is_one_of = {
-        Entity.WORLD: (Entity.WORLD, Entity.WORLD_IPV4 if v4 else Entity.WORLD_IPV6),
-        Entity.KUBE_APISERVER: (Entity.KUBE_APISERVER, Entity.CLUSTER, Entity.WORLD),
+        Entity.WORLD: outside,
+        Entity.KUBE_APISERVER: (Entity.KUBE_APISERVER, Entity.CLUSTER, *outside),
         Entity.NONE: (),
     }
     return entity in is_one_of.get(Entity(remote.entity), (remote.entity, Entity.CLUSTER))

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from policies.address import is_v4, parse_address
+from policies.address import Prefix, is_v4, parse_address
 from policies.entities import LOCAL_MIN
 from policies.evaluate import HOST, Flow, Party, PodFacts, ServiceFacts, peer_selects
 from policies.index import PolicyIndex
@@ -306,6 +306,8 @@ def class_of(party: Party, identity: int, index: PolicyIndex) -> RemoteClass:
     declared = party.pod.ports if party.pod is not None else frozenset()
     named = frozenset(p for p in declared if (p.protocol, p.name) in index.egress_port_names())
     marks = frozenset(mark for mark in index.marks() if peer_selects(mark, party, {}))
+    if identity == RESERVED["kube-apiserver"]:
+        prefixes |= {Prefix.parse("0.0.0.0/0" if is_v4(party.address) else "::/0")}  # tells its family
     if identity in (WORLD_IPV4, WORLD_IPV6) and prefixes:
         # A number of this node's own, of the narrowest block.
         narrowest = max(prefixes, key=lambda prefix: prefix.bits)
