@@ -315,7 +315,7 @@ LIES: dict[str, Raw] = {
     "nothing at all": lambda _: [b""],
     "one byte": lambda _: [b"\0"],
     "another id": lambda wire: [_with(says(rrset(WWW, "A", V4[9]))(wire)[0], 0, bytes(2))],
-    "cut short": lambda wire: [says(rrset(WWW, "A", V4[9]))(wire)[0][:-3]],
+    "cut off in an address": lambda wire: [says(rrset(WWW, "A", V4[9]))(wire)[0][:-13]],
     "a name that points to itself": lambda wire: [_looping(wire)],
     "another name's address": says(rrset("evil.example", "A", V4[9])),
     "additional records": says(rrset(WWW, "A", V4[9]), section="additional"),
