@@ -207,12 +207,27 @@ CASES: list[Case] = [
         ],
     ),
     (
-        "an echo reply nobody asked for is judged without a port",
+        "an echo reply nobody asked for is judged by its own type",
         [
-            policy("a", "ingress", ANY, ((ICMP, 5, True), (58, 5, True))),
+            policy("a", "ingress", ANY, ((ICMP, 8, True), (58, 128, True))),
             dropped("b", echo_reply("b", "a"), "POLICY_INGRESS"),
-            policy("a", "ingress", ANY, ((ICMP, 0, True), (58, 0, True))),
+            policy("a", "ingress", ANY, ((ICMP, 0, True), (58, 129, True))),
             new("b", echo_reply("b", "a"), "a"),
+        ],
+    ),
+    (
+        "ICMP is judged by the type it began with, answers and errors about it as well",
+        [
+            policy("b", "ingress", ANY, ((ICMP, 8, True), (58, 128, True))),
+            dropped("a", icmp("a", "b", (13, 139)), "POLICY_INGRESS"),
+            new("a", echo("a", "b"), "b"),
+            sent("b", echo_reply("b", "a"), "a"),
+            epoch,
+            sent("b", echo_reply("b", "a"), "a", tally="REJUDGED"),
+            sent("a", echo("a", "b"), "b", tally="REJUDGED"),
+            policy("b", "ingress", ANY, ((ICMP, 0, True), (58, 129, True))),
+            dropped("b", echo_reply("b", "a"), "POLICY_INGRESS", tally="REJUDGED"),
+            dropped("a", echo("a", "b"), "POLICY_INGRESS", tally="REJUDGED"),
         ],
     ),
     (
