@@ -11,7 +11,8 @@ import typer
 
 from agent.cli.output import STATE_DIR, Format, Output, StateDir
 
-HELP = """Show flows: new ones, their ends, and what was dropped or refused, with the rule that decided.
+HELP = """Show flows: new ones, their ends, what was dropped or refused, and what proxies judged (requests, DNS names,
+TLS connections), with the rule that decided.
 
 Without --follow, the newest flows that are held. Values of one filter are alternatives, different filters must all
 hold.
@@ -20,11 +21,17 @@ JSON, one object a line: time, verdict, drop_reason, type, direction, source {id
 labels}, destination {…}, protocol, tcp_flags, icmp, l7, policy {kind, namespace, name, rule}, service {namespace, name,
 ip, port, port_name}, hook, packets, bytes; or, where events were lost, {type: "lost", time, where, count, summary}.
 
+l7 is {type: "http", protocol, method, host, path, status, grpc_status, latency_ns, request_bytes, response_bytes, sni,
+flags, details}, {type: "dns", query, qtype, rcode, answers, ttl_s, latency_ns} or {type: "tls", sni, latency_ns,
+request_bytes, response_bytes, flags, details}. Queries of paths are left out: /x?….
+
 \b
 Examples:
   gatehouse observe --last 20
   gatehouse observe --follow --verdict DROPPED --namespace shop
   gatehouse observe --from-pod shop/web --to-port 5432 --since 5m
+  gatehouse observe --follow --http-status 4xx --http-path '^/api/' --to-pod shop/web
+  gatehouse observe --dns-query '**.example.com' --verdict DROPPED
   gatehouse observe --follow -o json | jq -r 'select(.drop_reason) | .policy.name'
 
 \b

@@ -15,11 +15,11 @@ from typing import Any
 import msgspec
 
 from agent.datapath.abi import Abi, be16
+from agent.flows import l7filters
 from agent.flows.flow import Endpoint, Flow, FlowType, Verdict
 from agent.flows.names import reserved_labels
 from agent.flows.record import PORT_PROTOCOLS, drop_reasons, event_types, hook_names, verdict_of
 from policies.address import Prefix
-from policies.model import Protocol
 
 EventTest = Callable[[Any], bool]
 FlowTest = Callable[[Flow], bool]
@@ -68,9 +68,9 @@ class Option(msgspec.Struct, frozen=True):
 
 
 OPTIONS: tuple[Option, ...] = (
-    Option("verdict", "VERDICT", "FORWARDED, DROPPED or REFUSED"),
+    Option("verdict", "VERDICT", "FORWARDED, REDIRECTED (to a proxy), DROPPED or REFUSED"),
     Option("drop_reason", "REASON", "why it was dropped, such as POLICY_INGRESS"),
-    Option("type", "TYPE", "new, end or drop"),
+    Option("type", "TYPE", "new, end, drop or l7"),
     Option("pod", "[NS/]NAME", "either side is this pod; * is a wildcard, NS/ every pod of the namespace"),
     Option("from_pod", "[NS/]NAME", "the source is this pod"),
     Option("to_pod", "[NS/]NAME", "the destination is this pod"),
@@ -80,12 +80,16 @@ OPTIONS: tuple[Option, ...] = (
     Option("from_label", "KEY[=VALUE]", "the source has this label; several by comma must all be there"),
     Option("to_label", "KEY[=VALUE]", "the destination has this label"),
     Option("identity", "NUMBER", "either side has this identity; host, world-ipv4 and the like are understood"),
-    Option("protocol", "NAME", "TCP, UDP, SCTP, ICMP, ICMPv6 or a number"),
+    Option("protocol", "NAME", "TCP, UDP, SCTP, ICMP, ICMPv6 or a number; http, grpc, dns or tls"),
     Option("port", "PORT", "source or destination port"),
     Option("to_port", "PORT", "destination port (after service translation)"),
     Option("policy", "[NS/]NAME", "the policy whose rule decided"),
     Option("service", "[NS/]NAME", "the service the client spoke to"),
     Option("hook", "HOOK", "the program that saw it, such as from-pod or from-network"),
+    Option("http_method", "METHOD", "of a request: GET, POST, …"),
+    Option("http_path", "REGEX", "found in the path of a request; ^ and $ stand for its ends"),
+    Option("http_status", "STATUS", "what a request was answered: 403, 4xx or 400-499"),
+    Option("dns_query", "NAME", "the name asked for; * is any of one label, **. in front any labels, * alone any name"),
     Option("since", "TIME", "not before: 5m, 1h30m or a time such as 2026-01-31T12:00:00Z"),
     Option("until", "TIME", "before: as for since"),
 )
@@ -99,11 +103,17 @@ def parse(options: Mapping[str, Sequence[str]], now_ns: int, abi: Abi) -> Filter
     if unknown:
         raise FilterError(f"there is no filter {', '.join(unknown)}; there are {', '.join(o.name for o in OPTIONS)}")
     events = event_makers(abi)
+    event_tests = [_each(name, values, events[name]) for name, values in given.items() if name in events]
+    flow_tests = [_each(name, values, _FLOW_TESTS[name]) for name, values in given.items() if name in _FLOW_TESTS]
+    if given.keys() & OF_L7:
+        event_tests.insert(0, l7filters.is_l7)
+    if "protocol" in given:
+        on_event, on_flow = _protocols(given["protocol"])
+        event_tests.append(on_event)
+        flow_tests += [on_flow] if on_flow is not None else []
     return Filter(
-        event_tests=tuple(_each(name, values, events[name]) for name, values in given.items() if name in events),
-        flow_tests=tuple(
-            _each(name, values, _FLOW_TESTS[name]) for name, values in given.items() if name in _FLOW_TESTS
-        ),
+        event_tests=tuple(event_tests),
+        flow_tests=tuple(flow_tests),
         since_ns=_bound("since", given, now_ns, min),
         until_ns=_bound("until", given, now_ns, max),
     )
@@ -161,7 +171,6 @@ def event_makers(abi: Abi) -> dict[str, Callable[[str], EventTest]]:
         "type": by_type,
         "hook": by_hook,
         "identity": by_identity,
-        "protocol": _by_protocol,
         "port": _by_port,
         "to_port": _by_to_port,
         "from_ip": _by_from_ip,
@@ -169,10 +178,11 @@ def event_makers(abi: Abi) -> dict[str, Callable[[str], EventTest]]:
     }
 
 
-def _by_protocol(text: str) -> EventTest:
-    by_name = {name.upper(): number for number, name in Protocol.BY_NUMBER.items()}
-    wanted = by_name[text.upper()] if text.upper() in by_name else _number(text, 0, 255)
-    return lambda event: event.protocol == wanted
+def _protocols(values: Sequence[str]) -> tuple[EventTest, FlowTest | None]:
+    try:
+        return l7filters.protocols(values)
+    except ValueError as error:
+        raise FilterError(f"--protocol {' '.join(values)}: {error}") from None
 
 
 def _by_port(text: str) -> EventTest:
@@ -250,7 +260,13 @@ _FLOW_TESTS: dict[str, Callable[[str], FlowTest]] = {
     "to_label": _by_to_label,
     "policy": _by_policy,
     "service": _by_service,
+    "http_method": l7filters.by_method,
+    "http_path": l7filters.by_path,
+    "http_status": l7filters.by_status,
+    "dns_query": l7filters.by_query,
 }
+OF_L7 = frozenset({"http_method", "http_path", "http_status", "dns_query"})
+"""Options that only records of proxies can meet."""
 
 
 def _is_pod(side: Endpoint, wanted: str) -> bool:

@@ -17,9 +17,12 @@ from l7proxy.records import L7Record
 from policies.address import parse_address
 from policies.model import Protocol
 
-Ends = tuple[bytes, bytes, int, int, int, str]
+Ends = tuple[bytes, bytes, int, int, int, str, int]
 """Source, destination, their ports as in maps, protocol: of a flow after service translation, as the proxy sees it.
-And whose rules it was asked for, "" where that is not known."""
+And whose rules it was asked for, "" where that is not known; and by which listener."""
+
+LEGS = 0, 1
+"""Of struct tuple."""
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -50,7 +53,7 @@ class Judgements:
         if judged is None:
             judged = known[ends] = self._judged(ends)
         c = self._constants
-        source, destination, source_port_be, destination_port_be, protocol, _ = ends
+        source, destination, source_port_be, destination_port_be, protocol, *_ = ends
         return self._event.pack(
             time_ns=time_ns,
             rule_egress=judged.rule_egress if judged.is_egress else c.RULE_NONE,
@@ -73,13 +76,10 @@ class Judgements:
         )
 
     def _judged(self, ends: Ends) -> Judged:
-        """By the entry of the flow's answers, whose key is what the proxy sees, turned round."""
-        source, destination, source_port_be, destination_port_be, protocol, direction = ends
-        key = self._tuple.pack_values(destination, source, destination_port_be, source_port_be, protocol)
-        value = self._conntrack.lookup(key)
-        if value is None:
+        source, destination, *_, direction, _listener = ends
+        entry = self._entry_of(ends)
+        if entry is None:
             return self._by_address(source, destination, direction)
-        entry: Any = self._entry.unpack(value)
         c = self._constants
         is_service = entry.flags & c.CT_SERVICE
         return Judged(
@@ -91,6 +91,20 @@ class Judgements:
             service=entry.after_source if is_service else NO_ADDRESS,
             service_port_be=entry.after_source_port_be if is_service else 0,
         )
+
+    def _entry_of(self, ends: Ends) -> Any | None:
+        """That of the flow's answers, whose key is what the proxy sees, turned round. Where two proxies judge it, one
+        after the other, the flow is tracked twice under the same ends, and goes to another listener each time."""
+        source, destination, source_port_be, destination_port_be, protocol, _, listener = ends
+        found = None
+        for leg in LEGS:
+            key = self._tuple.pack_values(destination, source, destination_port_be, source_port_be, protocol, leg)
+            value = self._conntrack.lookup(key)
+            entry: Any = None if value is None else self._entry.unpack(value)
+            if entry is not None and entry.listener == listener:
+                return entry
+            found = found or entry
+        return found
 
     def _by_address(self, source: bytes, destination: bytes, direction: str) -> Judged:
         none = self._constants.RULE_NONE
@@ -111,4 +125,5 @@ def ends_of(record: L7Record) -> Ends:
     if not all(0 <= port <= 65535 for port in ports):
         raise ValueError(f"{ports} are no ports")
     source, destination = parse_address(record.source), parse_address(record.destination)
-    return source, destination, be16(ports[0]), be16(ports[1]), Protocol.BY_NAME[record.transport], record.direction
+    protocol = Protocol.BY_NAME[record.transport]
+    return source, destination, be16(ports[0]), be16(ports[1]), protocol, record.direction, record.listener

@@ -47,10 +47,10 @@ class Observer:
             batch = self._step(store.next if follow else end, follow=follow)
             if batch:
                 yield batch
-            elif self._seq < store.next:
-                await asyncio.sleep(0)
-            else:
+            elif follow and self._seq >= store.next:
                 await store.changed()
+            else:
+                await asyncio.sleep(0)
 
     async def _begin(self, last: int | None) -> None:
         """Go to where the newest `last` records wanted begin."""

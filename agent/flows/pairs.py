@@ -58,6 +58,7 @@ class Pairs:
             entry.after_destination_port_be,
             entry.after_source_port_be,
             key.protocol,
+            entry.after_leg,
         )
 
     def ends(self, key: Any, entry: Any) -> Pair | None:

@@ -1,8 +1,8 @@
 """The flows process: `python -m agent.flows.process --state-dir DIR --pin-dir DIR`.
 
 Takes events out of the kernel's ring, and what proxies report; keeps the most recent, names and shows them; clears the
-maps that flows fill, and ends flows whose backend is gone. It goes on while the agent restarts, and ends when it is told
-to or its state directory is gone.
+maps that flows fill, and ends flows whose backend is gone. It goes on while the agent restarts, and ends when it is
+told to or its state directory is gone.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -12,15 +13,18 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from datetime import datetime
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from access_log_entries import REFUSED, http_entry, message, send
 from conntrack_entries import FLOWS, Flow
 from flow_events import NAMES, RULE, C, drop
 from flow_feed import Feed
+from l7_records import LISTENER, QUERY, record
 
 from agent.api import client
 from agent.api.protocol import ApiError, UnreachableError
@@ -29,6 +33,7 @@ from agent.datapath import bpf
 from agent.datapath.maps import Maps, possible_cpus
 from agent.datapath.pins import Pins
 from agent.flows.sweeper import SHORTEST_S
+from l7proxy.logging import LogName
 
 HOUR = 3600 * 10**9
 
@@ -262,6 +267,53 @@ def test_without_maps_it_says_what_to_do(state_dir: Path, pins: Pins) -> None:
     assert "opening" in text
     assert "is the agent of this --pin-dir running" in text
     assert "Traceback" not in text
+
+
+def test_what_proxies_judged_is_shown_with_the_rest(start: Starter, state_dir: Path, maps: Maps, feed: Feed) -> None:
+    flow = FLOWS["plain"]
+    expires_ns = time.monotonic_ns() + HOUR
+    maps["conntrack"].update_many(flow.entries(expires_ns=expires_ns, listener=LISTENER, rule_ingress=0))
+    with FakeAgent(state_dir, NAMES):
+        process = start()
+        eventually(lambda: process.ask("stats")["names"]["pods"] == 2, "no names came")
+        assert not (state_dir / "accesslog.sock").exists()
+        path = Path(process.ask("access_log")["path"])
+        assert process.ask("access_log") == {"path": str(state_dir / "accesslog.sock")}
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        feed.put(verdict=C.VERDICT_REDIRECT, ingress_judged=0)
+        log = LogName(LISTENER, "egress")
+        asyncio.run(send(path, [message(http_entry({"path": "/x?token=s3cret"}, REFUSED), log=log)]))
+        dns = record(QUERY, transport="UDP", destination_port=53)
+        assert process.ask("l7", records=[msgspec.to_builtins(dns)]) == {"taken": 1}
+        new, http, name = process.observe()
+        assert (new["verdict"], new["policy"]["name"]) == ("REDIRECTED", "client")
+        assert (http["verdict"], http["drop_reason"], http["policy"]["name"]) == ("DROPPED", "PROXY_DENIED", "client")
+        assert (http["l7"]["path"], http["l7"]["status"]) == ("/x?…", 403)
+        assert name["l7"]["query"] == "db.example.com"
+        assert [r["seq"] for r in process.observe(filters={"http_status": ["4xx"]})] == [http["seq"]]
+        assert process.observe(filters={"http_status": ["5xx"]}) == []
+        stats = process.ask("stats")
+        assert (stats["l7_records"], stats["l7_records_lost"]) == (2, 0)
+        with pytest.raises(ApiError, match="l7: "):
+            process.ask("l7", records=[{"listener": 1}])
+
+
+def test_the_access_log_is_there_again_in_the_next_process(start: Starter, state_dir: Path) -> None:
+    path = state_dir / "accesslog.sock"
+    for number in range(3):
+        process = start("--l7-unredacted")
+        if number == 0:
+            process.ask("access_log")
+        asyncio.run(send(path, [message(http_entry({"path": "/x?a=b"}), log=LogName(LISTENER))]))
+        eventually(partial(_has_a_request, process), "no record came")
+        assert process.observe()[0]["l7"]["path"] == "/x?a=b"
+        process.child.send_signal(signal.SIGTERM if number else signal.SIGKILL)
+        process.ended()
+    assert sorted(p.name for p in state_dir.iterdir() if "accesslog" in p.name) == ["accesslog.sock"]
+
+
+def _has_a_request(process: Process) -> bool:
+    return bool(process.ask("stats")["l7_records"] == 1)
 
 
 DNS = {"ip": "10.0.0.1", "port": 53, "protocol": "UDP"}
