@@ -7,7 +7,9 @@ from typing import Any
 
 from envoy.config.accesslog.v3 import accesslog_pb2
 from envoy.config.core.v3 import base_pb2, protocol_pb2, substitution_format_string_pb2
+from envoy.config.rbac.v3 import rbac_pb2 as rules_pb2
 from envoy.extensions.access_loggers.grpc.v3 import als_pb2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
 from envoy.type.tracing.v3 import custom_tag_pb2
@@ -15,6 +17,7 @@ from envoy.type.tracing.v3 import custom_tag_pb2
 from l7proxy.clusters import ADS
 from l7proxy.listening import ProxySettings
 from l7proxy.matching import packed
+from l7proxy.routes import RBAC_FILTER
 from policies.l7 import Demands, Mismatch
 
 ACCESS_LOG_CLUSTER = "accesslog"
@@ -23,6 +26,8 @@ STAT_PREFIX = "l7"
 
 HOST_OF_HTTP_10 = "localhost"
 """What a request without a host is taken to ask for: HTTP/1.0 may leave it out."""
+
+DENIED_BODY = "Access denied\n"
 
 _REQUEST_HEADERS_S = 60
 _ERROR_BODY = "The request could not be served (%RESPONSE_CODE%)\n"
@@ -59,6 +64,9 @@ def connection_manager(name: str, routes: str, demands: Demands, settings: Proxy
         manager.common_http_protocol_options.headers_with_underscores_action = (
             protocol_pb2.HttpProtocolOptions.REJECT_REQUEST
         )
+    # Without rules of its own it lets nothing pass: those of the RouteConfiguration take their place.
+    nobody = rbac_pb2.RBAC(rules=rules_pb2.RBAC())
+    manager.http_filters.add(name=RBAC_FILTER).typed_config.CopyFrom(packed(nobody))
     router = manager.http_filters.add(name="envoy.filters.http.router")
     router.typed_config.CopyFrom(packed(router_pb2.Router(suppress_envoy_headers=True, dynamic_stats={"value": False})))
     return manager
@@ -93,18 +101,12 @@ def _log(name: str, settings: ProxySettings, tags: Iterable[Any]) -> Any:
 
 
 def _local_replies() -> Any:
-    """Bodies of Envoy's own answers. Those of refusals by rules come with their route."""
-    own = hcm_pb2.ResponseMapper(
-        filter=accesslog_pb2.AccessLogFilter(
-            not_health_check_filter=accesslog_pb2.NotHealthCheckFilter(),
-        ),
-        body_format_override=_text(_ERROR_BODY),
-    )
-    refused = hcm_pb2.ResponseMapper(body_format_override=_text("%LOCAL_REPLY_BODY%"))
-    refused.filter.status_code_filter.comparison.op = accesslog_pb2.ComparisonFilter.EQ
-    refused.filter.status_code_filter.comparison.value.default_value = 403
-    refused.filter.status_code_filter.comparison.value.runtime_key = "gatehouse.refused"
-    return hcm_pb2.LocalReplyConfig(mappers=[refused, own])
+    """Envoy's own answers. gRPC has them as the message of its status."""
+    denied = hcm_pb2.ResponseMapper(body_format_override=_text(DENIED_BODY))
+    denied.filter.status_code_filter.comparison.op = accesslog_pb2.ComparisonFilter.EQ
+    denied.filter.status_code_filter.comparison.value.default_value = 403
+    denied.filter.status_code_filter.comparison.value.runtime_key = "gatehouse.denied"
+    return hcm_pb2.LocalReplyConfig(mappers=[denied], body_format=_text(_ERROR_BODY))
 
 
 def _text(text: str) -> Any:

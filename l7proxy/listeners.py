@@ -1,15 +1,18 @@
 """One listener: which connections it ends, passes on or refuses, by chains of filters. Pure protobuf building.
 
 A listener never changes while it lives (its name is a hash of what it asks), so no connection of it is ever drained.
-What may change is in its RouteConfigurations: `name` for requests in the clear, `name.tls` for those in TLS it ends.
+What may change is in its RouteConfigurations: `name` for requests in the clear, `name.tls0` and so on for those in TLS
+that ends here, one for each way they go on.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
+import msgspec
 from envoy.config.core.v3 import address_pb2, socket_option_pb2
 from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
 from envoy.config.rbac.v3 import rbac_pb2 as rules_pb2
@@ -29,18 +32,26 @@ from l7proxy.http import STAT_PREFIX, connection_manager, tcp_log
 from l7proxy.listening import Listening, Override, ProxySettings, TlsMaterial
 from l7proxy.matching import DESTINATION, TRANSPORT, any_of, exact, first_of, into, is_, packed, prefix, then, when
 from l7proxy.resource import CLUSTER, LISTENER, ROUTES, Key, Resource, resource
-from l7proxy.routes import decision, in_order, route_configuration, server_name_in
-from policies.l7 import L7, TlsContext
+from l7proxy.routes import Way, in_order, route_configuration, server_name_in, ways
+from policies.l7 import L7, Mismatch, TlsContext
 
 SO_MARK = 36
 Materials = Mapping[TlsContext, TlsMaterial]
 
 _LISTENER_FILTERS_S = 10
-_LOOPBACK, _REFUSED, _CLEAR, _ENCRYPTED, _PASSED = "loopback", "refused", "clear", "encrypted", "passed"
+_LOOPBACK, _REFUSED, _CLEAR, _PASSED = "loopback", "refused", "clear", "passed"
 
 
-def tls_routes(name: str) -> str:
-    return f"{name}.tls"
+class _Ended(msgspec.Struct, frozen=True):
+    """TLS that ends here: a chain. `cluster`: how it goes on. `alternatives`: with HTTP rules, else just one."""
+
+    chain: str
+    cluster: str
+    alternatives: tuple[L7, ...]
+
+    @property
+    def http(self) -> bool:
+        return self.alternatives[0].http is not None
 
 
 class Listener:
@@ -59,10 +70,13 @@ class Listener:
         self.problems: list[str] = []
 
     def resources(self) -> list[Resource]:
-        name = self._asked.name
-        routes = [self._routes(name, encrypted=False)] if self._has_clear() else []
-        if any(one.http is not None for one in self._ended()):
-            routes.append(self._routes(tls_routes(name), encrypted=True))
+        name, demands = self._asked.name, self._asked.demands
+        routes = [self._routes(name, demands, clusters.DIRECT, encrypted=False)] if self._has_clear() else []
+        routes += [
+            self._routes(f"{name}.{one.chain}", one.alternatives, one.cluster, encrypted=True)
+            for one in self._ended
+            if one.http
+        ]
         listener = self._listener()
         ports = frozenset({self._asked.port})
         needs = self._needs | {one.key for one in routes}
@@ -81,13 +95,24 @@ class Listener:
             if one.server_names is not None and one.terminating is None and one.http is None and one.dns is None
         ]
 
-    def _ended(self) -> list[L7]:
-        """TLS that ends here."""
-        return [
-            one
-            for one in in_order(self._asked.demands)
-            if one.terminating is not None and one.dns is None and self._certificate(one.terminating)
-        ]
+    @cached_property
+    def _ended(self) -> list[_Ended]:
+        """Alternatives without HTTP rules allow all that is said within, so they go first. Of those with rules a chain
+        for each way to go on, and for each set of names whose rules change headers: routes see no names. Where names
+        meet, the first chain decides."""
+        tcp, groups = [], dict[tuple[str, Any], list[L7]]()
+        for one in in_order(self._asked.demands):
+            if one.terminating is None or one.dns is not None or not self._certificate(one.terminating):
+                continue
+            if (cluster := self._cluster(one)) is None:
+                continue
+            if one.http is None:
+                tcp.append((cluster, (one,)))
+            else:
+                acts = any(header.mismatch is not Mismatch.FAIL for rule in one.http for header in rule.headers)
+                groups.setdefault((cluster, one.server_names if acts else None), []).append(one)
+        chains = [*tcp, *((cluster, tuple(alternatives)) for (cluster, _), alternatives in groups.items())]
+        return [_Ended(f"tls{at}", cluster, alternatives) for at, (cluster, alternatives) in enumerate(chains)]
 
     def _certificate(self, context: TlsContext) -> str | None:
         material = self._materials.get(context, TlsMaterial())
@@ -118,15 +143,12 @@ class Listener:
 
     # ---- resources -------------------------------------------------------------------------------------------
 
-    def _routes(self, name: str, *, encrypted: bool) -> Resource:
-        direct = clusters.DIRECT
-        if encrypted:  # what came in TLS goes on in TLS
-            going = (self._cluster(one) for one in self._ended() if one.http is not None)
-            direct = next((cluster for cluster in going if cluster), clusters.REFUSED)
-        tree = decision(
-            self._asked.demands, self._overrides, encrypted=encrypted, cluster_of=self._cluster, direct=direct
-        )
-        return resource(ROUTES, name, route_configuration(name, tree))
+    def _routes(self, name: str, own: Iterable[L7], default: str, *, encrypted: bool) -> Resource:
+        def of(demands: Iterable[L7]) -> list[Way]:
+            return ways(demands, encrypted=encrypted, cluster_of=self._cluster)
+
+        overrides = [(one, None if one.demands is None else of(one.demands)) for one in self._overrides]
+        return resource(ROUTES, name, route_configuration(name, of(own), overrides, default))
 
     def _listener(self) -> Any:
         settings, asked = self._settings, self._asked
@@ -154,7 +176,7 @@ class Listener:
             mark = self._settings.mark_from(self._asked.direction)
             yield _listener_filter("original_dst", original_dst_pb2.OriginalDst())
             yield _listener_filter("original_src", original_src_pb2.OriginalSrc(mark=mark))
-        if self._passed() or self._ended():
+        if self._passed() or self._ended:
             yield _listener_filter("tls_inspector", tls_inspector_pb2.TlsInspector())
 
     def _chooser(self) -> Any:
@@ -174,20 +196,12 @@ class Listener:
             yield when(asked, _chain_named(_PASSED))
 
     def _ended_branches(self) -> Iterator[Any]:
-        """Those without HTTP rules allow all that is said within, so they go first."""
-        ended = self._ended()
-        for at, one in enumerate(ended):
-            if one.http is None and self._cluster(one):
-                yield from self._by_name(one, f"{_ENCRYPTED}-{at}")
-        for one in ended:
-            if one.http is not None:
-                yield from self._by_name(one, _ENCRYPTED)
-
-    def _by_name(self, one: L7, chain: str) -> Iterator[Any]:
-        if one.server_names is None:
-            yield when(is_(TRANSPORT, exact("tls")), _chain_named(chain))
-        elif asked := server_name_in(one.server_names):
-            yield when(asked, _chain_named(chain))
+        for ended in self._ended:
+            for one in ended.alternatives:
+                if one.server_names is None:
+                    yield when(is_(TRANSPORT, exact("tls")), _chain_named(ended.chain))
+                elif asked := server_name_in(one.server_names):
+                    yield when(asked, _chain_named(ended.chain))
 
     def _chains(self) -> Iterator[Any]:
         asked, settings = self._asked, self._settings
@@ -199,17 +213,14 @@ class Listener:
             yield _chain(_CLEAR, _filter("http_connection_manager", manager))
         if self._passed():
             yield _chain(_PASSED, self._tcp_proxy(clusters.DIRECT))
-        ended = self._ended()
-        for at, one in enumerate(ended):
-            if one.http is None and (cluster := self._cluster(one)):
-                filters = [self._tcp_proxy(cluster)]
-                if cluster != clusters.DIRECT:
-                    filters.insert(0, _name_as_asked())
-                yield _chain(f"{_ENCRYPTED}-{at}", *filters, tls=self._tls([one], ()))
-        if with_http := [one for one in ended if one.http is not None]:
-            manager = connection_manager(asked.name, tls_routes(asked.name), asked.demands, settings)
-            tls = self._tls(with_http, ("h2", "http/1.1"))
-            yield _chain(_ENCRYPTED, _filter("http_connection_manager", manager), tls=tls)
+        for ended in self._ended:
+            if ended.http:
+                manager = connection_manager(asked.name, f"{asked.name}.{ended.chain}", asked.demands, settings)
+                filters = [_filter("http_connection_manager", manager)]
+            else:
+                filters = [_name_as_asked(), self._tcp_proxy(ended.cluster)]
+            tls = self._tls(ended.alternatives, ("h2", "http/1.1") if ended.http else ())
+            yield _chain(ended.chain, *filters, tls=tls)
 
     def _tls(self, ended: Sequence[L7], protocols: Sequence[str]) -> Any:
         """Which of several certificates is shown depends on the name that is asked for."""

@@ -1,17 +1,20 @@
-"""Which requests pass: demands as a tree of Envoy's generic matching, in the RouteConfiguration of a listener.
+"""Which requests pass, and how they go on: demands as the RouteConfiguration of a listener. Pure.
 
-The tree stands in the RouteConfiguration and not in the listener, so that it acts on the next request of connections
-that live, and its change touches none. What no branch of it allows is answered 403. Pure.
+What passes is decided by an RBAC filter whose rules are a tree of Envoy's generic matching. They stand in the
+RouteConfiguration and not in the listener, so that they act on the next request of connections that live, and a change
+of theirs touches none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 from envoy.config.core.v3 import base_pb2
+from envoy.config.rbac.v3 import rbac_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as rbac_filter_pb2
 
 from l7proxy.listening import Override
 from l7proxy.matching import (
@@ -30,18 +33,18 @@ from l7proxy.matching import (
     is_,
     name_regex,
     not_,
+    packed,
     regex,
     then,
     when,
     whole,
 )
-from policies.l7 import L7, Demands, HeaderMatch, HttpRule, Mismatch, NamePattern
+from policies.l7 import L7, HeaderMatch, HttpRule, Mismatch, NamePattern
 
-DENIED = "denied"
+RBAC_FILTER = "envoy.filters.http.rbac"
 ALLOWED = "allowed"
-"""Names of routes, as the access log has them; after ALLOWED the headers that were not as a rule of LOG asks:
+"""Names of routes, as the access log has them: after ALLOWED the headers that were not as a rule of LOG asks, as in
 `allowed mismatch=x-token,x-user`."""
-DENIED_BODY = "Access denied\n"
 
 ALTERED_HEADERS = 6
 """How many headers of one rule may have an action of their own (LOG, ADD, DELETE): each doubles the routes."""
@@ -58,34 +61,22 @@ AMBIGUOUS_PATH = (
 """Paths that servers read in different ways, beyond what Envoy normalises or refuses: no rule that names a path allows
 them."""
 
-_INPUT_METHOD, _INPUT_PATH, _INPUT_HOST = header(":method"), header(":path"), header(":authority")
+
+class Way(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
+    """One HTTP rule of an alternative, and the cluster by which what it allows goes on."""
+
+    rule: HttpRule
+    cluster: str
+    server_names: frozenset[NamePattern] | None = None
+
+    @property
+    def acts(self) -> bool:
+        """Whether it changes requests, or has something of them logged."""
+        return any(one.mismatch is not Mismatch.FAIL for one in self.rule.headers)
+
 
 ClusterOf = Callable[[L7], str | None]
 """By which cluster requests go on that an alternative allows; None: it cannot be done, so it allows nothing."""
-
-
-def route_configuration(name: str, tree: Any) -> Any:
-    host = route_components_pb2.VirtualHost(name="any", domains=["*"], matcher=tree)
-    return route_pb2.RouteConfiguration(name=name, virtual_hosts=[host])
-
-
-def decision(
-    demands: Demands, overrides: Sequence[Override], *, encrypted: bool, cluster_of: ClusterOf, direct: str
-) -> Any:
-    """What is decided about requests that came in TLS that we ended (`encrypted`), or in the clear.
-
-    `direct`: the cluster by which requests go on where an override allows everything.
-    """
-    branches: list[Any] = []
-    for override in overrides:
-        if override.demands is None:
-            tree = first_of((), _allowed(direct))
-        else:
-            tree = _rules(override.demands, encrypted=encrypted, cluster_of=cluster_of)
-        if not (flow := list(_flow(override))):
-            return first_of(branches, into(tree))
-        branches.append(when(all_of(flow), into(tree)))
-    return first_of(branches, into(_rules(demands, encrypted=encrypted, cluster_of=cluster_of)))
 
 
 def in_order(demands: Iterable[L7]) -> list[L7]:
@@ -96,6 +87,49 @@ def in_order(demands: Iterable[L7]) -> list[L7]:
         return msgspec.json.encode(rest, order="deterministic"), sorted(map(msgspec.json.encode, one.http or ()))
 
     return sorted(demands, key=content)
+
+
+def ways(demands: Iterable[L7], *, encrypted: bool, cluster_of: ClusterOf) -> list[Way]:
+    """For requests that came in TLS that we ended (`encrypted`), or in the clear."""
+    found: list[Way] = []
+    for one in in_order(demands):
+        if one.dns is not None or (one.terminating is not None) is not encrypted:
+            continue
+        if not encrypted and (one.server_names is not None or one.http is None):
+            continue
+        if (cluster := cluster_of(one)) is not None:
+            rules = [HttpRule()] if one.http is None else sorted(one.http, key=msgspec.json.encode)
+            found.extend(Way(rule, cluster, one.server_names) for rule in rules if len(alters(rule)) <= ALTERED_HEADERS)
+    return found
+
+
+def route_configuration(
+    name: str, own: Sequence[Way], overrides: Sequence[tuple[Override, Sequence[Way] | None]], default: str
+) -> Any:
+    """`own`: the ways of the listener's own demands; with each override its ways, None: everything.
+
+    How a request goes on (headers changed, TLS) is settled by the listener's own ways, and by the cluster `default`
+    where none of them fits: routes see headers, and not whose flow it is. What an override would do otherwise has to
+    wait for a new connection, and is denied on this.
+    """
+    branches = []
+    for override, theirs in overrides:
+        if theirs is None:
+            tree = first_of((), _ALLOW)
+        else:
+            tree = _allow([way for way in theirs if way in own or (not way.acts and way.cluster == default)])
+        branches.append(when(_flow(override), into(tree)))
+    rbac = rbac_filter_pb2.RBAC(matcher=first_of(branches, into(_allow(own))))
+    host = route_components_pb2.VirtualHost(name="any", domains=["*"])
+    host.typed_per_filter_config[RBAC_FILTER].CopyFrom(packed(rbac_filter_pb2.RBACPerRoute(rbac=rbac)))
+    special = [way for way in own if way.acts or way.cluster != default]
+    if special:
+        # What a rule does to headers it does whatever other rules allow as well.
+        special.sort(key=lambda way: not way.acts)
+        host.matcher.CopyFrom(first_of([when(_http(way.rule), _pass(way)) for way in special], _onward(default)))
+    else:
+        host.routes.append(_route(default))
+    return route_pb2.RouteConfiguration(name=name, virtual_hosts=[host])
 
 
 def alters(rule: HttpRule) -> list[HeaderMatch]:
@@ -114,51 +148,42 @@ def server_name_in(names: Iterable[NamePattern]) -> Any | None:
     return any_of(patterns) if patterns else None
 
 
-def _rules(demands: Demands, *, encrypted: bool, cluster_of: ClusterOf) -> Any:
-    branches: list[tuple[bool, Any]] = []
-    for one in in_order(demands):
-        if one.dns is not None or (one.terminating is not None) is not encrypted:
-            continue
-        if not encrypted and (one.server_names is not None or one.http is None):
-            continue
-        if (cluster := cluster_of(one)) is None:
-            continue
-        asked = [] if one.server_names is None else [server_name_in(one.server_names)]
-        if None in asked:
-            continue
-        rules = [HttpRule()] if one.http is None else sorted(one.http, key=msgspec.json.encode)
-        branches.extend(
-            (not _acts(rule), when(all_of([_http(rule), *asked]), _pass(rule, cluster)))
-            for rule in rules
-            if len(alters(rule)) <= ALTERED_HEADERS
-        )
-    # What is done to headers is done whatever other rules allow as well.
-    return first_of([branch for _, branch in sorted(branches, key=lambda branch: branch[0])], _DENIED)
+# ---- whether a request passes --------------------------------------------------------------------------------
 
 
-def _acts(rule: HttpRule) -> bool:
-    return any(one.mismatch is not Mismatch.FAIL for one in rule.headers)
+def _allow(choices: Iterable[Way]) -> Any:
+    branches = []
+    for way in choices:
+        asked = [_http(way.rule)]
+        if way.server_names is not None:
+            if (named := server_name_in(way.server_names)) is None:
+                continue
+            asked.append(named)
+        branches.append(when(all_of(asked), _ALLOW))
+    return first_of(branches, _DENY)
 
 
-def _flow(override: Override) -> Iterator[Any]:
+def _flow(override: Override) -> Any:
+    asked = []
     if override.source is not None:
-        yield is_(SOURCE, exact(address_text(override.source)))
+        asked.append(is_(SOURCE, exact(address_text(override.source))))
     if override.destination is not None:
-        yield is_(DESTINATION, exact(address_text(override.destination)))
+        asked.append(is_(DESTINATION, exact(address_text(override.destination))))
     if override.port is not None:
-        yield is_(PORT, exact(str(override.port)))
+        asked.append(is_(PORT, exact(str(override.port))))
+    return all_of(asked or [_NOT_CONNECT])
 
 
 def _http(rule: HttpRule) -> Any:
     """Cheap predicates first: the first that fails ends it."""
-    asked = [is_(_INPUT_METHOD, whole(rule.method))] if rule.method else []
+    asked = [is_(_METHOD, whole(rule.method))] if rule.method else []
     if rule.path:
-        asked.append(is_(_INPUT_PATH, whole(rule.path)))
+        asked.append(is_(_PATH, whole(rule.path)))
     if rule.host:
-        asked.append(is_(_INPUT_HOST, regex(rf"(?i:{rule.host})(?::[0-9]+)?")))
+        asked.append(is_(_HOST, regex(rf"(?i:{rule.host})(?::[0-9]+)?")))
     asked.extend(_has(one) for one in rule.headers if one.mismatch is Mismatch.FAIL)
     if rule.path:
-        asked.append(not_(is_(_INPUT_PATH, regex(AMBIGUOUS_PATH))))
+        asked.append(not_(is_(_PATH, regex(AMBIGUOUS_PATH))))
     return all_of([*asked, _NOT_CONNECT])
 
 
@@ -166,40 +191,46 @@ def _has(one: HeaderMatch) -> Any:
     return is_(header(one.name), PRESENT if one.value is None else exact(one.value))
 
 
-def _pass(rule: HttpRule, cluster: str) -> Any:
-    """How the request goes on: by a route for each way in which headers match or do not."""
+# ---- how it goes on ------------------------------------------------------------------------------------------
+
+
+def _pass(way: Way) -> Any:
+    """A route for each way in which headers match or do not."""
     fixed = [
         _header_option(one, base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD)
-        for one in rule.headers
+        for one in way.rule.headers
         if one.mismatch is Mismatch.REPLACE and one.value is not None
     ]
 
     def below(rest: Sequence[HeaderMatch], missed: tuple[HeaderMatch, ...]) -> Any:
         if not rest:
-            return _allowed(cluster, fixed, missed)
+            return _onward(way.cluster, fixed, missed)
         one, *others = rest
         return into(first_of([when(_has(one), below(others, missed))], below(others, (*missed, one))))
 
-    return below(alters(rule), ())
+    return below(alters(way.rule), ())
 
 
-def _allowed(cluster: str, fixed: Sequence[Any] = (), missed: Sequence[HeaderMatch] = ()) -> Any:
+def _onward(cluster: str, fixed: Sequence[Any] = (), missed: Sequence[HeaderMatch] = ()) -> Any:
+    return then("route", _route(cluster, fixed, missed))
+
+
+def _route(cluster: str, fixed: Sequence[Any] = (), missed: Sequence[HeaderMatch] = ()) -> Any:
     logged = ",".join(one.name for one in missed if one.mismatch is Mismatch.LOG)
     added = [
         _header_option(one, base_pb2.HeaderValueOption.APPEND_IF_EXISTS_OR_ADD)
         for one in missed
         if one.mismatch is Mismatch.ADD
     ]
-    action = route_components_pb2.RouteAction(cluster=cluster)
-    action.timeout.SetInParent()  # 0: none
-    return _route(
-        route_components_pb2.Route(
-            name=f"{ALLOWED} mismatch={logged}" if logged else ALLOWED,
-            route=action,
-            request_headers_to_add=[*fixed, *added],
-            request_headers_to_remove=[one.name for one in missed if one.mismatch is Mismatch.DELETE],
-        )
+    route = route_components_pb2.Route(
+        name=f"{ALLOWED} mismatch={logged}" if logged else ALLOWED,
+        route=route_components_pb2.RouteAction(cluster=cluster),
+        request_headers_to_add=[*fixed, *added],
+        request_headers_to_remove=[one.name for one in missed if one.mismatch is Mismatch.DELETE],
     )
+    route.match.prefix = ""
+    route.route.timeout.SetInParent()  # 0: none
+    return route
 
 
 def _header_option(one: HeaderMatch, append: Any) -> Any:
@@ -208,17 +239,7 @@ def _header_option(one: HeaderMatch, append: Any) -> Any:
     return base_pb2.HeaderValueOption(header=value, append_action=append, keep_empty_value=True)
 
 
-def _route(route: Any) -> Any:
-    route.match.prefix = ""
-    return then("route", route)
-
-
-_NOT_CONNECT = not_(is_(_INPUT_METHOD, exact("CONNECT")))
-_DENIED = _route(
-    route_components_pb2.Route(
-        name=DENIED,
-        direct_response=route_components_pb2.DirectResponseAction(
-            status=403, body=base_pb2.DataSource(inline_string=DENIED_BODY)
-        ),
-    )
-)
+_METHOD, _PATH, _HOST = header(":method"), header(":path"), header(":authority")
+_NOT_CONNECT = not_(is_(_METHOD, exact("CONNECT")))
+_ALLOW = then("allow", rbac_pb2.Action(name="allow", action=rbac_pb2.RBAC.ALLOW))
+_DENY = then("deny", rbac_pb2.Action(name="deny", action=rbac_pb2.RBAC.DENY))
