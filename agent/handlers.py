@@ -113,7 +113,7 @@ class Handlers:
         return self._tracer.answer(msgspec.convert(arguments, Asked))
 
     async def policies(self, _arguments: dict[str, Any]) -> list[PolicyView]:
-        return self._views.policies()
+        return self._views.policies(self._agent.turns.problems)
 
     async def nodes(self, _arguments: dict[str, Any]) -> list[NodeView]:
         return self._views.nodes()

@@ -22,6 +22,7 @@ from agent.world.allocations import key_of
 from agent.world.pods import PodState
 from agent.world.world import World
 from policies.address import format_address
+from policies.kinds import KINDS
 from policies.model import ObjectRef, Origin, Policy
 
 NOWHERE = Origin("", 0)
@@ -103,15 +104,24 @@ class Views:
 
     # ---- policies
 
-    def policies(self) -> list[PolicyView]:
+    def policies(self, problems: Iterable[Problem] = ()) -> list[PolicyView]:
+        """`problems`: of the manifests. A policy they keep out of force is listed, too."""
         selected: dict[object, list[str]] = {}
         for state in self.world.pods:
             if (subject := self.world.subject(state.pod.ref)) is not None:
                 selected.setdefault(subject, []).append(key_of(state.pod.ref))
-        return [self._policy(p, selected) for p in sorted(self.world.index.policies(), key=lambda p: p.ref)]
+        refused: dict[str, Problem] = {}
+        for problem in problems:
+            if problem.subject.partition(" ")[0] in KINDS and not problem.warning:
+                refused.setdefault(problem.subject, problem)
+        views = [self._policy(policy, selected, refused.get(str(policy.ref))) for policy in self.world.index.policies()]
+        known = {str(policy.ref) for policy in self.world.index.policies()}
+        views += [_refused(problem) for subject, problem in refused.items() if subject not in known]
+        return sorted(views, key=lambda view: (view.kind, view.namespace, view.name))
 
-    def _policy(self, policy: Policy, selected: dict[object, list[str]]) -> PolicyView:
+    def _policy(self, policy: Policy, selected: dict[object, list[str]], refused: Problem | None) -> PolicyView:
         pods = [pod for subject in self.world.index.subjects_of(policy.ref) for pod in selected.get(subject, ())]
+        problem = policy.problem or (_sentence(refused) if refused is not None else "")
         return PolicyView(
             kind=policy.ref.kind,
             namespace=policy.ref.namespace,
@@ -120,8 +130,8 @@ class Views:
             rules=len(policy.rules),
             endpoints=tuple(sorted(pods)),
             origin=str(policy.origin),
-            problem=policy.problem,
-            status=f"not enforced: {policy.problem}" if policy.problem else "accepted",
+            problem=problem,
+            status=_status(problem),
         )
 
     # ---- nodes
@@ -145,6 +155,32 @@ class Views:
             )
             for node in nodes
         ]
+
+
+def _refused(problem: Problem) -> PolicyView:
+    """A policy of which nothing is in force."""
+    kind, _, key = problem.subject.partition(" ")
+    namespace, _, name = key.rpartition("/")
+    return PolicyView(
+        kind=kind,
+        namespace=namespace,
+        name=name,
+        isolates=(),
+        rules=0,
+        endpoints=(),
+        origin=str(Origin(problem.file, problem.line)),
+        problem=_sentence(problem),
+        status=_status(_sentence(problem)),
+    )
+
+
+def _sentence(problem: Problem) -> str:
+    field = f"{problem.path}: " if problem.path else ""
+    return f"{field}{problem.message}{f' ({problem.effect})' if problem.effect else ''}"
+
+
+def _status(problem: str) -> str:
+    return f"not enforced: {problem}" if problem else "accepted"
 
 
 def problem_views(problems: Iterable[Problem]) -> tuple[ProblemView, ...]:
