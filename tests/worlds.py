@@ -1,9 +1,11 @@
-"""Worlds made of the plain data of tests/strategies.py, with services, and the edits that lead from one to the next."""
+"""Worlds made of the plain data of tests/strategies.py, with services, policies of every kind and DNS names, and the
+edits that lead from one to the next."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import drawn_policies
 import msgspec
 import strategies as drawn
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from agent.objects import (
     Node,
     Object,
     Pod,
+    PolicySet,
     Service,
     ServicePort,
     SliceEndpoint,
@@ -29,7 +32,7 @@ from agent.sources.slices import derive
 from agent.world.config import NodeConfig, ServiceConfig
 from agent.world.world import World
 from policies.address import Prefix, parse_address
-from policies.model import ObjectRef, Origin
+from policies.model import ObjectRef, Origin, Policy
 
 ORIGIN = Origin("drawn", 0)
 CONFIG = NodeConfig(
@@ -63,8 +66,11 @@ Saved = dict[str, dict[str, int]]
 
 
 class Scene(msgspec.Struct, frozen=True):
+    """`services`: these, and whatever else is an object; `names`: the addresses that DNS names have."""
+
     cluster: drawn.Cluster
     services: Objects = {}
+    names: dict[str, frozenset[bytes]] = {}
 
     def objects(self) -> Objects:
         out: Objects = {}
@@ -75,6 +81,7 @@ class Scene(msgspec.Struct, frozen=True):
             out[pod_ref(pod)] = pod_object(pod)
         for raw in self.cluster.policies:
             out[drawn.policy_ref(raw)] = drawn.parsed(raw)
+        out.update((policy.ref, policy) for policy in self.cluster.values)
         return out | self.services
 
 
@@ -135,6 +142,8 @@ def change_world(world: World, old: Scene | None, new: Scene) -> None:
     for pod in new.cluster.pods:
         if not is_remote(pod):
             world.set_interface(pod_ref(pod), interface_of(pod))
+    for name in new.names.keys() | (old.names.keys() if old is not None else set()):
+        world.set_names(name, new.names.get(name, frozenset()))
 
 
 def built(scene: Scene, config: NodeConfig = CONFIG, saved: Mapping[str, Mapping[str, int]] | None = None) -> Plan:
@@ -149,6 +158,8 @@ def built(scene: Scene, config: NodeConfig = CONFIG, saved: Mapping[str, Mapping
 # ---- services and edits
 
 VIPS = ("10.96.9.1", "10.96.9.2", "10.1.0.1")
+BACKENDS = ("10.1.0.1", "10.1.1.2", "fd00:1::1", "192.0.2.7", "192.0.2.77", "2001:db8::7", drawn.HOST_ADDRESSES[0])
+"""Of pods, of a node, of this one, and outside."""
 TYPES = ("ClusterIP", "ClusterIP", "NodePort", "NodePort", "LoadBalancer", "LoadBalancer", "ExternalName")
 ZONES = ("z1", "z2")
 
@@ -211,6 +222,7 @@ def services(draw: st.DrawFn) -> Service:
         publish_not_ready=draw(st.sampled_from((False, False, True))),
         exposure=draw(st.just(Exposure()) | exposures(kind)),
         proxied=draw(st.sampled_from((True,) * 7 + (False,))),
+        labels=draw(drawn.label_maps()),
     )
 
 
@@ -220,7 +232,7 @@ def slices(draw: st.DrawFn) -> EndpointSlice:
     hinted = draw(st.booleans())  # hints count only where all endpoints have them
     endpoint = st.builds(
         SliceEndpoint,
-        st.sampled_from(("10.1.0.1", "10.1.1.2", "fd00:1::1")).map(lambda a: (parse_address(a),)),
+        st.sampled_from(BACKENDS).map(lambda a: (parse_address(a),)),
         st.booleans(),
         st.booleans(),
         st.booleans(),
@@ -243,16 +255,64 @@ def nodes(draw: st.DrawFn) -> Node:
     """Their addresses may be a pod's, this node's or one another's."""
     addresses = _addresses("192.0.2.77", "10.1.0.1", drawn.HOST_ADDRESSES[0], "2001:db8::77")
     ref = ObjectRef("Node", "", draw(st.sampled_from(("here", "there", "elsewhere"))))
-    return Node(ref, ORIGIN, draw(addresses), (), draw(st.sampled_from(("", *ZONES))))
+    blocks = draw(st.sampled_from(((), (), (Prefix.parse("192.0.2.0/24"),))))
+    return Node(ref, ORIGIN, draw(addresses), blocks, draw(st.sampled_from(("", *ZONES))), draw(drawn.label_maps()))
+
+
+APISERVER = ObjectRef("Service", "default", "kubernetes")
+
+
+@st.composite
+def apiservers(draw: st.DrawFn) -> Service | EndpointSlice:
+    """Service default/kubernetes, or its endpoints: of a node, or outside."""
+    if draw(st.booleans()):
+        return Service(APISERVER, ORIGIN, "ClusterIP", None, (), False, (ServicePort("https", 6, 443, 6443),))
+    addresses = draw(st.lists(st.sampled_from(BACKENDS).map(parse_address), max_size=2, unique=True))
+    return EndpointSlice(
+        ObjectRef("EndpointSlice", "default", "kubernetes"),
+        ORIGIN,
+        "kubernetes",
+        (SlicePort("https", 6, 6443),),
+        tuple(SliceEndpoint((address,)) for address in addresses),
+    )
+
+
+@st.composite
+def policy_values(draw: st.DrawFn) -> Policy | PolicySet:
+    """Of every kind; now and then several in one object."""
+    number = draw(st.integers(0, 4))
+    if number:
+        return draw(drawn_policies.policies(f"v{number}"))
+    ref = ObjectRef("CiliumNetworkPolicy", "blue", "set")
+    policies = draw(st.lists(drawn_policies.policies("set"), max_size=2))
+    refs = [msgspec.structs.replace(ref, name=f"set:specs[{n}]" if n else "set") for n, _ in enumerate(policies)]
+    renamed = [msgspec.structs.replace(policy, ref=new) for policy, new in zip(policies, refs, strict=True)]
+    return PolicySet(ref, ORIGIN, tuple(renamed))
+
+
+NAMED = ("192.0.2.7", "192.0.2.8", "2001:db8::7", "10.9.9.9", "192.0.2.77", "10.1.0.1", "10.1.0.99", "10.0.0.1")
+"""Addresses that DNS may answer: outside, and a node's, a pod's, nobody's in the pods' block, this node's."""
+
+
+@st.composite
+def named(draw: st.DrawFn, names: dict[str, frozenset[bytes]]) -> dict[str, frozenset[bytes]]:
+    name = draw(st.sampled_from(drawn_policies.NAMES))
+    addresses = draw(st.frozensets(st.sampled_from(NAMED).map(parse_address), max_size=3))
+    return {**names, name: addresses} if addresses else {k: v for k, v in names.items() if k != name}
 
 
 KINDS = ("pod", "pod", "no pod", "policy", "policy", "no policy", "namespace", "service", "service", "slice")
+EVERY_KIND = (*KINDS, "value", "value", "names", "names", "node", "apiserver")
 ABOUT_SERVICES = ("service", "service", "service", "service", "slice", "pod", "no pod", "node")
+
+
+THINGS = {"service": services, "slice": slices, "node": nodes, "apiserver": apiservers, "value": policy_values}
 
 
 @st.composite
 def edits(draw: st.DrawFn, scene: Scene, kinds: tuple[str, ...] = KINDS) -> Scene:
-    """A scene after one change: a pod, policy, service or slice comes, changes or goes, or a namespace changes."""
+    """A scene after one change: a pod, policy, service, slice, node or name comes, changes or goes, or a namespace
+    changes."""
     cluster, others = scene.cluster, scene.services
     kind = draw(st.sampled_from(kinds))
     if kind == "pod":
@@ -271,8 +331,10 @@ def edits(draw: st.DrawFn, scene: Scene, kinds: tuple[str, ...] = KINDS) -> Scen
         name = draw(st.sampled_from(drawn.NAMESPACES))
         namespaces = {**cluster.namespaces, name: draw(drawn.namespace_labels(name))}
         return msgspec.structs.replace(scene, cluster=msgspec.structs.replace(cluster, namespaces=namespaces))
-    thing = draw({"service": services, "slice": slices, "node": nodes}[kind]())
-    assert isinstance(thing, Service | EndpointSlice | Node)
+    if kind == "names":
+        return msgspec.structs.replace(scene, names=draw(named(scene.names)))
+    thing = draw(THINGS[kind]())
+    assert isinstance(thing, Service | EndpointSlice | Node | Policy | PolicySet)
     without = {ref: known for ref, known in others.items() if ref != thing.ref}
     return msgspec.structs.replace(
         scene, services=without if draw(st.integers(0, 3)) == 0 else {**without, thing.ref: thing}

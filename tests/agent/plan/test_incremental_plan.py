@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from map_model import MapModel
 from served_clusters import histories as served
-from worlds import CONFIGS, Scene, built, change_world, histories
+from worlds import CONFIGS, EVERY_KIND, Scene, built, change_world, histories
 
 from agent.plan.compile import compile_dirty
 from agent.plan.plan import Plan
@@ -21,7 +21,7 @@ from agent.world.world import World
 EXAMPLES = int(os.environ.get("GATEHOUSE_EXAMPLES", "30"))
 
 
-@given(scenes=histories() | served(steps=3), config=st.sampled_from(CONFIGS))
+@given(scenes=histories(kinds=EVERY_KIND) | served(steps=3), config=st.sampled_from(CONFIGS))
 @settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 def test_incremental_plan_is_the_plan_from_scratch(scenes: list[Scene], config: NodeConfig) -> None:
     world, plan, maps = World(config, derive), Plan(), MapModel()
@@ -47,7 +47,7 @@ def assert_counts_are_right(plan: Plan) -> None:
     assert not list(plan.state.strays())
 
 
-@given(scenes=histories(steps=2, batch=8) | served(steps=2), data=st.data())
+@given(scenes=histories(steps=2, batch=8, kinds=EVERY_KIND) | served(steps=2), data=st.data())
 @settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 def test_reconcile_ends_at_the_plan_from_any_state(scenes: list[Scene], data: st.DataObject) -> None:
     """After a restart: the maps hold an older plan, of which any part may be missing, and blocks half written."""
