@@ -52,6 +52,7 @@ class Streams:
             task.cancel()
         if self._connections:
             await asyncio.wait(list(self._connections))
+            await asyncio.sleep(0)  # for transports that were aborted
 
     def _accept(self, listening: socket.socket, rules: Rules) -> None:
         try:
@@ -108,16 +109,12 @@ class _Connection:
         finally:
             if self._answers is not None:
                 self._answers.cancel()
-                await asyncio.wait({self._answers})
             for asked in self._pending.values():
                 self._judge.finish(asked)
                 self._judge.timed_out(asked)
-            for one in (writer, self._up):
-                if one is not None:
-                    one.close()
-                    with suppress(OSError, TimeoutError):
-                        async with asyncio.timeout(IDLE_S):
-                            await one.wait_closed()
+            if self._up is not None:
+                self._up.transport.abort()
+            await _end(writer)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while (message := await self._next_query(reader)) is not None:
@@ -166,7 +163,7 @@ class _Connection:
             raise
         reader, up = await asyncio.open_connection(sock=made, limit=BUFFER_BYTES)
         if self._up is not None:
-            self._up.close()
+            self._up.transport.abort()
         self._answers = asyncio.ensure_future(self._read_answers(reader, writer))
         return up
 
@@ -205,6 +202,18 @@ async def _send(writer: asyncio.StreamWriter, message: bytes) -> None:
     writer.write(_LENGTH.pack(len(message)) + message)
     async with asyncio.timeout(IDLE_S):
         await writer.drain()
+
+
+async def _end(writer: asyncio.StreamWriter) -> None:
+    """Once the other end has taken what was written."""
+    writer.close()
+    try:
+        async with asyncio.timeout(IDLE_S):
+            await writer.wait_closed()
+    except (OSError, TimeoutError):
+        pass
+    finally:
+        writer.transport.abort()
 
 
 def _endpoint(address: tuple[str, int]) -> Endpoint:
