@@ -8,9 +8,22 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from policies.flatten import Claim, flatten, lookup
+from policies.flatten import LEARNING, Claim, flatten, lookup
+from policies.l7 import L7, HttpRule, NamePattern
 from policies.meet import meet
-from policies.model import Cell, Direction, ObjectRef, PortRange, Row, RuleRef, Verdict
+from policies.model import (
+    DEFAULT_DENY,
+    NOT_ISOLATED,
+    Action,
+    Cell,
+    Direction,
+    ObjectRef,
+    PortRange,
+    Row,
+    RuleRef,
+    Tier,
+    Verdict,
+)
 
 ALLOW, DENY = Verdict.ALLOW, Verdict.DENY
 EDGES = (0, 1, 2, 3, 4, 5, 79, 80, 81, 65534, 65535)
@@ -69,7 +82,7 @@ def well_formed(row: Row) -> None:
     for one, two in pairwise(row):
         if one.protocol == two.protocol:
             assert one.last < two.first
-            same = (one.rule, one.verdict) == (two.rule, two.verdict)
+            same = (one.rule, one.verdict, one.demands) == (two.rule, two.verdict, two.demands)
             assert not (same and one.last + 1 == two.first)
 
 
@@ -93,14 +106,92 @@ def test_first_claim_that_covers_a_port_is_named(drawn: list[Claim]) -> None:
             assert found is None or found.verdict is ALLOW
 
 
-def with_denies(row: Row) -> st.SearchStrategy[Row]:
-    """As languages with deny rules will make rows."""
-    return st.lists(st.sampled_from((ALLOW, ALLOW, DENY)), min_size=len(row), max_size=len(row)).map(
-        lambda verdicts: tuple(Cell(c.protocol, c.first, c.last, v, c.rule) for c, v in zip(row, verdicts, strict=True))
+HTTP = [L7(http=frozenset({HttpRule(path=path)})) for path in "abc"]
+DNS = L7(dns=frozenset({NamePattern("a.example")}))
+TLS = L7(dns=frozenset(), server_names=frozenset())  # nothing that UDP could be asked
+A, D, P = Action
+ADMIN, NAMESPACED, BASELINE = Tier
+WEB = [tcp(80, 80)]
+LAST = Cell(None, *ANY, ALLOW, NOT_ISOLATED)
+
+
+def asked(protocol: int, first: int, last: int, index: int, *l7s: L7) -> Cell:
+    return Cell(protocol, first, last, Verdict.REDIRECT, rule(index), frozenset(l7s))
+
+
+# (ports, action, tier, l7) of rules 0, 1, …; isolated → row
+Said = tuple[list[PortRange] | None, Action, Tier, L7 | None]
+SETTLED: list[tuple[list[Said], bool, Row]] = [
+    ([], False, (LAST,)),
+    ([(WEB, A, NAMESPACED, None)], False, (LAST,)),
+    ([(WEB, D, NAMESPACED, None)], False, (LAST, cell(6, 80, 80, 0, DENY))),
+    ([(WEB, D, NAMESPACED, None)], True, (cell(6, 80, 80, 0, DENY),)),
+    ([(None, A, NAMESPACED, None), (WEB, D, NAMESPACED, None)], True, (cell(None, *ANY, 0), cell(6, 80, 80, 1, DENY))),
+    ([(WEB, A, NAMESPACED, None), (None, D, NAMESPACED, None)], True, (cell(None, *ANY, 1, DENY),)),
+    ([(WEB, A, NAMESPACED, HTTP[0])], True, (asked(6, 80, 80, 0, HTTP[0]),)),
+    ([(WEB, A, NAMESPACED, HTTP[0]), (None, A, NAMESPACED, HTTP[1])], True,
+     (asked(6, 0, 79, 1, HTTP[1]), asked(6, 80, 80, 0, *HTTP[:2]), asked(6, 81, 65535, 1, HTTP[1]))),
+    ([(WEB, A, NAMESPACED, HTTP[0]), (WEB, A, NAMESPACED, None)], True, (cell(6, 80, 80, 1),)),
+    ([(WEB, A, NAMESPACED, HTTP[0]), (WEB, D, NAMESPACED, None)], True, (cell(6, 80, 80, 1, DENY),)),
+    # A proxy that reads HTTP reads no UDP; one that reads DNS reads both, and no SCTP.
+    ([([PortRange(17, 80, 80)], A, NAMESPACED, HTTP[0])], True, ()),
+    ([([PortRange(n, 53, 53) for n in (6, 17, 132)], A, NAMESPACED, DNS)], True,
+     (asked(6, 53, 53, 0, DNS), asked(17, 53, 53, 0, DNS))),
+    ([([tcp(53, 53), PortRange(17, 53, 53)], A, NAMESPACED, TLS)], True, (asked(6, 53, 53, 0, TLS),)),
+    # Where nothing isolates, names are learned and nothing else is asked.
+    ([(WEB, A, NAMESPACED, HTTP[0])], False, (LAST,)),
+    ([([tcp(53, 53)], A, NAMESPACED, DNS)], False, (LAST, asked(6, 53, 53, 0, *LEARNING))),
+    ([([tcp(53, 53)], A, NAMESPACED, DNS), ([tcp(53, 53)], D, BASELINE, None)], False,
+     (LAST, cell(6, 53, 53, 1, DENY))),
+    ([([tcp(53, 53)], A, ADMIN, None), ([tcp(53, 53)], A, NAMESPACED, DNS)], False, (LAST, cell(6, 53, 53, 0))),
+    # The first of the admin tier; what it passes on; the baseline tier only where nothing isolates.
+    ([(WEB, A, ADMIN, None), (None, D, ADMIN, None)], True, (cell(None, *ANY, 1, DENY), cell(6, 80, 80, 0))),
+    ([(WEB, D, ADMIN, None), (None, A, NAMESPACED, None)], True, (cell(None, *ANY, 1), cell(6, 80, 80, 0, DENY))),
+    ([(WEB, P, ADMIN, None), (None, A, ADMIN, None)], True,
+     (cell(None, *ANY, 1), Cell(6, 80, 80, DENY, DEFAULT_DENY))),
+    ([(WEB, P, ADMIN, None), (WEB, D, ADMIN, None), (WEB, A, NAMESPACED, None)], True, (cell(6, 80, 80, 2),)),
+    ([(WEB, A, ADMIN, HTTP[0]), (WEB, D, NAMESPACED, None)], True, (asked(6, 80, 80, 0, HTTP[0]),)),
+    ([(WEB, A, BASELINE, None), (None, D, BASELINE, None)], True, ()),
+    ([(WEB, A, BASELINE, None), (None, D, BASELINE, None)], False, (cell(None, *ANY, 1, DENY), cell(6, 80, 80, 0))),
+    ([(WEB, D, BASELINE, None)], False, (LAST, cell(6, 80, 80, 0, DENY))),
+    # ICMP types are ports; rules without ports cover them.
+    ([([PortRange(1, 8, 8)], A, NAMESPACED, None)], True, (cell(1, 8, 8, 0),)),
+    ([([PortRange(1, 8, 8)], D, NAMESPACED, None), (None, A, NAMESPACED, None)], True,
+     (cell(None, *ANY, 1), cell(1, 8, 8, 0, DENY))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("said", "isolated", "row"), SETTLED)
+def test_precedence(said: list[Said], isolated: bool, row: Row) -> None:
+    found = flatten([Claim(rule(i), *one) for i, one in enumerate(said)], isolated)
+    well_formed(found)
+    assert found == row
+
+
+DEMANDS = st.frozensets(st.sampled_from(HTTP), min_size=1)
+DECISIONS = st.sampled_from(((ALLOW, None), (ALLOW, None), (DENY, None))) | st.tuples(
+    st.just(Verdict.REDIRECT), DEMANDS
+)
+
+
+def with_other_verdicts(row: Row) -> st.SearchStrategy[Row]:
+    return st.lists(DECISIONS, min_size=len(row), max_size=len(row)).map(
+        lambda drawn: tuple(
+            Cell(c.protocol, c.first, c.last, verdict, c.rule, demands)
+            for c, (verdict, demands) in zip(row, drawn, strict=True)
+        )
     )
 
 
-ROW = claims().map(flatten).flatmap(with_denies)
+ROW = claims().map(flatten).flatmap(with_other_verdicts)
+
+
+def passing(row: Row, protocol: int, port: int) -> frozenset[L7] | None:
+    """What a proxy lets pass, where the three there are stand for all requests; None: no proxy is asked."""
+    found = lookup(row, protocol, port)
+    if found is None or found.verdict is DENY:
+        return frozenset()
+    return found.demands
 
 
 @given(ROW, ROW)
@@ -108,15 +199,19 @@ ROW = claims().map(flatten).flatmap(with_denies)
 @example((cell(6, 80, 80, 0),), (cell(None, *ANY, 1),))
 @settings(max_examples=500, deadline=None, print_blob=True)
 def test_meet_allows_what_both_allow(old: Row, new: Row) -> None:
+    """Of rows that ask different things, where neither asks less: nothing."""
     met = meet(old, new)
     well_formed(met)
     for protocol in PROTOCOLS:
         for port in EDGES:
-            both = all((found := lookup(row, protocol, port)) and found.verdict is ALLOW for row in (old, new))
-            found = lookup(met, protocol, port)
-            assert bool(found and found.verdict is ALLOW) is both
-            if both:
-                allowing = lookup(new, protocol, port)
+            before, after, both = (passing(row, protocol, port) for row in (old, new, met))
+            if before is None or after is None:
+                assert both == (after if before is None else before)
+            else:
+                assert both == (before & after if before & after in (before, after) else frozenset())
+            allowing = lookup(new, protocol, port)
+            if both is None or (both and both == after):
+                found = lookup(met, protocol, port)
                 assert found is not None and allowing is not None and found.rule == allowing.rule
 
 
@@ -125,6 +220,5 @@ def test_meet_allows_what_both_allow(old: Row, new: Row) -> None:
 def test_meet_with_itself_and_with_nothing(row: Row) -> None:
     for protocol in PROTOCOLS:
         for port in EDGES:
-            found, kept = lookup(row, protocol, port), lookup(meet(row, row), protocol, port)
-            assert bool(found and found.verdict is ALLOW) is bool(kept and kept.verdict is ALLOW)
+            assert passing(row, protocol, port) == passing(meet(row, row), protocol, port)
     assert meet(row, ()) == meet((), row) == ()

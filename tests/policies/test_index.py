@@ -8,8 +8,30 @@ from strategies import Cluster
 
 from policies.address import Prefix
 from policies.compile import NOT_ISOLATED_ROW
+from policies.entities import LOCAL_MIN
 from policies.index import MANY_CLASSES, PolicyIndex
-from policies.model import ContainerPort, Direction, ObjectRef, Origin, Policy, RemoteClass, Subject, Workload
+from policies.l7 import NamePattern
+from policies.model import (
+    Action,
+    CidrBlock,
+    ContainerPort,
+    Direction,
+    Entity,
+    EntityPeer,
+    LabelSelector,
+    ObjectRef,
+    Origin,
+    Peer,
+    PodSelector,
+    Policy,
+    RemoteClass,
+    Rule,
+    RuleRef,
+    Subject,
+    Tier,
+    Verdict,
+    Workload,
+)
 from policies.terms import Terms
 
 
@@ -135,6 +157,87 @@ def test_classes_that_a_rule_tells_apart_are_dirty(
         entries = index.compile(Subject(300))
         assert ((Direction.EGRESS, told_apart) in entries) is present
         assert (Direction.EGRESS, not_told_apart) not in entries
+
+
+V4, V6 = (frozenset({Prefix.parse(block)}) for block in ("0.0.0.0/0", "::/0"))
+A_NAME = NamePattern("a.example")
+# a peer of an egress rule → a class that it is, and one that it is not
+PEERS: list[tuple[Peer, RemoteClass, RemoteClass]] = [
+    (EntityPeer(Entity.HOST), RemoteClass(1), RemoteClass(6)),
+    (EntityPeer(Entity.REMOTE_NODE), RemoteClass(6), RemoteClass(1)),
+    (EntityPeer(Entity.UNMANAGED), RemoteClass(3), RemoteClass(2)),
+    (EntityPeer(Entity.CLUSTER), RemoteClass(1), RemoteClass(9)),
+    (EntityPeer(Entity.CLUSTER), RemoteClass(301), RemoteClass(LOCAL_MIN)),
+    (EntityPeer(Entity.CLUSTER), RemoteClass(65535), RemoteClass(65536)),
+    (EntityPeer(Entity.CLUSTER), RemoteClass(256), RemoteClass(255)),
+    (EntityPeer(Entity.WORLD), RemoteClass(2), RemoteClass(1)),
+    (EntityPeer(Entity.WORLD), RemoteClass(LOCAL_MIN), RemoteClass(LOCAL_MIN - 1)),
+    (EntityPeer(Entity.WORLD), RemoteClass(7, V4), RemoteClass(0)),
+    (EntityPeer(Entity.WORLD_IPV4), RemoteClass(9), RemoteClass(10)),
+    (EntityPeer(Entity.WORLD_IPV4), RemoteClass(LOCAL_MIN, V4), RemoteClass(LOCAL_MIN, V6)),
+    (EntityPeer(Entity.WORLD_IPV6), RemoteClass(10), RemoteClass(9)),
+    (EntityPeer(Entity.WORLD_IPV6), RemoteClass(7, V6), RemoteClass(7, V4)),
+    (CidrBlock(Prefix.parse("0.0.0.0/0"), inside=False), RemoteClass(9, V4), RemoteClass(9)),
+    (A_NAME, RemoteClass(9, marks=frozenset({A_NAME})), RemoteClass(9)),
+]
+
+
+@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize(("peer", "match", "other"), PEERS)
+def test_classes_that_are_a_peer_are_dirty(peer: Peer, match: RemoteClass, other: RemoteClass, action: Action) -> None:
+    index = PolicyIndex()
+    index.set_identity(300, Workload("blue", {}))
+    index.add_subject(Subject(300))
+    ref = ObjectRef("CiliumNetworkPolicy", "blue", "p")
+    rule = Rule(RuleRef(ref, Direction.EGRESS, 0), (peer,), None, action)
+    subject = PodSelector(LabelSelector(), namespace="blue")
+    tier = Tier.ADMIN if action is Action.PASS else Tier.NAMESPACED
+    index.set_policy(ref, Policy(ref, Origin("f", 0), subject, frozenset(Direction), (rule,), tier=tier))
+    index.take_dirty()
+    says = {Action.ALLOW: Verdict.ALLOW, Action.DENY: Verdict.DENY}
+    for change in (index.add_class, index.drop_class):
+        change(other)
+        assert index.take_dirty() == {}
+        change(match)
+        assert index.take_dirty() == {Subject(300): {match}}
+        entries = index.compile(Subject(300))
+        present = change == index.add_class and action in says
+        assert entries == index.compile(Subject(300), {match, other})
+        assert list(entries) == ([(Direction.EGRESS, match)] if present else [])
+        assert [cell.verdict for row in entries.values() for cell in row] == ([says[action]] if present else [])
+
+
+def test_a_block_outside_the_cluster_is_no_pods() -> None:
+    index = PolicyIndex()
+    index.set_identity(300, Workload("blue", {}))
+    ref = ObjectRef("CiliumNetworkPolicy", "blue", "p")
+    subject = PodSelector(LabelSelector(), namespace="blue")
+    for inside in (True, False):
+        rule = Rule(RuleRef(ref, Direction.EGRESS, 0), (CidrBlock(Prefix.parse("0.0.0.0/0"), inside=inside),), None)
+        index.set_policy(ref, Policy(ref, Origin("f", 0), subject, frozenset(Direction), (rule,)))
+        for number in (1, 3, 6, 300, LOCAL_MIN):
+            index.add_class(RemoteClass(number, V4))
+        found = {remote.identity for _, remote in index.compile(Subject(300)) if remote is not None}
+        assert found == ({1, 3, 6, 300, LOCAL_MIN} if inside else {LOCAL_MIN})
+
+
+def test_what_a_policy_denies_from_anywhere_is_lifted_for_whom_a_tier_before_allows() -> None:
+    """An entry of one class may say less than that of any remote, and nothing at all: it must be there."""
+    index = PolicyIndex()
+    index.set_identity(300, Workload("blue", {}))
+    subject = PodSelector(LabelSelector(), namespaces=LabelSelector())
+    index.set_namespace("blue", {})
+    ref = ObjectRef("ClusterNetworkPolicy", "", "p")
+    host = RemoteClass(1)
+    index.add_class(host)
+    passed = Rule(RuleRef(ref, Direction.EGRESS, 0), (EntityPeer(Entity.HOST),), None, Action.PASS)
+    allowed = Rule(RuleRef(ref, Direction.EGRESS, 1), None, None)
+    index.set_policy(ref, Policy(ref, Origin("f", 0), subject, frozenset(), (passed, allowed), tier=Tier.ADMIN))
+    isolating = policy(podSelector={}, policyTypes=["Egress"])
+    index.set_policy(isolating.ref, isolating)
+    entries = index.compile(Subject(300))
+    assert entries[Direction.EGRESS, host] == ()
+    assert [cell.rule for cell in entries[Direction.EGRESS, None]] == [allowed.ref]
 
 
 def test_a_rule_that_changes_concerns_its_peers_alone() -> None:
