@@ -14,7 +14,8 @@ from agent.plan.state import ENDPOINT, INTERFACES, IPCACHE, IPCACHE_KEY, NO_ADDR
 from agent.services.model import Kind
 from agent.world.world import World
 from policies.address import Prefix, format_address, format_socket
-from policies.model import Cell, ObjectRef, Protocol, RemoteClass, Verdict
+from policies.describe import demands_text, peer_text
+from policies.model import Cell, ObjectRef, Protocol, RemoteClass
 
 REFUSED, DROPPED = "refused", "dropped"
 ANY = "any"
@@ -139,6 +140,8 @@ class _Reader:
         if remote.ports:
             named = (f"{p.name}={Protocol.BY_NUMBER[p.protocol]}/{p.number}" for p in sorted(remote.ports))
             text += " with " + ", ".join(named)
+        if remote.marks:
+            text += " among " + ", ".join(sorted(map(peer_text, remote.marks)))
         return text
 
     def _identity(self, number: int) -> str:
@@ -149,8 +152,8 @@ class _Reader:
 
 
 def _cell(cell: Cell) -> str:
-    verdict = "allow" if cell.verdict is Verdict.ALLOW else "deny"
-    return f"{verdict} {_ports(cell)} by {cell.rule}"
+    asks = f", which asks for {demands_text(cell.demands)}" if cell.demands else ""
+    return f"{cell.verdict} {_ports(cell)} by {cell.rule}{asks}"
 
 
 def _ports(cell: Cell) -> str:
