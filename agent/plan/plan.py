@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from agent.plan import parts
 from agent.plan.blocks import ROWS, Block, rules_of
-from agent.plan.ids import CollisionError, Names
+from agent.plan.ids import CLASS_ANY, CollisionError, Names
 from agent.plan.listeners import listeners_of
 from agent.plan.parts import SERVICE_KEY, Part, PolicyPart
 from agent.plan.state import IPCACHE, SERVICES, Changes, Side, State
@@ -115,5 +115,7 @@ class Plan:
         rows = self.state.blocks[ROWS].values()
         rules = {number for block in rows for number in rules_of(block)}
         listeners = {number for block in rows for number in listeners_of(block)}
-        self.names.keep_only(rules, set(self.state.uses.classes), set(self.state.uses.subjects), listeners)
+        # Classes of names may have rows before any address has them.
+        classes = {remote for judged in self.state.policy.values() for remote in judged} - {CLASS_ANY}
+        self.names.keep_only(rules, classes | self.state.uses.classes.keys(), set(self.state.uses.subjects), listeners)
         self._names_allowed = NAMES_KEPT + 2 * len(self.names)
