@@ -1,7 +1,7 @@
 """Envoy's access log, taken in over gRPC (envoy.service.accesslog.v3) and made into plain records.
 
-Of an entry only what records have is read; of its headers only :method, content-type and grpc-status. What listeners
-have to log, and what their logs are called, is in l7proxy.logging. Importing this costs 20 MB.
+Of an entry only what records have is read; of its headers only :method, content-type and grpc-status. l7proxy.http has
+listeners log these, and SNI_TAG. Importing this costs 20 MB.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from envoy.service.accesslog.v3 import als_pb2
 from google.protobuf.message import DecodeError
 
 from l7proxy import redact
-from l7proxy.logging import GRPC_STATUS, SNI_TAG, LogName
+from l7proxy.logname import LogName
 from l7proxy.records import Http, L7Record, Tls
 
 SERVICE, METHOD = "envoy.service.accesslog.v3.AccessLogService", "StreamAccessLogs"
+SNI_TAG, GRPC_STATUS = "sni", "grpc-status"
 FLAGS_SHOWN = 8
 TEXT_LENGTH = 128
 GRPC_TYPE = "application/grpc"

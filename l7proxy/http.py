@@ -35,7 +35,7 @@ _SNI_TAG = "sni"
 
 
 def connection_manager(name: str, routes: str, demands: Demands, settings: ProxySettings) -> Any:
-    """`routes`: name of the RouteConfiguration. `name`: of the listener, which is the name of its log."""
+    """`routes`: name of the RouteConfiguration. `name`: of its log."""
     manager = hcm_pb2.HttpConnectionManager(
         codec_type=hcm_pb2.HttpConnectionManager.AUTO,
         stat_prefix=STAT_PREFIX,

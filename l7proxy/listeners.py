@@ -209,13 +209,13 @@ class Listener:
         nobody = rbac_pb2.RBAC(rules=rules_pb2.RBAC(), stat_prefix=STAT_PREFIX)
         yield _chain(_REFUSED, _filter("rbac", nobody), self._tcp_proxy(clusters.REFUSED))
         if self._has_clear():
-            manager = connection_manager(asked.name, asked.name, asked.demands, settings)
+            manager = connection_manager(asked.log_name, asked.name, asked.demands, settings)
             yield _chain(_CLEAR, _filter("http_connection_manager", manager))
         if self._passed():
             yield _chain(_PASSED, self._tcp_proxy(clusters.DIRECT))
         for ended in self._ended:
             if ended.http:
-                manager = connection_manager(asked.name, f"{asked.name}.{ended.chain}", asked.demands, settings)
+                manager = connection_manager(asked.log_name, f"{asked.name}.{ended.chain}", asked.demands, settings)
                 filters = [_filter("http_connection_manager", manager)]
             else:
                 filters = [_name_as_asked(), self._tcp_proxy(ended.cluster)]
@@ -233,7 +233,7 @@ class Listener:
 
     def _tcp_proxy(self, cluster: str) -> Any:
         proxy = tcp_proxy_pb2.TcpProxy(
-            stat_prefix=STAT_PREFIX, cluster=cluster, access_log=[tcp_log(self._asked.name, self._settings)]
+            stat_prefix=STAT_PREFIX, cluster=cluster, access_log=[tcp_log(self._asked.log_name, self._settings)]
         )
         proxy.idle_timeout.SetInParent()  # 0: none
         return _filter("tcp_proxy", proxy)

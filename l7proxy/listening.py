@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from l7proxy.logname import LogName
 from policies.l7 import Demands
 from policies.model import Direction
 
@@ -20,9 +21,13 @@ class Listening(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
     def name(self) -> str:
         return listener_name(self.number)
 
+    @property
+    def log_name(self) -> str:
+        return str(LogName(self.number, self.direction.value))
+
 
 def listener_name(number: int) -> str:
-    """Of the Listener, its RouteConfiguration and its access log."""
+    """Of the Listener and its RouteConfiguration."""
     return f"{number:016x}"
 
 

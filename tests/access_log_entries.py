@@ -12,7 +12,7 @@ from envoy.service.accesslog.v3 import als_pb2
 from google.protobuf import json_format
 
 from l7proxy.accesslog import METHOD, SERVICE
-from l7proxy.logging import LogName
+from l7proxy.logname import LogName
 
 COMMON: dict[str, Any] = {
     "downstream_direct_remote_address": {"socket_address": {"address": "10.0.0.1", "port_value": 40000}},

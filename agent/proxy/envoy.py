@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent import log as logs
+from agent.api import aio
+from agent.api.protocol import ApiError
 from agent.config import Config
 from agent.datapath import abi
 from agent.identity.allocator import Allocator, ExhaustedError
@@ -33,6 +35,8 @@ CERTIFICATE, PRIVATE_KEY, AUTHORITY = "tls.crt", "tls.key", "ca.crt"
 """Keys of a Secret's data where the rule names none (kubernetes.io/tls)."""
 LISTENS_S, AGAIN_S = 2.0, 0.002
 TAKES_S = 2.0
+LOGS_S = 1.0
+"""Envoy waits for nobody who is to take its log longer than that."""
 
 log = logs.get("envoy")
 
@@ -56,6 +60,7 @@ class EnvoySide:
             NUMBERS.MARK_FROM_EGRESS, NUMBERS.MARK_FROM_INGRESS, NUMBERS.MARK_PROXY_ANSWERS, ipv6=_has_ipv6()
         )
         self._compiler = Compiler(settings)
+        self._flows_socket = instance.flows_socket
         self._server = AdsServer(instance.xds_socket, on_change=self._heard)
         self._wanted: Mapping[int, Asked] = {}
         self._lingering: dict[int, Asked] = {}
@@ -124,7 +129,23 @@ class EnvoySide:
     async def run(self) -> None:
         if self._problem:
             log.error("no Envoy", problem=self._problem)
-        await self.running.run()
+        await self.running.wanted()
+        opening = asyncio.create_task(self._open_log())
+        try:
+            await asyncio.wait({opening}, timeout=LOGS_S)
+            await self.running.run()
+        finally:
+            opening.cancel()
+
+    async def _open_log(self) -> None:
+        """So that the first requests are in its log: the flows process takes that in once it is asked to."""
+        while True:
+            try:
+                await aio.call(self._flows_socket, "access_log")
+                return
+            except ApiError as error:
+                log.warning("the flows process takes no access log yet", reason=str(error))
+                await asyncio.sleep(LOGS_S)
 
     async def stop(self) -> None:
         await self._server.stop()

@@ -11,7 +11,7 @@ from access_log_entries import OK, REFUSED, http_entry, message, send, tcp_entry
 
 from l7proxy import redact
 from l7proxy.accesslog import AccessLog, of_http, of_tcp
-from l7proxy.logging import LogName
+from l7proxy.logname import LogName
 from l7proxy.records import Http, L7Record, Tls
 
 LOG = LogName(0x00DEADBEEF001122, "egress")
