@@ -202,8 +202,8 @@ class Handlers:
         reasons += [f"pod {p.pod.ref.namespace}/{p.pod.ref.name} failed: {p.problem}" for p in failed]
         for name, proxy in agent.proxy_views().items():
             reasons += [f"{name}: {problem}" for problem in proxy.problems]
-            if proxy.wanted and proxy.process.state != "running":
-                reasons.append(f"{name} does not run: {proxy.process.problem or 'it is being started'}")
+            if proxy.wanted and proxy.process.problem and proxy.process.state != "running":
+                reasons.append(f"{name} does not run: {proxy.process.problem}")
         flows = agent.flows.view()
         if flows.state != "running":
             reasons.append(f"the flows process does not run: {flows.problem or 'it is being started'}")
