@@ -29,12 +29,23 @@ log = logs.get("supervisor")
 class Supervisor:
     """Keeps one process running, which listens at `path`. It is known by who listens there, not by a pid file.
 
-    A process that runs with another command line (other maps, another version's arguments) is replaced.
+    A process that runs with another command line (other maps, another version's arguments) is replaced. `launcher`:
+    words before the command, of a program that becomes it. `folder`: where it is started.
     """
 
-    def __init__(self, name: str, command: Sequence[str], path: Path, log_path: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        path: Path,
+        log_path: Path,
+        launcher: Sequence[str] = (),
+        folder: Path | None = None,
+    ) -> None:
         self.name = name
         self._command = tuple(command)
+        self._launcher = tuple(launcher)
+        self._folder = folder
         self._path = path
         self._log_path = log_path
         self._pidfd = -1
@@ -93,7 +104,12 @@ class Supervisor:
     def _start(self) -> None:
         with self._log_path.open("ab") as output:
             self._child = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                [*self._launcher, *self._command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                cwd=self._folder,
             )
         self._pid = self._child.pid
         self._pidfd = os.pidfd_open(self._pid)

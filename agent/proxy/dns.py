@@ -24,6 +24,7 @@ from agent.dns.configuration import Configuration, Listening, Standing, Standing
 from agent.identity.allocator import Allocator, ExhaustedError
 from agent.instance import Instance
 from agent.plan.ids import Asked, class_id
+from agent.proxy.privileges import reduced
 from agent.proxy.running import Running
 from agent.status import ProxyView
 from agent.supervisor import Supervisor
@@ -37,6 +38,7 @@ FIRST_S = 2.0
 """How long the agent's start waits for a proxy that runs to say what it knows."""
 AGAIN_S = 0.1
 CALL_S = 5.0
+ROOT = 0
 NOWHERE: frozenset[bytes] = frozenset()
 
 log = logs.get("dns")
@@ -82,7 +84,9 @@ class DnsSide:
         begin: Callable[[], None],
     ) -> None:
         self.changed = asyncio.Event()
-        supervisor = Supervisor("dns", instance.dns_command(config), instance.dns_socket, instance.dns_log)
+        supervisor = Supervisor(
+            "dns", instance.dns_command(config), instance.dns_socket, instance.dns_log, reduced(user=ROOT)
+        )
         self.running = Running(supervisor, instance.dns_socket, config.dns_proxy, begin)
         self._config = config
         self._instance = instance

@@ -18,6 +18,7 @@ from dnsrig import Raw, Reply, Resolver, Wire, ask, exchange, query, rrset, says
 from probes import STREAM, Connection, Server, tcp
 
 from agent.api import client as api
+from agent.proxy.privileges import NET_RAW, capabilities
 
 CLIENT, OTHER, DNS = "shop/client", "shop/other", "kube-system/dns"
 PORT = 9000
@@ -384,3 +385,8 @@ def test_queries_are_flows(names: Names) -> None:
         assert flow["source"]["pod"] == "client"
         assert flow["destination"]["pod"] == "dns"
         assert flow["policy"]["name"] == "client"
+
+
+def test_the_proxy_has_no_privilege_but_to_speak_for_pods(names: Names) -> None:
+    names.start()
+    assert set(capabilities(names.pid()).values()) == {1 << NET_RAW}
