@@ -65,7 +65,7 @@ class EnvoySide:
         self._wanted: Mapping[int, Asked] = {}
         self._lingering: dict[int, Asked] = {}
         self._overrides: Mapping[int, tuple[Otherwise, ...]] = {}
-        self._listening: set[int] = set()
+        self._listening: dict[int, Ports] = {}
         self._materials: dict[TlsContext, TlsMaterial | None] = {}
         self._awaited: dict[int, asyncio.Task[None]] = {}
         self._failures: dict[int, str] = {}
@@ -113,7 +113,7 @@ class EnvoySide:
     # ---- what is served
 
     def serving(self) -> Mapping[int, Ports]:
-        return {number: (self._port(number), 0) for number in self._listening & self._wanted.keys()}
+        return self._listening
 
     def is_soon(self) -> bool:
         return self._server.clients > 0
@@ -198,8 +198,9 @@ class EnvoySide:
         """Envoy has said something."""
         acked = self._server.standing([listener_name(number) for number in self._wanted]).acked
         taken = {number for number in self._wanted if listener_name(number) in acked}
-        self._listening &= taken
-        for number in taken - self._listening:
+        for number in self._listening.keys() - taken:
+            del self._listening[number]
+        for number in taken - self._listening.keys():
             if number not in self._awaited:
                 self._awaited[number] = asyncio.get_running_loop().create_task(self._await_listener(number))
         self.changed.set()
@@ -208,10 +209,11 @@ class EnvoySide:
         """Envoy's workers begin to listen soon after it has taken a listener. A connection that only says so ends at
         once: the listener passes nothing on to loopback."""
         try:
+            port = self._port(number)
             async with asyncio.timeout(LISTENS_S):
-                while not await _listens(self._port(number)):
+                while not await _listens(port):
                     await asyncio.sleep(AGAIN_S)
-            self._listening.add(number)
+            self._listening[number] = (port, 0)
             self.changed.set()
         except TimeoutError:
             log.error("Envoy has taken a listener and does not listen", listener=listener_name(number))

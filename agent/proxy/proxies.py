@@ -30,6 +30,7 @@ log = logs.get("proxy")
 
 Ports = tuple[int, int]
 """TCP and UDP; 0: it does not listen there."""
+NOWHERE: Ports = (0, 0)
 
 
 class Side(Protocol):
@@ -137,8 +138,9 @@ class Proxies:
 
     def _enter(self, numbers: frozenset[int] | set[int]) -> None:
         """Those of these that are served."""
-        for number, asked in self._asked(numbers).items():
-            ports = self._ports(number, asked)
+        served = [side.serving() for side in self._sides]
+        for number in numbers:
+            ports = _ports([where.get(number, NOWHERE) for where in served])
             if ports == self._entered.get(number) or not any(ports):
                 continue
             try:
@@ -149,14 +151,15 @@ class Proxies:
                 continue
             self._entered[number] = ports
 
-    def _ports(self, number: int, asked: Asked) -> Ports:
-        served = [side.serving().get(number, (0, 0)) for side in self._sides if side.takes(asked)]
-        return next((tcp for tcp, _ in served if tcp), 0), next((udp for _, udp in served if udp), 0)
-
     def _leave(self, numbers: set[int] | frozenset[int]) -> None:
         for number in numbers:
             self._map.delete(_key(number))
             self._entered.pop(number, None)
+
+
+def _ports(served: Sequence[Ports]) -> Ports:
+    """Of the first that listens, TCP and UDP each."""
+    return next((tcp for tcp, _ in served if tcp), 0), next((udp for _, udp in served if udp), 0)
 
 
 def _key(number: int) -> bytes:
