@@ -27,7 +27,8 @@ class Finding(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else self.file
         field = f"{self.path}: " if self.path else ""
-        return f"{where}: {self.severity}: {self.policy}: {field}{self.message}"
+        policy = f"{self.policy}: " if self.policy else ""
+        return f"{where}: {self.severity}: {policy}{field}{self.message}"
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -39,8 +39,9 @@ class PolicyKind(msgspec.Struct, frozen=True):
         return self.versions[0].rpartition("/")[0]
 
     def is_of(self, api_version: str) -> bool:
-        """Whether an apiVersion, good or not, means this kind: another group's kind of this name is another kind."""
-        return not api_version or api_version.rpartition("/")[0] in (self.group, *self.others)
+        """Whether an apiVersion, good or not, means this kind: another group's kind of this name is another kind. What
+        has no group is a slip: the core group has no policies."""
+        return api_version.rpartition("/")[0] in ("", self.group, *self.others)
 
     def closing(self, raw: Any, origin: Origin, problem: str) -> tuple[Policy, ...]:
         """Policies that deny the pods which an object clearly selects, whatever else it says and however it is spelt:

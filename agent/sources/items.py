@@ -85,7 +85,7 @@ def item(written: Written) -> Item:
         return written.refused(_named(raw), [type_error(error, raw)])
     kind, version = head.kind or "", head.api_version or ""
     if kind not in VERSIONS:
-        return _unknown_kind(written, kind)
+        return _unknown_kind(written, kind, version)
     if version not in VERSIONS[kind]:
         return _unknown_version(written, head)
     return _policy(written, KINDS[kind], _ref(head)) if kind in KINDS else _object(written, kind, _ref(head))
@@ -145,10 +145,12 @@ def _unenforced(policy: Policy) -> tuple[str, str]:
     return path, message
 
 
-def _unknown_kind(written: Written, kind: str) -> Item:
+def _unknown_kind(written: Written, kind: str, version: str) -> Item:
+    """A misspelling is one of the kind and perhaps of its group; a like kind of quite another group is meant so."""
     if not kind:
         return written.refused(None, [("kind", "must be given")])
-    if meant := _meant(kind):
+    meant = _meant(kind)
+    if meant and (not version or get_close_matches(_group(version), map(_group, VERSIONS[meant]), cutoff=0.7)):
         return written.refused(None, [("kind", f"unknown kind {kind!r}, did you mean {meant}?")])
     return _not_handled(written, f"not handled: kind {kind}")
 
@@ -158,8 +160,8 @@ def _unknown_version(written: Written, head: schema.Envelope) -> Item:
     kind, version = head.kind or "", head.api_version or ""
     policy = KINDS.get(kind)
     wanted = " or ".join(VERSIONS[kind])
-    groups = [known.rpartition("/")[0] for known in VERSIONS[kind]]
-    if version and not (policy.is_of(version) if policy else version.rpartition("/")[0] in (*groups, "extensions")):
+    same = policy.is_of(version) if policy else _group(version) in map(_group, VERSIONS[kind])
+    if version and not same:
         return _not_handled(written, f"not handled: kind {kind} of {version}")
     wrong = [("apiVersion", f"must be {wanted}" + (f", not {version!r}" if version else ""))]
     ref = _ref(head)
@@ -168,6 +170,11 @@ def _unknown_version(written: Written, head: schema.Envelope) -> Item:
     # What selects the pods is the same in every version there was.
     closing = policy.closing(written.source.value(), written.origin, wrong[0][1])
     return written.refused(ref, wrong, _held(policy, ref, closing, salvaged=True))
+
+
+def _group(version: str) -> str:
+    """Of an apiVersion; "" is the core group."""
+    return version.rpartition("/")[0]
 
 
 def _not_handled(written: Written, message: str) -> Item:
