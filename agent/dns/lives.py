@@ -16,12 +16,12 @@ OVER = NUMBERS.CT_CLOSED | NUMBERS.CT_ENDED | NUMBERS.CT_GONE
 CHUNK = 1024
 """Entries that are read before others get their turn."""
 
-_FIRST = KEY.offset("destination")
-_LAST = _FIRST + 16
+_SOURCE, _DESTINATION, _BYTES = KEY.offset("source"), KEY.offset("destination"), 16
 
 
 async def live_addresses(conntrack: Map, wanted: Set[bytes]) -> set[bytes]:
-    """Those of the addresses that some flow goes to that is not over. What begins meanwhile may not be seen."""
+    """Those of the addresses that some flow goes to that is not over: by either of its entries, as the later of them
+    says how long it lives. What begins meanwhile may not be seen."""
     found: set[bytes] = set()
     if not wanted:
         return found
@@ -29,12 +29,14 @@ async def live_addresses(conntrack: Map, wanted: Set[bytes]) -> set[bytes]:
     for keys, values in conntrack.chunks(CHUNK):
         packed = bytes(keys)
         for number, start in enumerate(range(0, len(packed), KEY.size)):
-            address = packed[start + _FIRST : start + _LAST]
-            if address in wanted and address not in found:
-                entry = ENTRY.unpack(values[number * ENTRY.size : (number + 1) * ENTRY.size])
-                if entry.expires_ns > now_ns and not entry.flags & (OVER | NUMBERS.CT_REPLY):
-                    found.add(address)
-        if len(found) == len(wanted):
+            source = packed[start + _SOURCE : start + _SOURCE + _BYTES]
+            destination = packed[start + _DESTINATION : start + _DESTINATION + _BYTES]
+            if source not in wanted and destination not in wanted:
+                continue
+            entry = ENTRY.unpack(values[number * ENTRY.size : (number + 1) * ENTRY.size])
+            if entry.expires_ns > now_ns and not entry.flags & OVER:
+                found.add(source if entry.flags & NUMBERS.CT_REPLY else destination)
+        if wanted <= found:
             break
         await asyncio.sleep(0)
-    return found
+    return found & wanted
