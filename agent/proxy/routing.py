@@ -1,5 +1,9 @@
 """How packets that the datapath gave to a proxy's socket get there: a rule for their mark, to a table in which every
-address is this node's. In the calling thread's network namespace; stays when the agent ends."""
+address is this node's. In the calling thread's network namespace; stays when the agent ends.
+
+On its way in from a device the kernel looks whether a packet has a socket here before it looks at routes (early demux),
+and drops those that have one and are to be forwarded. Packets for a proxy's connection are both until the pod's device
+has seen them, so that is turned off."""
 
 from __future__ import annotations
 
@@ -12,11 +16,14 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from agent.datapath import abi
+from agent.endpoints.sandbox import write_sysctls
 
 NUMBERS = abi.load().constants
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 EVERYWHERE = {socket.AF_INET: "0.0.0.0/0", socket.AF_INET6: "::/0"}
 SCOPE_HOST = {socket.AF_INET: 254, socket.AF_INET6: 0}  # linux/rtnetlink.h; IPv6 knows no scopes here
+EARLY_DEMUX = ("net/ipv4/tcp_early_demux", "net/ipv4/udp_early_demux")
+"""Of IPv6 as well."""
 LOOPBACK = "lo"
 RULE_PRIORITY = 9
 """Before the rules that others make; after that of local addresses (0)."""
@@ -24,6 +31,7 @@ RULE_PRIORITY = 9
 
 def install() -> None:
     """Both families. What is there already stays."""
+    write_sysctls(dict.fromkeys(EARLY_DEMUX, "0"))
     with IPRoute() as route:
         loopback = route.link_lookup(ifname=LOOPBACK)[0]
         for family in FAMILIES:
@@ -54,7 +62,7 @@ def is_installed() -> bool:
 
 
 def remove() -> int:
-    """How many rules and routes were there."""
+    """How many rules and routes were there. The rest is as the kernel has it by itself."""
     removed = 0
     with IPRoute() as route:
         for family in FAMILIES:
@@ -69,6 +77,8 @@ def remove() -> int:
                 )
                 removed += 1
             removed += _flush(route, family)
+    if removed:
+        write_sysctls(dict.fromkeys(EARLY_DEMUX, "1"))
     return removed
 
 

@@ -26,6 +26,17 @@ def test_marked_packets_are_local_whatever_their_destination(node: rig.Node) -> 
             assert not delivered_here(node, address, other)
 
 
+def test_what_has_a_socket_here_may_still_be_forwarded(node: rig.Node) -> None:
+    def early_demux() -> list[str]:
+        return node.run("sysctl", "-n", *(key.replace("/", ".") for key in routing.EARLY_DEMUX)).stdout.split()
+
+    assert early_demux() == ["1", "1"]
+    node.call(routing.install)
+    assert early_demux() == ["0", "0"]
+    node.call(routing.remove)
+    assert early_demux() == ["1", "1"]
+
+
 def test_installed_twice_is_removed_once(node: rig.Node) -> None:
     node.call(routing.install)
     node.call(routing.install)
