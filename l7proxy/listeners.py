@@ -39,6 +39,7 @@ SO_MARK = 36
 Materials = Mapping[TlsContext, TlsMaterial]
 
 _LISTENER_FILTERS_S = 10
+_EARLY_BYTES = 1 << 16
 _LOOPBACK, _REFUSED, _CLEAR, _PASSED = "loopback", "refused", "clear", "passed"
 
 
@@ -236,6 +237,9 @@ class Listener:
             stat_prefix=STAT_PREFIX, cluster=cluster, access_log=[tcp_log(self._asked.log_name, self._settings)]
         )
         proxy.idle_timeout.SetInParent()  # 0: none
+        if cluster == clusters.REFUSED:  # the RBAC filter before it is asked with the first data
+            proxy.upstream_connect_mode = tcp_proxy_pb2.ON_DOWNSTREAM_DATA
+            proxy.max_early_data_bytes.value = _EARLY_BYTES
         return _filter("tcp_proxy", proxy)
 
 

@@ -138,6 +138,8 @@ class DeltaStream:
                 self.acked[type_url, name] = version
             mine.refused.pop(name, None)
             self.rejected.pop((type_url, name), None)
+        if type_url in _NAMED_BY_LISTENERS and sent.versions and LISTENER in self._types:
+            self._types[LISTENER].refused.clear()  # it may have been for their sake: they are sent once more
         for name in sent.removed:
             mine.has.pop(name, None)
             self._forget((type_url, name))
@@ -149,6 +151,8 @@ class DeltaStream:
             return
         for name, version in sent.versions.items():
             mine.refused[name] = version
+            if name in mine.has:
+                mine.has[name] = ""  # not sure: Envoy keeps a Secret that it refused
             self.rejected[type_url, name] = Rejected(type_url, name, version, message)
         for name in sent.removed:
             mine.has.pop(name, None)
@@ -163,8 +167,7 @@ class DeltaStream:
         current = snapshot.of_type(type_url)
         for name in [name for name, version in mine.refused.items() if _version(current, name) != version]:
             del mine.refused[name]
-            if _version(current, name) == mine.has.get(name, ""):  # back to what it has, so there is nothing to send
-                self.rejected.pop((type_url, name), None)
+            self.rejected.pop((type_url, name), None)
         wanted = current.values() if mine.wildcard else [current[name] for name in mine.names if name in current]
         due = [one for one in wanted if one.version not in (mine.has.get(one.name), mine.refused.get(one.name))]
         if mine.singly:

@@ -83,10 +83,15 @@ class Records:
     def lose(self, count: int) -> None:
         raise AssertionError(f"{count} entries lost")
 
-    def wait(self, count: int) -> list[L7Record]:
+    def of_port(self, port: int, count: int) -> list[L7Record]:
+        """Of flows to a destination's port, once there are so many."""
+
+        def found() -> list[L7Record]:
+            return [record for record in self.records if record.destination_port == port]
+
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.records) >= count, TIMEOUT_S), self.records
-            return list(self.records)
+            assert self._changed.wait_for(lambda: len(found()) >= count, TIMEOUT_S), self.records
+            return found()
 
 
 class EnvoyPath:
@@ -97,6 +102,7 @@ class EnvoyPath:
         self.log = Records()
         self._numbers = itertools.count(1)
         self._listenings: dict[int, Listening] = {}
+        self._materials: Materials = {}
         with ExitStack() as stack:
             self.dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gh-envoy-")))
             self.client, self.node, self.server = (
@@ -164,7 +170,8 @@ class EnvoyPath:
         materials: Materials | None = None,
         direction: Direction = Direction.EGRESS,
     ) -> dict[int, Listening]:
-        """By the destination's port; `overrides` too. Returns once Envoy has taken it and connections get there."""
+        """By the destination's port; `overrides` too; `materials` stay until there are others. Returns once Envoy has
+        taken it and connections get there."""
         for port, asked in demands.items():
             known = self._listenings.get(port)
             if known is None or known.demands != asked:
@@ -182,8 +189,9 @@ class EnvoyPath:
     def apply(
         self, overrides: Mapping[int, Sequence[Override]] | None = None, materials: Materials | None = None
     ) -> None:
+        self._materials = self._materials if materials is None else materials
         by_number = {self._listenings[port].number: mine for port, mine in (overrides or {}).items()}
-        self.set_snapshot(self.compiler.snapshot(self._listenings.values(), by_number, materials or {}))
+        self.set_snapshot(self.compiler.snapshot(self._listenings.values(), by_number, self._materials))
 
     def log_text(self) -> str:
         return (self.dir / "envoy.log").read_text()

@@ -7,7 +7,7 @@ import itertools
 import socket
 import ssl
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from rig import Netns
@@ -85,11 +85,15 @@ class Server:
     def _serve(self, connection: socket.socket, peer: tuple[str, int]) -> None:
         name = [""]
         self._open.add(connection)
-        with suppress(OSError, ValueError), connection:
+        with suppress(OSError, ValueError), ExitStack() as stack:
+            stack.enter_context(connection)
             if self.tls:
                 self.tls.sni_callback = lambda _socket, asked, _context: name.__setitem__(0, asked or "")
-                connection = self.tls.wrap_socket(connection, server_side=True)
+                connection = stack.enter_context(
+                    self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+                )
                 self._open.add(connection)
+                connection.do_handshake()
             reader = connection.makefile("rb")
             while line := reader.readline():
                 method, target, version = line.decode("latin-1").split(maxsplit=2)
