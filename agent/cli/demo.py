@@ -28,8 +28,9 @@ def demo(
 ) -> None:
     """Build a small cluster in network namespaces, enforce policy on it, and show it.
 
-    Eight pods in three namespaces, services and NetworkPolicies; real servers and clients. Each probe is sent, its
-    flow is printed as the datapath saw it, and a table says what was expected, what came, and which rule decided.
+    Eleven pods in four namespaces, services, policies of ports, of requests and of DNS names; real servers and
+    clients. Each probe is sent, its flow is printed as the datapath or a proxy judged it, and a table says what was
+    expected, what came, and which rule decided.
 
     Nothing touches the machine's own network; everything is removed at the end, also after Ctrl-C.
 
@@ -68,16 +69,18 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def show(box: Box) -> bool:
     """Wait for the cluster, probe, print. Whether all went as expected."""
-    from agent.demo import probes
+    from itertools import chain
+
+    from agent.demo import asks, probes
     from agent.flows.render import line
 
     say(f"building a cluster in network namespaces (node {box.node})")
     await_ready(box)
     print(listing(box))
     verdicts = probes.Verdicts(box.state_dir / "flows.sock")
-    say("probing; each line is a flow as the datapath judged it")
+    say("probing; each line is a flow as the datapath judged it, or a request as a proxy did (l7)")
     outcomes, shown = [], 0
-    for outcome in probes.run(box, verdicts):
+    for outcome in chain(asks.run(box, verdicts), probes.run(box, verdicts)):
         outcomes.append(outcome)
         for flow in verdicts.lines[shown:]:
             print("  " + line(flow, color=sys.stdout.isatty()), flush=True)
@@ -95,6 +98,7 @@ def await_ready(box: Box) -> None:
     until_reachable(box, "agent.sock")
     client.call(box.state_dir / "agent.sock", "settled", timeout_s=2 * READY_S, timeout=READY_S)
     until_reachable(box, "flows.sock")
+    until_proxies_judge(box)
 
 
 def until_reachable(box: Box, name: str) -> None:
@@ -113,6 +117,22 @@ def until_reachable(box: Box, name: str) -> None:
         except UnreachableError:
             sleep(0.02)
     raise BoxError("the agent did not start:\n" + box.agent_log())
+
+
+def until_proxies_judge(box: Box) -> None:
+    """Until each rule set in force has its listener; requests are denied before."""
+    from time import monotonic, sleep
+
+    from agent.api import client
+    from agent.demo.box import BoxError
+
+    deadline = monotonic() + READY_S
+    while monotonic() < deadline:
+        proxies = client.call(box.state_dir / "agent.sock", "status")["proxies"].values()
+        if all(proxy["listeners"] and not proxy["waiting"] for proxy in proxies):
+            return
+        sleep(0.05)
+    raise BoxError("the proxies did not start:\n" + box.agent_log())
 
 
 def listing(box: Box) -> str:

@@ -62,9 +62,9 @@ class Box:
         """Copies, as they may be edited while the box stands; the commands of pods get this machine's paths."""
         self.manifests.mkdir()
         for source in sorted((HERE / "manifests").glob("*.yaml")):
-            text = (
-                source.read_text().replace("$(PYTHON)", "/usr/bin/python3").replace("$(SERVE)", str(HERE / "serve.py"))
-            )
+            text = source.read_text().replace("$(PYTHON)", "/usr/bin/python3")
+            for word, server in (("$(SERVE)", "serve.py"), ("$(KITCHEN)", "kitchen.py")):
+                text = text.replace(word, str(HERE / server))
             (self.manifests / source.name).write_text(text)
 
     def _build_networks(self) -> None:

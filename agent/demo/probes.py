@@ -36,10 +36,22 @@ class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"so
     note: str = ""
 
 
+class Ask(msgspec.Struct, frozen=True):
+    """One request or DNS name (agent.demo.asks). `expect`: a status, or a code of DNS."""
+
+    source: str
+    destination: str
+    port: int
+    protocol: str
+    expect: str
+    note: str
+    rule: str = ""
+
+
 class Outcome(msgspec.Struct, frozen=True):
     """`rule` is what decided, in the words of `observe`; "" where no flow told."""
 
-    probe: Probe
+    probe: Probe | Ask
     got: str
     rule: str
 

@@ -76,6 +76,10 @@ def test_every_probe_goes_as_expected_and_nothing_is_left(demos: list[Demo], tmp
     assert done == wanted >= 20
     assert len(re.findall(r"^ok ", output, re.MULTILINE)) == wanted
     assert re.search(r"FORWARDED new .* by shop/cart ingress\[0\] via shop/cart:80", output), output
+    assert re.search(r"FORWARDED l7 .* HTTP/1.1 GET /menu 200 .* by kitchen/app egress\[0\]", output), output
+    assert re.search(r"DROPPED +l7 .* HTTP/1.1 GET /kitchen/keys 403 .* PROXY_DENIED", output), output
+    assert re.search(r"FORWARDED l7 .* DNS A supplier.example NOERROR 198.51.100.10", output), output
+    assert re.search(r"DROPPED +l7 .* DNS A tracker.example REFUSED", output), output
     assert demo.remains() == []
 
 
@@ -103,6 +107,6 @@ def test_kept_it_runs_on_until_removed(demos: list[Demo], tmp_path: Path) -> Non
         env=demo.environment,
     )
     assert status.returncode == 0, status
-    assert re.search(r"Endpoints +8 ready", status.stdout), status.stdout
+    assert re.search(r"Endpoints +11 ready", status.stdout), status.stdout
     subprocess.run([*COMMAND, "--remove"], env=demo.environment, check=True, stdout=subprocess.DEVNULL)
     assert demo.remains() == []
