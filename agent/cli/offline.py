@@ -17,7 +17,8 @@ from agent.sources.slices import derive
 from agent.sources.tree import Tree
 from agent.sources.watches import Watches
 from agent.sources.yaml_reader import BadYaml
-from agent.world.world import METADATA_NAME, World
+from agent.world.namespaces import METADATA_NAME
+from agent.world.world import World
 from policies.evaluate import Namespaces, PodFacts
 from policies.model import SERVICE_ACCOUNT, ContainerPort, Origin
 

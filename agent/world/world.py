@@ -7,6 +7,7 @@ the plan must be compiled again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import partial
 
 import msgspec
 
@@ -24,30 +25,28 @@ from agent.objects import (
     Secret,
     Service,
 )
-from agent.services import frontends
 from agent.services.model import Frontend
-from agent.services.places import is_served
-from agent.world.addresses import ALLOCATED, HOST_NETWORK, LOCAL, NODE, NODE_KIND, REMOTE, AddressBook
+from agent.world.addresses import NODE, NODE_KIND, AddressBook
 from agent.world.allocations import Allocations, key_of
 from agent.world.config import NodeConfig
 from agent.world.frontends import FrontendClaims
-from agent.world.hostports import KIND as HOST_PORT
 from agent.world.hostports import HostPortBook, host_port_ref
 from agent.world.identities import IdentityBook
 from agent.world.marks import MarkBook
 from agent.world.names import NameClasses
+from agent.world.namespaces import NamespaceBook
 from agent.world.nodes import NodeBook
+from agent.world.placing import Placing
 from agent.world.pods import PodBook, PodState
 from agent.world.policies import PolicyBook
 from agent.world.problems import describe_problems
 from agent.world.services import Derive, ServiceBook
+from agent.world.serving import all_slices_of, frontends_of, slices_of
 from agent.world.subjects import SubjectBook
 from policies.address import Prefix
 from policies.index import PolicyIndex
 from policies.model import Mark, ObjectRef, Policy, RemoteClass, Subject
 from policies.terms import PortName
-
-METADATA_NAME = "kubernetes.io/metadata.name"
 
 
 class Dirty(msgspec.Struct):
@@ -77,7 +76,8 @@ class World:
         self._frontends = FrontendClaims()
         self.services = ServiceBook(self.allocations, self._frontends, config)
         self.host_ports = HostPortBook(self._frontends, config)
-        self.namespaces: dict[str, Namespace] = {}
+        self._namespaces = NamespaceBook(config, self.index, self.pods)
+        self._placing = Placing(config, self.allocations)
         self.identities = IdentityBook(
             self.allocations.identities, self.index, LabelFilter(config.labels_include, config.labels_exclude)
         )
@@ -87,7 +87,7 @@ class World:
         self.addresses = AddressBook(
             config, self.allocations.cidr_identities, self.index, self.pods, self.nodes, self.marks
         )
-        self._derive = derive
+        self.derive = derive
         self._subjects = SubjectBook(self.index)
         self._failures: dict[ObjectRef, str] = {}
         self._released_pods: set[ObjectRef] = set()
@@ -102,7 +102,7 @@ class World:
         ref, new = change.ref, change.object
         self._failures.pop(ref, None)
         if ref.kind == "Namespace":
-            self._put_namespace(ref.name, new if isinstance(new, Namespace) else None)
+            self._namespaces.put(ref.name, new if isinstance(new, Namespace) else None)
         elif ref.kind == NODE_KIND:
             self._put_node(ref, new if isinstance(new, Node) else None)
         elif ref.kind == "Pod":
@@ -181,7 +181,12 @@ class World:
     def is_local(self, ref: ObjectRef) -> bool:
         """Whether a pod runs on this node in a network namespace of its own."""
         state = self.pods.get(ref)
-        return state is not None and self._runs_here(state.pod) and not state.pod.host_network
+        return state is not None and self._placing.is_here(state.pod) and not state.pod.host_network
+
+    @property
+    def namespaces(self) -> Mapping[str, Namespace]:
+        """Those that are declared."""
+        return self._namespaces.declared
 
     def subject(self, ref: ObjectRef) -> Subject | None:
         """Of a local pod with an interface; None where it cannot be an endpoint."""
@@ -202,7 +207,7 @@ class World:
         Services are Services and, under references of kind HostPort, pods of this node with hostPorts. With `served`
         False a Service's frontends are as without endpoints, which is quicker, for who asks only where they are.
         """
-        found = self._host_port_frontends(ref) if ref.kind == HOST_PORT else self._service_frontends(ref, served)
+        found = frontends_of(self, ref, served=served)
         return tuple([f for f in found if self._frontends.owner(f.address, f.protocol, f.port) == ref])
 
     def frontend_owner(self, address: bytes, protocol: int, port: int) -> ObjectRef | None:
@@ -216,16 +221,7 @@ class World:
 
     def slices(self, service: Service) -> tuple[EndpointSlice, ...]:
         """The slices of a service: those given, else those its selector gives."""
-        given = self.services.slices(service.ref)
-        if given or self._derive is None or not service.selector:
-            return given
-        pods = self.pods.selected(service.ref.namespace, service.selector)
-        return tuple(self._derive(service, pods, self.nodes.zones))
-
-    def all_slices(self, service: Service) -> tuple[EndpointSlice, ...]:
-        """As `slices`, and those that nobody serves, as of headless services."""
-        unserved = self.services.unserved_slices(service.ref)
-        return (*unserved, *self.services.slices(service.ref)) if unserved else self.slices(service)
+        return slices_of(self, service)
 
     def name_classes(self) -> NameClasses:
         """What the DNS proxy needs to classify an address by its names by itself; as of the last `take_dirty`."""
@@ -235,38 +231,7 @@ class World:
         """What is written but not in force: conflicts, and what could not be allocated."""
         return describe_problems(self, self._failures)
 
-    def _service_frontends(self, ref: ObjectRef, served: bool) -> tuple[Frontend, ...]:
-        service = self.services.get(ref)
-        if service is None or not is_served(service):
-            return ()
-        addresses, ports = self.services.addresses(ref), self.services.node_ports(ref)
-        return frontends.frontends(service, addresses, ports, self.slices(service) if served else (), self.config)
-
-    def _host_port_frontends(self, ref: ObjectRef) -> tuple[Frontend, ...]:
-        """None before the pod's network stands."""
-        state = self.pods.get(ObjectRef("Pod", ref.namespace, ref.name))
-        if state is None or state.interface is None or ref not in self.host_ports:
-            return ()
-        pod = msgspec.structs.replace(state.pod, addresses=self.own_addresses(state.pod.ref))
-        return frontends.host_ports(pod, self.config)
-
     # ---- inside: objects
-
-    def _put_namespace(self, name: str, namespace: Namespace | None) -> None:
-        if namespace is None:
-            self.namespaces.pop(name, None)
-        else:
-            self.namespaces[name] = namespace
-        self._set_namespace_labels(name)
-
-    def _set_namespace_labels(self, name: str) -> None:
-        declared = self.namespaces.get(name)
-        labels: dict[str, str] | None = None
-        if declared is not None:
-            labels = {METADATA_NAME: name, **declared.labels}
-        elif self.config.implicit_namespaces and self.pods.namespace_used(name):
-            labels = {METADATA_NAME: name}
-        self.index.set_namespace(name, labels)
 
     def _put_node(self, ref: ObjectRef, node: Node | None) -> None:
         old, zone = self.nodes.get(ref.name), self.nodes.zones.get(ref.name, "")
@@ -306,25 +271,28 @@ class World:
         old = self.pods.get(ref)
         if old is not None:
             for address in old.pod.addresses:
-                self._dirty_endpoints |= self.addresses.remove(address, self._rank(old), ref)
+                self._dirty_endpoints |= self.addresses.remove(address, self._placing.rank(old), ref)
             self._dirty_services.update(self.services.selecting(ref.namespace, old.pod.labels))
         self._dirty_pods.add(ref)
         self._dirty_endpoints.add(ref)
         if pod is None:
             self._forget_pod(ref)
         else:
-            state = PodState(self._placed(pod), own_addresses=not pod.addresses)
+            placed, failure = self._placing.place(pod)
+            if failure:
+                self._failures[ref] = failure
+            state = PodState(placed, own_addresses=not pod.addresses)
             if old is not None:
                 state.key, state.identity, state.interface = old.key, old.identity, old.interface
             self.pods.put(state)
             for address in state.pod.addresses:
-                self._dirty_endpoints |= self.addresses.add(address, self._rank(state), ref)
+                self._dirty_endpoints |= self.addresses.add(address, self._placing.rank(state), ref)
             self._dirty_services.update(self.services.selecting(ref.namespace, pod.labels))
-            if self._runs_here(pod):
+            if self._placing.is_here(pod):
                 self._dirty_services |= self.host_ports.put(state.pod)
             else:
                 self._dirty_services |= self.host_ports.take(host_port_ref(ref))
-        self._set_namespace_labels(ref.namespace)
+        self._namespaces.settle(ref.namespace)
 
     def _forget_pod(self, ref: ObjectRef) -> None:
         state = self.pods.take(ref)
@@ -333,34 +301,13 @@ class World:
         self._dirty_services |= self.host_ports.take(host_port_ref(ref))
         self._released_pods.add(ref)
 
-    def _placed(self, pod: Pod) -> Pod:
-        """With the name of the node it runs on, and the addresses this node gives it."""
-        pod = pod if pod.node else msgspec.structs.replace(pod, node=self.config.name)
-        if pod.addresses or pod.host_network or not self._runs_here(pod):
-            return pod
-        try:
-            return msgspec.structs.replace(pod, addresses=self.allocations.pod_addresses(pod.ref))
-        except ExhaustedError as error:
-            self._failures[pod.ref] = str(error)
-            return pod
-
-    def _rank(self, state: PodState) -> int:
-        if state.pod.host_network:
-            return HOST_NETWORK
-        if not self._runs_here(state.pod):
-            return REMOTE
-        return ALLOCATED if state.own_addresses else LOCAL
-
-    def _runs_here(self, pod: Pod) -> bool:
-        return pod.node in ("", self.config.name)
-
     # ---- inside: what follows
 
     def _settle_marks(self, changed: Set[Mark]) -> None:
         """Marks that policies began or ceased to use, and services whose endpoints may be others now."""
         touched, services = self.marks.use(changed, self.index.marks(), self.services)
         for ref in services | self._dirty_services:
-            touched |= self.marks.settle_service(ref, self.services.get(ref), self.all_slices)
+            touched |= self.marks.settle_service(ref, self.services.get(ref), partial(all_slices_of, self))
         for address in touched:
             self.addresses.touch(address)
 

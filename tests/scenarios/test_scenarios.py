@@ -1,4 +1,4 @@
-"""Manifests → what the plan says, one corner of NetworkPolicy or Service each.
+"""Manifests → what the plan says, one corner of a policy or of Service each.
 
 cases/NAME.yaml holds the manifests, cases/NAME.plan.yaml the plan and its problems. After a change that is meant:
 
@@ -20,6 +20,7 @@ import pytest
 import yaml
 from map_model import MapModel
 
+from agent.cli.offline import facts
 from agent.plan.describe import describe
 from agent.plan.plan import Plan
 from agent.plan.preview import preview
@@ -28,10 +29,11 @@ from agent.sources.manifest import parse
 from agent.sources.slices import derive
 from agent.sources.tree import Tree
 from agent.world.config import NodeConfig, ServiceConfig
-from agent.world.world import METADATA_NAME, World
+from agent.world.namespaces import METADATA_NAME
+from agent.world.world import World
 from policies.address import Prefix, is_v4, parse_address
-from policies.evaluate import HOST, Flow, Party, PodFacts, evaluate
-from policies.model import ContainerPort, Verdict
+from policies.evaluate import HOST, Flow, Party, evaluate
+from policies.model import Verdict
 
 CASES = sorted(path for path in Path(__file__).parent.glob("cases/*.yaml") if not path.name.endswith(".plan.yaml"))
 OUTSIDE = ("192.0.2.4", "192.0.2.100", "203.0.113.1", "10.244.0.99", "2001:db8::1", "fd00::77")
@@ -84,9 +86,10 @@ def test_plan_agrees_with_the_oracle(case: Path) -> None:
     for flow in flows_of(world):
         decision = evaluate(policies, names, flow)
         ends = ((flow.source, decision.egress), (flow.destination, decision.ingress))
-        expected = all(side.verdict is Verdict.ALLOW for end, side in ends if end.address in interfaces)
-        found = maps.allows(flow.source.address, flow.destination.address, flow.protocol, flow.port, interfaces)
-        assert found is expected, f"{flow.source} → {flow.destination} {flow.protocol}/{flow.port}"
+        verdicts = {side.verdict for end, side in ends if end.address in interfaces}
+        asked = None if Verdict.DENY in verdicts else Verdict.REDIRECT in verdicts  # None: it does not pass
+        found = maps.asks(flow.source.address, flow.destination.address, flow.protocol, flow.port, interfaces)
+        assert (None if found is None else bool(found)) is asked, f"{flow.source} → {flow.destination} {flow}"
 
 
 def endpoints_of(plan: Plan) -> list[Any]:
@@ -108,14 +111,14 @@ def flows_of(world: World) -> Iterator[Flow]:
 
 def parties(world: World) -> list[Party]:
     out = [Party(parse_address(address), entity=HOST) for address in NODE]
-    out += [Party(parse_address(address)) for address in OUTSIDE]
+    for address in map(parse_address, OUTSIDE):
+        inside = any(block.contains(address) for block in world.config.pod_cidrs)
+        out.append(Party(address, entity="unmanaged" if inside else "world"))
     for state in world.pods:
         pod = state.pod
-        ports = frozenset(ContainerPort(p.name, p.protocol, p.number) for p in pod.ports if p.name)
-        facts = PodFacts(pod.ref.namespace, pod.ref.name, pod.labels, ports)
         addresses = [a for a in pod.addresses if world.addresses.owner(a) == pod.ref]
         if pod.host_network:
             out += [Party(address, entity="remote-node") for address in addresses]
         else:
-            out += [Party(address, facts) for address in addresses if address != NO_ADDRESS]
+            out += [Party(address, facts(pod)) for address in addresses if address != NO_ADDRESS]
     return out

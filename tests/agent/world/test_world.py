@@ -9,7 +9,8 @@ from worlds import ORIGIN
 from agent.objects import Change, DeclaredPort, Interface, Namespace, Object, Pod, Service, ServicePort
 from agent.sources.slices import derive
 from agent.world.config import NodeConfig
-from agent.world.world import METADATA_NAME, World
+from agent.world.namespaces import METADATA_NAME
+from agent.world.world import World
 from policies.address import Prefix, format_address, parse_address
 from policies.model import (
     CidrBlock,

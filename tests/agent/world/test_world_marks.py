@@ -26,6 +26,7 @@ from agent.objects import (
 )
 from agent.sources.slices import derive
 from agent.world.config import NodeConfig
+from agent.world.serving import all_slices_of
 from agent.world.world import World
 from policies.address import Prefix, parse_address
 from policies.evaluate import Party, PodFacts, ServiceFacts, peer_selects
@@ -407,7 +408,7 @@ def party(world: World, scene: Scene, address: bytes) -> Party:
     services = tuple(
         ServiceFacts(one.ref.namespace, one.ref.name, one.labels)
         for one in world.services
-        if any(address == found for part in world.all_slices(one) for found, _ in part.addressed())
+        if any(address == found for part in all_slices_of(world, one) for found, _ in part.addressed())
     )
     names = frozenset(name for name, addresses in scene.names.items() if address in addresses)
     known = [thing for thing in scene.services.values() if isinstance(thing, Node)]
