@@ -16,7 +16,10 @@ from policies.address import is_v4
 ABI = abi.load()
 NUMBERS = ABI.constants
 RECORDS = ABI.records
-ICMP = (1, 58)
+
+Asks = frozenset[int] | None
+"""Numbers of the listeners a flow goes by; none where it passes by itself; None: it does not pass."""
+UNASKED: frozenset[int] = frozenset()
 
 
 @cache
@@ -91,39 +94,43 @@ class MapModel:
     def allows(
         self, source: bytes, destination: bytes, protocol: int, port: int, interfaces: Mapping[bytes, int]
     ) -> bool:
-        """Whether a new flow passes. `interfaces`: which interface each local pod's addresses hang off."""
+        """Whether a new flow passes and no proxy is asked."""
+        return self.asks(source, destination, protocol, port, interfaces) == UNASKED
+
+    def asks(
+        self, source: bytes, destination: bytes, protocol: int, port: int, interfaces: Mapping[bytes, int]
+    ) -> Asks:
+        """Whether a new flow passes, and which proxies are asked. `interfaces`: which interface each local pod's
+        addresses hang off. Of ICMP the port is the type."""
         if source in interfaces:
             return self._from_pod(source, destination, protocol, port, interfaces[source])
         if destination in interfaces:
             return self._to_pod(source, destination, protocol, port, interfaces[destination])
-        return False
+        return None
 
-    def _from_pod(self, source: bytes, destination: bytes, protocol: int, port: int, ifindex: int) -> bool:
+    def _from_pod(self, source: bytes, destination: bytes, protocol: int, port: int, ifindex: int) -> Asks:
         near = self._interface(ifindex)
         if near is None or source != (near.ipv4 if is_v4(source) else near.ipv6):
-            return False
+            return None
         far = self.maps["endpoints"].get(destination)
         if far is None:
             remote = self._class_of(destination)
-            return bool(remote) and self._judge(near.subject, remote, NUMBERS.DIRECTION_EGRESS, protocol, port)
+            return self._judge(near.subject, remote, NUMBERS.DIRECTION_EGRESS, protocol, port)
         to = RECORDS["endpoint"].unpack(far)
         if to.ifindex == near.ifindex:
-            return True
+            return UNASKED
         their, mine = (to.class_v4, near.class_v4) if is_v4(source) else (to.class_v6, near.class_v6)
-        return (
-            bool(their and mine)
-            and self._judge(near.subject, their, NUMBERS.DIRECTION_EGRESS, protocol, port)
-            and self._judge(to.subject, mine, NUMBERS.DIRECTION_INGRESS, protocol, port)
-        )
+        egress = self._judge(near.subject, their, NUMBERS.DIRECTION_EGRESS, protocol, port)
+        ingress = self._judge(to.subject, mine, NUMBERS.DIRECTION_INGRESS, protocol, port)
+        return None if egress is None or ingress is None else egress | ingress
 
-    def _to_pod(self, source: bytes, destination: bytes, protocol: int, port: int, ifindex: int) -> bool:
+    def _to_pod(self, source: bytes, destination: bytes, protocol: int, port: int, ifindex: int) -> Asks:
         near = self._interface(ifindex)
         if near is None or destination != (near.ipv4 if is_v4(source) else near.ipv6):
-            return False
+            return None
         if source in self.maps["endpoints"]:
-            return False
-        remote = self._class_of(source)
-        return bool(remote) and self._judge(near.subject, remote, NUMBERS.DIRECTION_INGRESS, protocol, port)
+            return None
+        return self._judge(near.subject, self._class_of(source), NUMBERS.DIRECTION_INGRESS, protocol, port)
 
     def _interface(self, ifindex: int):  # type: ignore[no-untyped-def]
         value = self.maps["interfaces"].get(ifindex.to_bytes(4, "little"))
@@ -138,19 +145,24 @@ class MapModel:
                 return int(RECORDS["ipcache_value"].unpack(value).remote_class)
         return 0
 
-    def _judge(self, subject: int, remote: int, direction: int, protocol: int, port: int) -> bool:
+    def _judge(self, subject: int, remote: int, direction: int, protocol: int, port: int) -> Asks:
+        if not remote:
+            return None
         pack = RECORDS["policy_class_key"].pack_values
         table = self.maps["policy_class"]
         value = table.get(pack(subject, remote, direction)) or table.get(pack(subject, NUMBERS.CLASS_ANY, direction))
         if value is None:
-            return False
+            return None
         row = RECORDS["policy_class_value"].unpack(value).row
-        port = 0 if protocol in ICMP else port
         high, low = abi.be32(row >> 32), abi.be32(row & 0xFFFFFFFF)
         pack = RECORDS["policy_row_key"].pack_values
-        for free in range(17):
-            key = pack(96 - free, high, low, protocol, abi.be16(port >> free << free))
-            if (cell := self.maps["policy_row"].get(key)) is not None:
-                return bool(RECORDS["policy_row_value"].unpack(cell).verdict == NUMBERS.VERDICT_ALLOW)
-        cell = self.maps["policy_row"].get(pack(64, high, low, 0, 0))
-        return cell is not None and bool(RECORDS["policy_row_value"].unpack(cell).verdict == NUMBERS.VERDICT_ALLOW)
+        keys = [pack(96 - free, high, low, protocol, abi.be16(port >> free << free)) for free in range(17)]
+        rows = self.maps["policy_row"]
+        found = next((rows[key] for key in (*keys, pack(64, high, low, 0, 0)) if key in rows), None)
+        return None if found is None else _asks(RECORDS["policy_row_value"].unpack(found))
+
+
+def _asks(cell: Any) -> Asks:
+    if cell.verdict == NUMBERS.VERDICT_ALLOW:
+        return UNASKED
+    return frozenset({cell.listener}) if cell.verdict == NUMBERS.VERDICT_REDIRECT else None

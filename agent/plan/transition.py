@@ -70,7 +70,8 @@ def _stages_in_place(old: State, changes: Changes, moves: Moves, meets: RowMeets
 
 
 def _straight(writes: Writes) -> list[Step]:
-    """New rows of single classes, then of any remote, then what goes: nobody falls to a row that is not to judge it."""
+    """New rows of single classes, then of any remote, then what goes: nobody falls to a row that is not to judge it.
+    The row of a single class may allow less than that of any remote."""
     single: Writes = {}
     rest: Writes = {}
     gone: Writes = {}
@@ -88,7 +89,7 @@ def _straight(writes: Writes) -> list[Step]:
 def _stages(moves: Moves, judged: Rejudgement) -> list[Step] | None:
     """Everyone goes straight to where it is to be; None where flows could meet a mixture of old and new on the way."""
     if not moves.any or (moves.only_one and not judged.rejudged):
-        return [_policy(judged.before), *_tightened(judged), *moves.home(), _policy(judged.final)]
+        return [_policy(judged.before), *_tightened(judged), *moves.home(), *_straight(judged.final)]
     # Where only one of the two lookups of a flow changes, it is either as before or as after, whoever moves when, as
     # long as nobody moves to where another row is in force than will be.
     if moves.comings or (moves.classes and moves.subjects) or len(judged.changed_directions()) > 1:
@@ -101,7 +102,7 @@ def _stages(moves: Moves, judged: Rejudgement) -> list[Step] | None:
 
 
 def _stages_by_own_numbers(moves: Moves, judged: Rejudgement) -> list[Step]:
-    return [_policy(judged.before), *moves.aside(), *_tightened(judged), _policy(judged.final), *moves.home()]
+    return [_policy(judged.before), *moves.aside(), *_tightened(judged), *_straight(judged.final), *moves.home()]
 
 
 def _tightened(judged: Rejudgement) -> list[Step]:
