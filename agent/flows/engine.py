@@ -44,7 +44,7 @@ class Flows:
         self.store = Store(self.abi, records)
         self.names = Names(self.abi, node)
         self.l7 = L7Intake(self.abi, maps, self.store, self.clock)
-        self.envoy_log = EnvoyLog(state_dir / "accesslog.sock", self.l7, redacted=redacted)
+        self.envoy_log = EnvoyLog(state_dir / "envoy" / "accesslog.sock", self.l7, redacted=redacted)
         self.subscription = Subscription(state_dir / "agent.sock", self.names)
         self.collector = Collector(
             {

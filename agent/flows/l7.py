@@ -19,6 +19,7 @@ from agent.datapath.maps import Maps
 from agent.flows.clock import WallClock
 from agent.flows.judgements import Ends, Judged, Judgements
 from agent.flows.store import Store
+from agent.proxy import privileges
 from l7proxy.records import L7, L7Record
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class EnvoyLog:
         from l7proxy.accesslog import AccessLog  # noqa: PLC0415  # 20 MB
 
         service = AccessLog(self._intake, redacted=self._redacted)
+        privileges.make_folder(self.path.parent)
         # Under another name first: so what a dead process left can be replaced, and gRPC leaves it when it ends.
         fresh = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         fresh.unlink(missing_ok=True)
@@ -117,6 +119,7 @@ class EnvoyLog:
                 await service.start(address)
         finally:
             os.umask(before)
+        privileges.share(fresh)
         fresh.rename(self.path)
         self._service = service
         log.info("access log of Envoy is taken in", socket=str(self.path))

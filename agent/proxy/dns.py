@@ -24,7 +24,7 @@ from agent.dns.configuration import Configuration, Listening, Standing, Standing
 from agent.identity.allocator import Allocator, ExhaustedError
 from agent.instance import Instance
 from agent.plan.ids import Asked, class_id
-from agent.proxy.privileges import reduced
+from agent.proxy.privileges import ROOT, reduced
 from agent.proxy.running import Running
 from agent.status import ProxyView
 from agent.supervisor import Supervisor
@@ -38,7 +38,6 @@ FIRST_S = 2.0
 """How long the agent's start waits for a proxy that runs to say what it knows."""
 AGAIN_S = 0.1
 CALL_S = 5.0
-ROOT = 0
 NOWHERE: frozenset[bytes] = frozenset()
 
 log = logs.get("dns")

@@ -18,6 +18,7 @@ from agent.instance import Instance
 from agent.objects import Secret
 from agent.plan.ids import Asked
 from agent.plan.live import Otherwise
+from agent.proxy import privileges
 from agent.proxy.proxies import Ports
 from agent.proxy.running import Running
 from agent.status import ProxyView
@@ -60,7 +61,7 @@ class EnvoySide:
             NUMBERS.MARK_FROM_EGRESS, NUMBERS.MARK_FROM_INGRESS, NUMBERS.MARK_PROXY_ANSWERS, ipv6=_has_ipv6()
         )
         self._compiler = Compiler(settings)
-        self._flows_socket = instance.flows_socket
+        self._instance = instance
         self._server = AdsServer(instance.xds_socket, on_change=self._heard)
         self._wanted: Mapping[int, Asked] = {}
         self._lingering: dict[int, Asked] = {}
@@ -70,7 +71,11 @@ class EnvoySide:
         self._awaited: dict[int, asyncio.Task[None]] = {}
         self._failures: dict[int, str] = {}
         command, self._problem = _command(config, instance)
-        supervisor = Supervisor("envoy", command, instance.envoy_socket, instance.envoy_log)
+        self._user = privileges.user_for(Path(command[0])) if command else privileges.ROOT
+        launcher = privileges.reduced(self._user)
+        supervisor = Supervisor(
+            "envoy", command, instance.envoy_socket, instance.envoy_log, launcher, folder=instance.envoy
+        )
         self.running = Running(supervisor, instance.envoy_socket, config.l7_proxy if command else "off", begin)
 
     # ---- what is ordered
@@ -123,7 +128,10 @@ class EnvoySide:
     async def start(self) -> None:
         """Once all rules are known: Envoy is told nothing before."""
         self.running.leave()
+        privileges.make_folder(self._instance.envoy)
+        privileges.own_folder(self._instance.envoy_socket.parent, self._user)
         await self._server.start()
+        privileges.share(self._instance.xds_socket)
         self._publish()
 
     async def run(self) -> None:
@@ -141,7 +149,7 @@ class EnvoySide:
         """So that the first requests are in its log: the flows process takes that in once it is asked to."""
         while True:
             try:
-                await aio.call(self._flows_socket, "access_log")
+                await aio.call(self._instance.flows_socket, "access_log")
                 return
             except ApiError as error:
                 log.warning("the flows process takes no access log yet", reason=str(error))
@@ -225,9 +233,9 @@ def _command(config: Config, instance: Instance) -> tuple[list[str], str]:
     """The command line, or why there is none."""
     settings = envoy.EnvoySettings(
         node=config.node,
-        xds=instance.xds_socket,
-        access_log=instance.access_log_socket,
-        admin=instance.envoy_socket,
+        xds=instance.xds_socket.relative_to(instance.envoy),
+        access_log=instance.access_log_socket.relative_to(instance.envoy),
+        admin=instance.envoy_socket.relative_to(instance.envoy),
         workers=config.envoy_threads or len(os.sched_getaffinity(0)),
     )
     try:

@@ -7,8 +7,8 @@ CAP_BPF: since Linux 6.0 who can open a pinned map may use it. No port below 102
 ports of the kernel's choice, and answers from port 53 are whole packets, or go by a connection that was accepted.
 
 Envoy parses in C++ what pods send. It has a user of its own, who owns nothing but the folder of its admin socket, and
-may connect to two sockets (`shared`). It is started in the state directory and knows paths in it by their names there,
-so whoever may not look into the folders above is no hindrance.
+may connect to two sockets beside that. It is started in their folder and knows them by their names there, so it does
+not matter who may look into the folders above. Where its binary is out of that user's reach it stays root's, too.
 
 The DNS proxy stays root's, without root's capabilities: names.json, its socket and the pinned maps are in folders that
 are root's, and whoever may write into the ipcache decides on policy in any case.
@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+ROOT = 0
 USER = 0x6A7E
 """Number of Envoy's user and group, which need no name. Outside of what distributions give to people and services."""
 
@@ -59,15 +61,29 @@ def hindrance() -> str:
     return ""
 
 
+def user_for(program: Path) -> int:
+    """USER, where that user can run the program; else ROOT."""
+    way = [program, *program.resolve().parents]
+    return USER if all(one.stat().st_mode & stat.S_IXOTH for one in way) else ROOT
+
+
+def make_folder(path: Path) -> None:
+    """One in which USER can find sockets, but make nothing."""
+    path.mkdir(exist_ok=True)
+    os.chown(path, ROOT, USER)
+    path.chmod(0o750)
+
+
 def own_folder(path: Path, user: int = USER) -> None:
-    """A folder that the user alone, and root, can use."""
-    path.mkdir(mode=0o700, exist_ok=True)
+    """One that the user alone, and root, can use."""
+    path.mkdir(exist_ok=True)
     os.chown(path, user, user)
+    path.chmod(0o700)
 
 
-def shared(socket: Path, group: int = USER) -> None:
-    """Let the group connect to a socket, and nobody else but its owner. The folder it is in must be open to both."""
-    os.chown(socket, -1, group)
+def share(socket: Path) -> None:
+    """Let USER connect to a socket that is root's in such a folder, and nobody else."""
+    os.chown(socket, ROOT, USER)
     socket.chmod(0o660)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from agents import Document, RunningAgent, pod, service
 from probes import Server, tcp
 from web import Client, WebServer, fetch
+
+from agent.proxy.privileges import NET_RAW, USER, capabilities
 
 WEB, CLIENT, OTHER = "shop/web", "shop/client", "shop/other"
 PORT = 8080
@@ -159,3 +162,10 @@ def test_connections_outlive_the_agent(agent: RunningAgent) -> None:
         agent.start()
         assert connection.get("/a").status == 200
         assert connection.get("/b").status == 403
+
+
+def test_envoy_has_no_privilege_but_to_speak_for_pods(agent: RunningAgent) -> None:
+    begin(agent, cnp("shop/web", {"app": "web"}, ingress=ingress({"path": "/a"})))
+    pid = agent.status()["proxies"]["envoy"]["process"]["pid"]
+    assert Path(f"/proc/{pid}").stat().st_uid == USER
+    assert set(capabilities(pid).values()) == {1 << NET_RAW}

@@ -33,6 +33,7 @@ from agent.datapath import bpf
 from agent.datapath.maps import Maps, possible_cpus
 from agent.datapath.pins import Pins
 from agent.flows.sweeper import SHORTEST_S
+from agent.proxy.privileges import USER
 from l7proxy.logname import LogName
 
 HOUR = 3600 * 10**9
@@ -276,10 +277,10 @@ def test_what_proxies_judged_is_shown_with_the_rest(start: Starter, state_dir: P
     with FakeAgent(state_dir, NAMES):
         process = start()
         eventually(lambda: process.ask("stats")["names"]["pods"] == 2, "no names came")
-        assert not (state_dir / "accesslog.sock").exists()
+        assert not (state_dir / "envoy" / "accesslog.sock").exists()
         path = Path(process.ask("access_log")["path"])
-        assert process.ask("access_log") == {"path": str(state_dir / "accesslog.sock")}
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert process.ask("access_log") == {"path": str(state_dir / "envoy" / "accesslog.sock")}
+        assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_gid) == (0o660, USER), "Envoy's alone"
         feed.put(verdict=C.VERDICT_REDIRECT, ingress_judged=0)
         log = LogName(LISTENER, "egress")
         asyncio.run(send(path, [message(http_entry({"path": "/x?token=s3cret"}, REFUSED), log=log)]))
@@ -299,7 +300,7 @@ def test_what_proxies_judged_is_shown_with_the_rest(start: Starter, state_dir: P
 
 
 def test_the_access_log_is_there_again_in_the_next_process(start: Starter, state_dir: Path) -> None:
-    path = state_dir / "accesslog.sock"
+    path = state_dir / "envoy" / "accesslog.sock"
     for number in range(3):
         process = start("--l7-unredacted")
         if number == 0:
@@ -309,7 +310,7 @@ def test_the_access_log_is_there_again_in_the_next_process(start: Starter, state
         assert process.observe()[0]["l7"]["path"] == "/x?a=b"
         process.child.send_signal(signal.SIGTERM if number else signal.SIGKILL)
         process.ended()
-    assert sorted(p.name for p in state_dir.iterdir() if "accesslog" in p.name) == ["accesslog.sock"]
+    assert sorted(p.name for p in (state_dir / "envoy").iterdir() if "accesslog" in p.name) == ["accesslog.sock"]
 
 
 def _has_a_request(process: Process) -> bool:

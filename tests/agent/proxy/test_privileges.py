@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 import rig
 
-from agent.proxy.privileges import NET_RAW, USER, hindrance, own_folder, reduced, shared
+from agent.proxy.privileges import (
+    NET_RAW,
+    ROOT,
+    USER,
+    hindrance,
+    make_folder,
+    own_folder,
+    reduced,
+    share,
+    user_for,
+)
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -83,14 +93,15 @@ def test_the_command_line_is_that_of_the_command() -> None:
 
 def test_a_shared_socket_is_reached_from_its_folder_by_the_group_alone(tmp_path: Path) -> None:
     """pytest's folders are root's alone: as started in the folder, the user need not come by way of them."""
-    tmp_path.chmod(0o755)
+    folder = tmp_path / "envoy"
+    make_folder(folder)
     with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as other:
         for name, made in (("shared.sock", one), ("own.sock", other)):
-            made.bind(str(tmp_path / name))
+            made.bind(str(folder / name))
             made.listen()
-            (tmp_path / name).chmod(0o600)
-        shared(tmp_path / "shared.sock")
-        own_folder(tmp_path / "envoy")
+            (folder / name).chmod(0o600)
+        share(folder / "shared.sock")
+        own_folder(folder / "admin")
         code = """
 import json, socket
 found = {}
@@ -100,15 +111,29 @@ for name in ("shared.sock", "own.sock"):
         found[name] = True
     except PermissionError:
         found[name] = False
-socket.socket(socket.AF_UNIX).bind("envoy/admin.sock")
+socket.socket(socket.AF_UNIX).bind("admin/envoy.sock")
+try:
+    socket.socket(socket.AF_UNIX).bind("own.sock.new")
+except PermissionError:
+    found["may make"] = False
 print(json.dumps(found))
 """
         with rig.Netns("reduced") as netns:
-            found = run(netns, code, cwd=str(tmp_path))
-    assert found == {"shared.sock": True, "own.sock": False}
-    assert (tmp_path / "envoy" / "admin.sock").stat().st_uid == USER
-    assert (tmp_path / "envoy").stat().st_mode & 0o777 == 0o700
+            found = run(netns, code, cwd=str(folder))
+    assert found == {"shared.sock": True, "own.sock": False, "may make": False}
+    assert (folder / "admin" / "envoy.sock").stat().st_uid == USER
+    assert (folder.stat().st_mode & 0o777, (folder / "admin").stat().st_mode & 0o777) == (0o750, 0o700)
 
 
 def _command_line(pid: int) -> list[bytes]:
     return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+
+
+def test_a_program_out_of_its_reach_is_run_as_root(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\n")
+    for mode in (0o755, 0o700):
+        program.chmod(mode)
+        tmp_path.chmod(0o755)
+        assert user_for(program) == ROOT, "pytest's own folder is root's alone"
+    assert user_for(Path("/bin/sh")) == USER
