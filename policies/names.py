@@ -17,6 +17,9 @@ from functools import lru_cache
 
 from policies.l7 import NamePattern
 
+REMEMBERED = 4096
+"""Names whose answer each set of patterns remembers."""
+
 _STARS = re.compile(r"\*+")
 _EVERY = re.compile(r"\*+\.?")
 _LABEL = re.compile(r"[-a-z0-9_]+")
@@ -40,6 +43,7 @@ class Names:
         self._exact: dict[str, list[NamePattern]] = {}
         self._every: list[NamePattern] = []
         self._by_suffix: dict[str, list[_Compiled]] = {}
+        self._allowed: dict[str, bool] = {}
         for pattern in self.patterns:
             compiled = _compiled(pattern)
             if compiled.every:
@@ -53,8 +57,13 @@ class Names:
         return frozenset(self._matching(canonical(name)))
 
     def allow(self, name: str) -> bool:
-        """Whether any of them stands for the name."""
-        return next(self._matching(canonical(name)), None) is not None
+        """Whether any of them stands for the name. Remembered: the same names are asked for again and again."""
+        allowed = self._allowed.get(name)
+        if allowed is None:
+            if len(self._allowed) >= REMEMBERED:
+                self._allowed.clear()
+            allowed = self._allowed[name] = next(self._matching(canonical(name)), None) is not None
+        return allowed
 
     def _matching(self, name: str) -> Iterator[NamePattern]:
         yield from self._every

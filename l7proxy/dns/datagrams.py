@@ -15,7 +15,7 @@ import time
 from collections.abc import Container
 
 from l7proxy.dns.answer import belongs
-from l7proxy.dns.query import SERVFAIL, refusal, truncated, with_id
+from l7proxy.dns.query import SERVFAIL, id_of, refusal, truncated, with_id
 from l7proxy.dns.rules import MAX_QUERY, Asked, Endpoint, Judge, Rules
 from l7proxy.dns.sockets import LOOPBACK, Answering, Marks, listener, original, text, upstream
 from policies.address import parse_address
@@ -137,8 +137,8 @@ class Datagrams:
     # ---- answers
 
     def deliver(self, asked: Asked, message: bytes) -> None:
-        if not self._send(asked.resolver, asked.client, with_id(message, asked.query.id)):
-            self._send(asked.resolver, asked.client, truncated(message, asked.query))
+        if not self._send(asked.resolver, asked.client, with_id(message, asked.id)):
+            self._send(asked.resolver, asked.client, with_id(truncated(message, asked.query), asked.id))
 
     def _send(self, resolver: Endpoint, client: Endpoint, message: bytes) -> bool:
         """False where it is too long for the way there."""
@@ -202,7 +202,7 @@ class _Upstream:
             self.close()
 
     def _answer(self, message: bytes) -> None:
-        number = int.from_bytes(message[:2], "big")
+        number = id_of(message)
         asked = self._pending.get(number)
         if asked is None or not belongs(message, asked.query, number):
             self._judge.counters.foreign_answers += 1

@@ -31,9 +31,8 @@ _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 
 
 class Query(msgspec.Struct, frozen=True, gc=False):
-    """`name`: canonical, as policies.names has it. `question`: its bytes, as they were sent."""
+    """`name`: canonical, as policies.names has it. `question`: its bytes, as they were sent. The id is no part of it."""
 
-    id: int
     name: str
     qtype: int
     question: bytes
@@ -52,38 +51,52 @@ def read(message: bytes) -> Query:
     """Raises Unusable."""
     if len(message) < HEADER.size:
         raise Unusable(b"", "shorter than a header")
-    number, flags, questions, answers, authorities, additional = HEADER.unpack_from(message)
+    try:
+        return _read(message[ID_BYTES:])
+    except Unusable as unusable:
+        raise Unusable(unusable.reply and with_id(unusable.reply, id_of(message)), str(unusable)) from None
+
+
+@lru_cache(maxsize=4096)
+def _read(message: bytes) -> Query:
+    """Of what follows the id: pods ask the same again and again. Raises Unusable."""
+    message = bytes(ID_BYTES) + message
+    _, flags, questions, answers, authorities, additional = HEADER.unpack_from(message)
     if flags & _QR:
         raise Unusable(b"", "an answer")
     if flags & _OPCODE:
-        raise Unusable(_header_only(number, flags, NOTIMP), "not a query but another operation")
+        raise Unusable(_header_only(flags, NOTIMP), "not a query but another operation")
     if (questions, answers, authorities) != (1, 0, 0) or additional > 1:
-        raise Unusable(_header_only(number, flags, REFUSED if questions else FORMERR), "not one question alone")
-    name, end = _name(message, number, flags)
+        raise Unusable(_header_only(flags, REFUSED if questions else FORMERR), "not one question alone")
+    name, end = _name(message, flags)
     qtype, qclass = struct.unpack_from("!HH", message, end)
     end += 4
-    query = Query(number, name, qtype, message[HEADER.size : end], bool(additional))
+    query = Query(name, qtype, message[HEADER.size : end], bool(additional))
     if qclass != IN or qtype in _META_TYPES:
         raise Unusable(refusal(message, query, REFUSED), "a class or type that is no data")
     if additional:
-        end = _opt(message, end, number, flags)
+        end = _opt(message, end, flags)
     if end != len(message):
-        raise Unusable(_header_only(number, flags, FORMERR), "bytes behind its end")
+        raise Unusable(_header_only(flags, FORMERR), "bytes behind its end")
     return query
 
 
 def refusal(message: bytes, query: Query, rcode: int) -> bytes:
     """The answer to a query that is not passed on: nothing but what it asked."""
-    flags = HEADER.unpack_from(message)[1] & (_RD | _CD) | _QR | _RA | rcode
-    header = HEADER.pack(query.id, flags, 1, 0, 0, int(query.has_opt))
+    number, flags, *_ = HEADER.unpack_from(message)
+    header = HEADER.pack(number, flags & (_RD | _CD) | _QR | _RA | rcode, 1, 0, 0, int(query.has_opt))
     return header + query.question + (_EMPTY_OPT if query.has_opt else b"")
 
 
 def truncated(answer: bytes, query: Query) -> bytes:
     """Tells the pod to ask again by TCP (RFC 1035, 4.2.1), for an answer too long for a datagram."""
-    flags = HEADER.unpack_from(answer)[1] | _TC
-    header = HEADER.pack(query.id, flags, 1, 0, 0, int(query.has_opt))
+    number, flags, *_ = HEADER.unpack_from(answer)
+    header = HEADER.pack(number, flags | _TC, 1, 0, 0, int(query.has_opt))
     return header + query.question + (_EMPTY_OPT if query.has_opt else b"")
+
+
+def id_of(message: bytes) -> int:
+    return int.from_bytes(message[:ID_BYTES], "big")
 
 
 def with_id(message: bytes, number: int) -> bytes:
@@ -96,7 +109,7 @@ def type_name(qtype: int) -> str:
     return RdataType.to_text(RdataType.make(qtype))
 
 
-def _name(message: bytes, number: int, flags: int) -> tuple[str, int]:
+def _name(message: bytes, flags: int) -> tuple[str, int]:
     """The name, and where it ends, with type and class behind it. Raises Unusable."""
     labels, at = [], HEADER.size
     while at < len(message):
@@ -108,11 +121,11 @@ def _name(message: bytes, number: int, flags: int) -> tuple[str, int]:
         at += length
         labels.append(label)
         if length > 63 or len(label) < length or at - HEADER.size >= MAX_NAME:
-            raise Unusable(_header_only(number, flags, FORMERR), "its name is none")
+            raise Unusable(_header_only(flags, FORMERR), "its name is none")
     else:
-        raise Unusable(_header_only(number, flags, FORMERR), "its name does not end")
+        raise Unusable(_header_only(flags, FORMERR), "its name does not end")
     if at + 4 > len(message):
-        raise Unusable(_header_only(number, flags, FORMERR), "its question does not end")
+        raise Unusable(_header_only(flags, FORMERR), "its question does not end")
     return name_text(labels), at
 
 
@@ -127,15 +140,15 @@ def _text(label: bytes) -> str:
     return "".join(chr(byte) if byte in _PLAIN else f"\\{byte:03d}" for byte in label)
 
 
-def _opt(message: bytes, at: int, number: int, flags: int) -> int:
+def _opt(message: bytes, at: int, flags: int) -> int:
     """Where an OPT record ends. Raises Unusable."""
     if len(message) >= at + _FIXED_OPT:
         owner, kind = struct.unpack_from("!BH", message, at)
         (length,) = struct.unpack_from("!H", message, at + _FIXED_OPT - 2)
         if owner == 0 and kind == OPT:
             return at + _FIXED_OPT + int(length)
-    raise Unusable(_header_only(number, flags, FORMERR), "something besides the question that is no OPT record")
+    raise Unusable(_header_only(flags, FORMERR), "something besides the question that is no OPT record")
 
 
-def _header_only(number: int, flags: int, rcode: int) -> bytes:
-    return HEADER.pack(number, flags & (_OPCODE | _RD) | _QR | _RA | rcode, 0, 0, 0, 0)
+def _header_only(flags: int, rcode: int) -> bytes:
+    return HEADER.pack(0, flags & (_OPCODE | _RD) | _QR | _RA | rcode, 0, 0, 0, 0)

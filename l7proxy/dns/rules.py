@@ -12,7 +12,7 @@ import msgspec
 from l7proxy.dns import answer as answers
 from l7proxy.dns.answer import NOTHING, Answer, Bad, Reader
 from l7proxy.dns.learning import Learning, Release
-from l7proxy.dns.query import NXDOMAIN, REFUSED, Query, Unusable, read, refusal, type_name
+from l7proxy.dns.query import NXDOMAIN, REFUSED, Query, Unusable, id_of, read, refusal, type_name
 from l7proxy.dns.sockets import text
 from l7proxy.records import Dns, L7Record
 from policies.l7 import NamePattern
@@ -27,6 +27,7 @@ MAX_PENDING = 16_384
 MAX_PENDING_OF_POD = 512
 MAX_QUERY = 4096
 
+Transport = Literal["TCP", "UDP"]
 Endpoint = tuple[bytes, int]
 """Address (16 bytes) and port."""
 
@@ -45,13 +46,14 @@ class Rules(msgspec.Struct):
 
 
 class Asked(msgspec.Struct):
-    """A query under way."""
+    """A query under way, and the id the pod gave it."""
 
+    id: int
     rules: Rules
     query: Query
     client: Endpoint
     resolver: Endpoint
-    transport: Literal["TCP", "UDP"]
+    transport: Transport
     started_ns: int
 
 
@@ -79,7 +81,9 @@ class Judge:
         self._pending: Counter[bytes] = Counter()
         self._pending_all = 0
 
-    def ask(self, rules: Rules, message: bytes, client: Endpoint, resolver: Endpoint, transport: str) -> Asked | bytes:
+    def ask(
+        self, rules: Rules, message: bytes, client: Endpoint, resolver: Endpoint, transport: Transport
+    ) -> Asked | bytes:
         """A query to pass on, or what to answer at once (b"": nothing). What is passed on must be `finish`ed once."""
         try:
             query = read(message)
@@ -87,7 +91,7 @@ class Judge:
             self.counters.unusable += 1
             return unusable.reply
         started_ns = time.monotonic_ns()
-        asked = Asked(rules, query, client, resolver, "TCP" if transport == "TCP" else "UDP", started_ns)
+        asked = Asked(id_of(message), rules, query, client, resolver, transport, started_ns)
         if not rules.names.allow(query.name):
             self.counters.refused += 1
             code = _RCODES[self.refuse]

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from l7proxy.dns.answer import belongs
 from l7proxy.dns.datagrams import RandomIds
-from l7proxy.dns.query import with_id
+from l7proxy.dns.query import id_of, with_id
 from l7proxy.dns.rules import MAX_QUERY, Asked, Endpoint, Judge, Rules
 from l7proxy.dns.sockets import LOOPBACK, Marks, listener, text, upstream
 from policies.address import parse_address
@@ -173,7 +173,7 @@ class _Connection:
             while True:
                 (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
                 message = await reader.readexactly(length)
-                number = int.from_bytes(message[:2], "big")
+                number = id_of(message)
                 asked = self._pending.get(number)
                 if asked is None or not belongs(message, asked.query, number):
                     self._judge.counters.foreign_answers += 1
@@ -190,7 +190,7 @@ class _Connection:
         def release(fine: bool) -> None:
             self._room.release()
             if fine and not writer.is_closing():
-                whole = with_id(message, asked.query.id)
+                whole = with_id(message, asked.id)
                 writer.write(_LENGTH.pack(len(whole)) + whole)
             elif not fine:
                 writer.transport.abort()  # the pod connects anew and asks again

@@ -80,7 +80,8 @@ class Table:
                 del held[address]
             self._put((name, address), max(expires_s, before or 0), owner)
             held = self._names[name]
-        self._bound(name, result.gone)
+        if result.new or name in self._beyond:
+            self._bound(name, result.gone)
         return result
 
     def end(self, ttl_s: int, now_s: float) -> float:

@@ -220,6 +220,6 @@ def test_answers_with_bytes_changed_never_raise(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 4))):
         wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
     cut = bytes(wire[: data.draw(st.integers(0, len(wire)))])
-    if belongs(cut, query, query.id):
+    if belongs(cut, query, message.id):
         with suppress(Bad):
             Reader().read(cut, query)
