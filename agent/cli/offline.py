@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from agent.cli.output import Failure
 from agent.config import Config, build, environment
 from agent.objects import Pod
 from agent.settings import node_config
 from agent.sources import yaml_reader
-from agent.sources.documents import split
+from agent.sources.documents import YamlSource, split
+from agent.sources.items import Written
 from agent.sources.manifest import parse, unreadable
 from agent.sources.slices import derive
 from agent.sources.tree import Tree
@@ -48,7 +48,7 @@ def read(paths: Iterable[Path]) -> Tree:
     return tree
 
 
-def documents(paths: Iterable[Path]) -> Iterator[tuple[Any, Origin]]:
+def documents(paths: Iterable[Path]) -> Iterator[Written]:
     """Every object as it is written, of lists one by one; what cannot be read is left out."""
     for path in files(paths):
         try:
@@ -56,14 +56,16 @@ def documents(paths: Iterable[Path]) -> Iterator[tuple[Any, Origin]]:
                 document = yaml_reader.read(chunk.text)
                 if document is None or not isinstance(document.value, dict):
                     continue
-                origin = Origin(str(path), chunk.before + document.line + 1)
+                first = chunk.before + 1
                 items = document.value.get("items")
                 if not (isinstance(items, list) and str(document.value.get("kind")).endswith("List")):
-                    yield document.value, origin
+                    source = YamlSource(document.value, chunk.text)
+                    yield Written(source, Origin(str(path), first + document.line), chunk.before)
                     continue
                 lines = document.items if len(document.items) == len(items) else [document.line] * len(items)
-                for item, line in zip(items, lines, strict=True):
-                    yield item, Origin(str(path), chunk.before + line + 1)
+                for index, (item, line) in enumerate(zip(items, lines, strict=True)):
+                    source = YamlSource(item, chunk.text, f"items[{index}].")
+                    yield Written(source, Origin(str(path), first + line), chunk.before)
         except (OSError, BadYaml):
             continue  # `read` says what is wrong
 

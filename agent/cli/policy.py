@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import msgspec
 import typer
 
 from agent.cli.output import Format, Output, emit_json
@@ -58,6 +59,7 @@ def _findings(paths: list[Path]) -> Iterator[Finding]:
     from agent.cli import offline
     from agent.objects import Pod
     from policies import check as checking
+    from policies.model import Origin
     from policies.slips import Surroundings
 
     tree = offline.read(paths)
@@ -68,8 +70,12 @@ def _findings(paths: list[Path]) -> Iterator[Finding]:
         yield checking.Finding(severity, *where, problem.message)
     pods = [offline.facts(pod) for pod in tree.in_force.values() if isinstance(pod, Pod)]
     around = Surroundings(pods, offline.namespaces(world)) if pods else None
-    report = checking.check(offline.documents(paths), around)
-    yield from (finding for finding in report.findings if finding.severity == "warning")
+    written = {one.origin: one for one in offline.documents(paths)}
+    report = checking.check([(one.source.value(), origin) for origin, one in written.items()], around)
+    for finding in report.findings:
+        if finding.severity == "warning":
+            (line,) = written[Origin(finding.file, finding.line)].lines([finding.path])
+            yield msgspec.structs.replace(finding, line=line)
 
 
 @commands.command()

@@ -67,11 +67,14 @@ class Written(msgspec.Struct, frozen=True):
         if not wrong:
             return ()
         subject = str(ref) if ref else ""
-        lines = self.source.lines([path for path, _ in wrong])
         return tuple(
-            Problem(self.origin.file, line + self.before + 1, message, path, subject, warning=warning)
-            for (path, message), line in zip(wrong, lines, strict=True)
+            Problem(self.origin.file, line, message, path, subject, warning=warning)
+            for (path, message), line in zip(wrong, self.lines([path for path, _ in wrong]), strict=True)
         )
+
+    def lines(self, paths: list[str]) -> list[int]:
+        """The lines of fields in the file, from 1."""
+        return [line + self.before + 1 for line in self.source.lines(paths)]
 
     def refused(self, ref: ObjectRef | None, wrong: Wrong, isolating: Policy | PolicySet | None = None) -> Item:
         return Item(self.origin, ref, None, isolating, self.problems(ref, wrong), unidentified=ref is None)

@@ -169,6 +169,50 @@ def test_check_warns_of_slips(manifests: Path) -> None:
     assert gatehouse("policy", "check", "--strict", str(manifests)).returncode == 1
 
 
+CILIUM = """\
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: names, namespace: shop}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  ingress:
+  - fromCIDR: [192.0.2.0/24]
+  - fromCIDR:
+    - 10.1.2.3/8
+---
+apiVersion: cilium.io/v2
+kind: CiliumClusterwideNetworkPolicy
+metadata: {name: nodes}
+spec:
+  nodeSelector: {}
+  ingress: [{}]
+---
+apiVersion: v1
+kind: List
+items:
+- apiVersion: cilium.io/v2
+  kind: CiliumNetworkPolicy
+  metadata: {name: list, namespace: shop}
+  spec:
+    endpointSelector: {}
+    egress:
+    - toGroups: [{}]
+"""
+
+
+def test_check_of_other_kinds_says_which_line(manifests: Path) -> None:
+    (manifests / "cilium.yaml").write_text(CILIUM)
+    result = gatehouse("policy", "check", str(manifests))
+    assert result.returncode == 1
+    file = f"{manifests}/cilium.yaml"
+    assert [line.partition(": ")[::2][1].rpartition(": ")[0] for line in result.stdout.splitlines()] == [
+        "warning: CiliumNetworkPolicy shop/names: spec.ingress[1].fromCIDR[0]",
+        "warning: CiliumClusterwideNetworkPolicy nodes: spec.nodeSelector",
+        "error: CiliumNetworkPolicy shop/list: spec.egress[0].toGroups: is not supported",
+    ]
+    assert [line.split(": ")[0] for line in result.stdout.splitlines()] == [f"{file}:{n}" for n in (9, 15, 27)]
+
+
 def test_check_of_a_file_that_is_not_there(tmp_path: Path) -> None:
     result = gatehouse("policy", "check", str(tmp_path / "none.yaml"))
     assert result.returncode == 2

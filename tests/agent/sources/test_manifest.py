@@ -304,6 +304,13 @@ def test_services_that_leave_all_at_its_defaults_share_one_exposure() -> None:
     assert first.exposure is second.exposure
 
 
+def test_labels_of_a_service_are_kept() -> None:
+    """Policies select services by them (toServices)."""
+    found = only("apiVersion: v1\nkind: Service\nmetadata: {name: s, labels: {a: b}}\nspec: {ports: [{port: 80}]}\n")
+    assert isinstance(found, Service)
+    assert found.labels == {"a": "b"}
+
+
 @pytest.mark.parametrize(("spec", "expected"), SERVICES)
 def test_service(spec: str, expected: dict[str, Any]) -> None:
     found = only(f"apiVersion: v1\nkind: Service\nmetadata: {{name: s}}\nspec: {spec}\n")
