@@ -20,7 +20,11 @@ REFUSED = "refused"
 
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _UNLIMITED = 0xFFFFFFFF
-_UPSTREAM_IDLE_S = 60
+_UPSTREAM_IDLE_S = 2
+"""Envoy does not end a connection to a server with the client's: for so long it stays, and not much longer."""
+
+KEEPALIVE_S = 300
+"""After so long without data both ends are asked whether they are still there."""
 
 ADS = config_source_pb2.ConfigSource(
     resource_api_version=config_source_pb2.V3,
@@ -119,5 +123,5 @@ def _to_destination(name: str, settings: ProxySettings, *, named_by_host: bool =
         circuit_breakers=circuit_breaker_pb2.CircuitBreakers(thresholds=[limits]),
     )
     cluster.typed_extension_protocol_options[_HTTP_OPTIONS].CopyFrom(packed(protocol))
-    cluster.upstream_connection_options.tcp_keepalive.SetInParent()
+    cluster.upstream_connection_options.tcp_keepalive.keepalive_time.value = KEEPALIVE_S
     return cluster

@@ -153,9 +153,6 @@ class Listener:
 
     def _listener(self) -> Any:
         settings, asked = self._settings, self._asked
-        answers = socket_option_pb2.SocketOption(
-            description="SO_MARK", level=socket.SOL_SOCKET, name=SO_MARK, int_value=settings.mark_answers
-        )
         listener = listener_pb2.Listener(
             name=asked.name,
             address=_loopback("127.0.0.1", asked.port),
@@ -164,12 +161,16 @@ class Listener:
             filter_chain_matcher=self._chooser(),
             listener_filters=self._listener_filters(),
             listener_filters_timeout={"seconds": _LISTENER_FILTERS_S},
+            socket_options=[
+                _option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+                _option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, clusters.KEEPALIVE_S),
+            ],
         )
         if settings.ipv6:
             listener.additional_addresses.add(address=_loopback("::1", asked.port))
         if settings.transparent:
             listener.transparent.value = True
-            listener.socket_options.append(answers)
+            listener.socket_options.append(_option(socket.SOL_SOCKET, SO_MARK, settings.mark_answers))
         return listener
 
     def _listener_filters(self) -> Iterator[Any]:
@@ -252,6 +253,11 @@ def _name_as_asked() -> Any:
         for key in ("envoy.network.upstream_server_name", "envoy.network.upstream_subject_alt_names")
     ]
     return _filter("set_filter_state", set_filter_state_pb2.Config(on_new_connection=values))
+
+
+def _option(level: int, name: int, value: int) -> Any:
+    """Of the listening socket; those that are accepted have it from there."""
+    return socket_option_pb2.SocketOption(level=level, name=name, int_value=value)
 
 
 def _loopback(address: str, port: int) -> Any:

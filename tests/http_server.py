@@ -62,6 +62,11 @@ class Server:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
+    @property
+    def open(self) -> int:
+        """Connections that nobody has closed."""
+        return len(self._open)
+
     def take(self) -> list[Seen]:
         """What came since the last time."""
         seen, self.seen[:] = list(self.seen), []
@@ -84,15 +89,15 @@ class Server:
 
     def _serve(self, connection: socket.socket, peer: tuple[str, int]) -> None:
         name = [""]
-        self._open.add(connection)
         with suppress(OSError, ValueError), ExitStack() as stack:
             stack.enter_context(connection)
+            self._opened(stack, connection)
             if self.tls:
                 self.tls.sni_callback = lambda _socket, asked, _context: name.__setitem__(0, asked or "")
                 connection = stack.enter_context(
                     self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
                 )
-                self._open.add(connection)
+                self._opened(stack, connection)
                 connection.do_handshake()
             reader = connection.makefile("rb")
             while line := reader.readline():
@@ -113,7 +118,10 @@ class Server:
                 connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nserver: tests\r\n\r\nok")
                 if given.get("connection", "").lower() == "close" or version.startswith("HTTP/1.0"):
                     return
-        self._open.discard(connection)
+
+    def _opened(self, stack: ExitStack, connection: socket.socket) -> None:
+        self._open.add(connection)
+        stack.callback(self._open.discard, connection)
 
     def _echo(self, connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")

@@ -6,13 +6,15 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from envoy_at import CLIENT_V4, CLIENT_V6, SERVER_V4, SERVER_V6, EnvoyPath
+import rig
+from envoy_at import CLIENT_V4, CLIENT_V6, SERVER_V4, SERVER_V6, SETTINGS, EnvoyPath
 from http_client import Answer, Connection
 from http_server import Server
 
 from l7proxy.listening import Override
 from policies.httpmatch import ambiguous, normalised
 from policies.l7 import L7, Demands, HeaderMatch, HttpRule, Mismatch
+from policies.model import Direction
 
 PUBLIC = HttpRule("GET|POST|HEAD|OPTIONS", "/public(?:/.*)?")
 
@@ -241,7 +243,7 @@ def test_connection_to_the_listener_itself_is_refused(path: EnvoyPath) -> None:
             assert connection.get("/") == Answer(0)
 
 
-def test_upstream_connection_ends_with_the_clients(path: EnvoyPath) -> None:
+def test_each_client_has_a_connection_of_its_own_to_the_server(path: EnvoyPath) -> None:
     """Clients do not share connections, so none meets an error that another's idle connection has."""
     path.serve({8084: http(PUBLIC)})
     with Server(path.server, SERVER_V4, 8084) as server:
@@ -249,6 +251,24 @@ def test_upstream_connection_ends_with_the_clients(path: EnvoyPath) -> None:
             with Connection(path.connect(8084)) as connection:
                 assert [connection.get("/public").status for _ in range(3)] == [200] * 3
         assert server.accepted == 3
+        rig.wait_until(lambda: server.open == 0, 10, "connections to the server end after their clients'")
+
+
+@pytest.mark.parametrize(
+    ("direction", "mark"),
+    [(Direction.EGRESS, SETTINGS.mark_from_egress), (Direction.INGRESS, SETTINGS.mark_from_ingress)],
+)
+def test_sockets_are_marked(path: EnvoyPath, direction: Direction, mark: int) -> None:
+    """By these the datapath knows whose packets it sees."""
+    port = 8086 if direction is Direction.EGRESS else 8087
+    path.serve({port: http(HttpRule())}, direction=direction)
+    with Server(path.server, SERVER_V4, port), Connection(path.connect(port)) as connection:
+        assert connection.get("/").status == 200
+        sockets = path.node.run("ss", "-tnHe").stdout.splitlines()
+    to_server = [line for line in sockets if line.split()[4] == f"{SERVER_V4}:{port}"]
+    to_client = [line for line in sockets if line.split()[3] == f"{SERVER_V4}:{port}"]
+    assert [f"fwmark:{mark:#x}" in line for line in to_server] == [True]
+    assert [f"fwmark:{SETTINGS.mark_answers:#x}" in line for line in to_client] == [True]
 
 
 # ---- rules ---------------------------------------------------------------------------------------------------
