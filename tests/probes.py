@@ -27,6 +27,7 @@ IPPROTO_SCTP = 132
 _REFUSALS = {
     errno.ECONNREFUSED,
     errno.ECONNRESET,
+    errno.EPIPE,
     errno.EHOSTUNREACH,
     errno.ENETUNREACH,
     errno.EACCES,

@@ -13,8 +13,8 @@ import probes
 import pytest
 import rig
 from agents import Document
-from probes import Server
-from traffic import ANSWERED_S, Cluster, objects, pods
+from probes import Connection, Server
+from traffic import ANSWERED_S, DROPPED_S, Cluster, objects, pods
 from transparent_proxy import TransparentProxy
 
 from agent.datapath import abi, apply
@@ -170,3 +170,228 @@ def test_there_and_back(
             (seen,) = proxy.take()
             assert (seen.protocol, seen.source, seen.destination, seen.port) == (kind, here, there, PORT)
     assert PROBES[kind][0](netns, there, PORT, ANSWERED_S).label == to, "and without proxies"
+
+
+THROUGH = [
+    # from, to, port, who is asked
+    ("shop/client", "service:shop/web", 80, (EGRESS,)),
+    ("shop/client", "service:shop/web", 80, (INGRESS,)),
+    ("shop/client", "service:shop/web", 80, (EGRESS, INGRESS)),
+    ("outside", "node", 30080, (INGRESS,)),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", PROBES)
+@pytest.mark.parametrize(("source", "to", "port", "listeners"), THROUGH)
+def test_through_a_service(
+    redirected: Redirected,
+    servers: dict[str, rig.Netns],
+    source: str,
+    to: str,
+    port: int,
+    listeners: tuple[int, ...],
+    kind: str,
+    family: str,
+) -> None:
+    """The proxy sees the backend; who asked is answered by whom he asked."""
+    netns, here = redirected.cluster.netns(source), redirected.ip(source, family)
+    with redirected.by(*listeners) as proxies:
+        answer = PROBES[kind][0](netns, redirected.ip(to, family), port, ANSWERED_S, (here, 0))
+        assert answer == probes.Answer("ok", "shop/web", here)
+        for proxy in proxies:
+            (seen,) = proxy.take()
+            assert (seen.source, seen.destination, seen.port) == (here, redirected.ip("shop/web", family), PORT)
+
+
+LIVE = [
+    ("shop/client", "shop/web", (EGRESS,)),
+    ("shop/other", "shop/web", (INGRESS,)),
+    ("outside", "shop/web", (INGRESS,)),
+    ("shop/client", "shop/web", (EGRESS, INGRESS)),
+    ("shop/client", "outside", (EGRESS,)),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("source", "to", "listeners"), LIVE)
+def test_nothing_passes_when_the_proxy_is_gone(
+    redirected: Redirected,
+    servers: dict[str, rig.Netns],
+    source: str,
+    to: str,
+    listeners: tuple[int, ...],
+    family: str,
+) -> None:
+    netns, there, client = redirected.cluster.netns(source), redirected.ip(to, family), redirected.ip(source, family)
+    with redirected.by(*listeners) as proxies:
+        with Connection(netns, probes.STREAM, there, PORT, (client, 0)) as connection:
+            assert connection.exchange(ANSWERED_S)
+            before = redirected.drops("PROXY_UNREADY")
+            redirected.judge(listeners[0], NUMBERS.VERDICT_DENY)  # so that a pod does not hear it of the proxy itself
+            for proxy in proxies:
+                proxy.close()
+            redirected.judge(listeners[0], NUMBERS.VERDICT_REDIRECT)
+            assert connection.exchange(ANSWERED_S).result == "refused"
+        assert probes.tcp(netns, there, PORT, ANSWERED_S, (client, 0)).result == "refused"
+        assert probes.udp(netns, there, PORT, ANSWERED_S, (client, 0)).result == "refused"
+        assert redirected.drops("PROXY_UNREADY") >= before + 2
+        assert to == "outside" or probes.tcp(netns, there, 9090, ANSWERED_S).label == "plain", "others go on"
+        with TransparentProxy(redirected.cluster.node, ingress=listeners[0] == INGRESS) as fresh:
+            for listener in listeners[:1]:
+                redirected.serve(listener, fresh)
+            if len(listeners) == 1:
+                assert probes.tcp(netns, there, PORT, ANSWERED_S, (client, 0)), "another takes its place"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("source", "to", "listeners"), LIVE)
+def test_a_listener_that_is_not_ready_yet_is_waited_for(
+    redirected: Redirected,
+    servers: dict[str, rig.Netns],
+    source: str,
+    to: str,
+    listeners: tuple[int, ...],
+    family: str,
+) -> None:
+    netns, there, client = redirected.cluster.netns(source), redirected.ip(to, family), redirected.ip(source, family)
+    with redirected.by(*listeners) as proxies:
+        redirected.serve(listeners[0], None)
+        before = redirected.drops("PROXY_UNREADY")
+        for kind in PROBES:
+            assert PROBES[kind][0](netns, there, PORT, DROPPED_S, (client, 0)).result == "timeout"
+        assert redirected.drops("PROXY_UNREADY") == before + 2
+        assert all(not proxy.take() for proxy in proxies)
+        redirected.serve(listeners[0], proxies[0])
+        assert probes.tcp(netns, there, PORT, ANSWERED_S, (client, 0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", PROBES)
+@pytest.mark.parametrize(("source", "to", "listeners"), LIVE)
+def test_a_new_deny_stops_what_goes_by_a_proxy(
+    redirected: Redirected,
+    servers: dict[str, rig.Netns],
+    source: str,
+    to: str,
+    listeners: tuple[int, ...],
+    kind: str,
+    family: str,
+) -> None:
+    netns, there, client = redirected.cluster.netns(source), redirected.ip(to, family), redirected.ip(source, family)
+    with redirected.by(*listeners):
+        for denied in listeners:
+            with Connection(netns, PROBES[kind][1], there, PORT, (client, 0)) as connection:
+                assert connection.exchange(ANSWERED_S)
+                redirected.judge(denied, NUMBERS.VERDICT_DENY)
+                assert connection.exchange(DROPPED_S).result == "timeout"
+                assert PROBES[kind][0](netns, there, PORT, DROPPED_S, (client, 0)).result == "timeout"
+                redirected.judge(denied, NUMBERS.VERDICT_REDIRECT)
+                assert PROBES[kind][0](netns, there, PORT, ANSWERED_S, (client, 0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("source", "to", "listeners"), LIVE)
+def test_a_connection_stays_with_whom_it_began(
+    redirected: Redirected,
+    servers: dict[str, rig.Netns],
+    source: str,
+    to: str,
+    listeners: tuple[int, ...],
+    family: str,
+) -> None:
+    """By the proxy, or not: one that now must be judged by a proxy cannot be, and ends at once."""
+    netns, there, client = redirected.cluster.netns(source), redirected.ip(to, family), redirected.ip(source, family)
+    with Connection(netns, probes.STREAM, there, PORT, (client, 0)) as plain:
+        assert plain.exchange(ANSWERED_S)
+        with redirected.by(*listeners) as proxies:
+            assert plain.exchange(ANSWERED_S).result == "refused"
+            assert all(not proxy.take() for proxy in proxies)
+            with Connection(netns, probes.STREAM, there, PORT, (client, 0)) as judged:
+                assert judged.exchange(ANSWERED_S)
+                for listener in listeners:
+                    redirected.judge(listener, NUMBERS.VERDICT_ALLOW)
+                assert judged.exchange(ANSWERED_S)
+                assert probes.tcp(netns, there, PORT, ANSWERED_S, (client, 0))
+                assert [len(proxy.take()) for proxy in proxies] == [1] * len(proxies)
+                for proxy in proxies:
+                    proxy.close()
+                assert judged.exchange(ANSWERED_S).result == "refused"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_node_itself_is_not_judged(redirected: Redirected, servers: dict[str, rig.Netns], family: str) -> None:
+    with redirected.by(INGRESS) as (proxy,):
+        for kind in PROBES:
+            assert PROBES[kind][0](redirected.cluster.node, redirected.ip("shop/web", family), PORT, ANSWERED_S)
+        assert not proxy.take()
+        redirected.judge(INGRESS, NUMBERS.VERDICT_DENY)
+        assert probes.tcp(redirected.cluster.node, redirected.ip("shop/web", family), PORT, ANSWERED_S)
+
+
+# ---- what a pod may try
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "mark",
+    [
+        NUMBERS.MARK_TO_PROXY,
+        NUMBERS.MARK_FROM_EGRESS,
+        NUMBERS.MARK_FROM_INGRESS,
+        NUMBERS.MARK_PROXY_ANSWERS,
+        NUMBERS.MARK_HAND_ON,
+        NUMBERS.MARK_HAND_ON + PORT,
+    ],
+)
+def test_a_mark_set_in_a_pod_means_nothing(
+    redirected: Redirected, servers: dict[str, rig.Netns], mark: int, family: str
+) -> None:
+    """Nor does one set outside."""
+    there = redirected.ip("shop/web", family)
+    with redirected.by(INGRESS) as (proxy,):
+        for name in ("shop/other", "outside"):
+            here = redirected.ip(name, family)
+            with redirected.cluster.netns(name).call(
+                socket.socket, socket.AF_INET6 if family == "v6" else socket.AF_INET, socket.SOCK_DGRAM
+            ) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+                sock.bind((here, 0))
+                sock.settimeout(ANSWERED_S)
+                sock.sendto(b"x", (there, PORT))
+                assert sock.recv(100).startswith(b"shop/web")
+            (seen,) = proxy.take()
+            assert seen.source == here
+        redirected.judge(INGRESS, NUMBERS.VERDICT_DENY)
+        with redirected.cluster.netns("shop/other").call(
+            socket.socket, socket.AF_INET6 if family == "v6" else socket.AF_INET, socket.SOCK_DGRAM
+        ) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            sock.settimeout(DROPPED_S)
+            sock.sendto(b"x", (there, PORT))
+            with pytest.raises(TimeoutError):
+                sock.recv(100)
+        assert not proxy.take()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pod_does_not_reach_the_listener_itself(
+    redirected: Redirected, servers: dict[str, rig.Netns], family: str
+) -> None:
+    """Nor the node's loopback by way of the proxy, which would ask in its name."""
+    netns = redirected.cluster.netns("shop/client")
+    loopback = "127.0.0.1" if family == "v4" else "::1"
+    with redirected.by(EGRESS) as (proxy,), Server(redirected.cluster.node, "tcp", PORT, "loopback", loopback):
+        for kind, port in (("tcp", proxy.tcp_port), ("udp", proxy.udp_port)):
+            answer = PROBES[kind][0](redirected.cluster.netns("shop/other"), redirected.ip("node", family), port)
+            assert answer.result == "refused"
+        netns.run("ip", "address", "del", f"{loopback}/{'8' if family == 'v4' else '128'}", "dev", "lo")
+        try:
+            if family == "v4":
+                netns.sysctl(ipv4__conf__all__route_localnet="1", ipv4__conf__eth0__route_localnet="1")
+            netns.run("ip", "route", "replace", loopback, "dev", "eth0")
+            probes.tcp(netns, loopback, PORT, DROPPED_S, (redirected.ip("shop/client", family), 0))
+            assert not proxy.take()
+        finally:
+            netns.run("ip", "route", "del", loopback, "dev", "eth0")
+            netns.run("ip", "address", "add", f"{loopback}/{'8' if family == 'v4' else '128'}", "dev", "lo")
