@@ -216,6 +216,21 @@ def test_a_headless_service_has_endpoints_too() -> None:
     assert marks_of(world, "198.51.100.9") == {peer}
     remove(world, ObjectRef("EndpointSlice", "shop", "db-1"))
     assert class_of(world, "198.51.100.9") is None
+    put(world, slice_of("db", "198.51.100.10", proxied=False))
+    assert marks_of(world, "198.51.100.10") == {peer}
+
+
+def test_a_service_that_is_relabelled_or_selected_once_more() -> None:
+    front, back, any_of_them = (
+        ServicePeer("", selector=one) for one in (labels(tier="front"), labels(tier="back"), ALL)
+    )
+    world = world_of(policy(front, back), service("web", tier="front"), slice_of("web", "198.51.100.9"))
+    put(world, service("web", tier="back"))
+    assert marks_of(world, "198.51.100.9") == {back}
+    put(world, policy(any_of_them, name="q"))
+    assert marks_of(world, "198.51.100.9") == {back, any_of_them}
+    remove(world, policy().ref)
+    assert marks_of(world, "198.51.100.9") == {any_of_them}
 
 
 # ---- the API server
