@@ -84,7 +84,7 @@ class Agent:
             config, instance, self.world.allocations.proxy_ports, lambda: self.world.marks.names.patterns,
             self.world.name_classes, self._learn, self.proxy_feature.turn_on,
         )  # fmt: skip
-        self.live_rules = LiveRules(self.realizer.plan, maps["conntrack"], self.envoy)
+        self.live_rules = LiveRules(self.realizer.plan, maps["conntrack"], self.envoy, self.dns)
         self.proxies = Proxies(self.realizer.plan, maps["listeners"], (self.envoy, self.dns), self.live_rules.changed)
         self.turns = Turns(
             self.world, self.realizer, self.names, self._save, self._forget, self._retire, self.health.ports.update,

@@ -337,6 +337,7 @@ INLINE void conntrack_track(struct __sk_buff *skb, struct packet *p, struct conn
 {
 	bool first_answer = e->flags & CT_REPLY && !(e->flags & CT_ESTABLISHED);
 	bool closing = p->tcp_flags & (TCP_FIN | TCP_RST) && !(e->flags & CT_CLOSED);
+	bool one_way = e->flags & CT_TO_PROXY && p->hook == HOOK_TO_POD; /* the proxy's answers do not come by here */
 	struct conntrack *partner = NULL;
 
 	__sync_fetch_and_add(&e->packets, packets_in(skb));
@@ -352,13 +353,15 @@ INLINE void conntrack_track(struct __sk_buff *skb, struct packet *p, struct conn
 		if (partner)
 			partner->flags |= CT_ESTABLISHED;
 	}
+	if (one_way && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_ACK)
+		e->flags |= CT_ESTABLISHED;
 	e->expires_ns = p->now_ns + timeout_ns(p->tuple.protocol, e->flags);
 	if (p->tcp_flags & TCP_ACK && !(p->tcp_flags & TCP_RST))
 		e->acknowledged = p->tcp_acknowledged;
 	if (closing) {
 		if (p->tcp_flags & TCP_FIN)
 			e->flags |= CT_FIN;
-		if (p->tcp_flags & TCP_RST ? is_believable_reset(p, partner) : partner && partner->flags & CT_FIN)
+		if (p->tcp_flags & TCP_RST ? is_believable_reset(p, partner) : one_way || (partner && partner->flags & CT_FIN))
 			conntrack_close(skb, p, e, partner);
 	}
 }

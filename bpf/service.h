@@ -6,6 +6,16 @@
 #include "backend.h"
 #include "conntrack.h"
 
+/* Nothing stands under p->answer, of either leg: sockets know no legs. */
+INLINE bool is_answer_free(struct packet *p)
+{
+	if (conntrack_at(&p->answer, false))
+		return false;
+	copy_tuple(&p->other, &p->answer);
+	p->other.leg ^= 1;
+	return !conntrack_at(&p->other, false);
+}
+
 /* Sets p->after and p->answer to another source port, under which no entry stands, not even of a flow that is over: the
  * fewer ways there are through the loop, the fewer the verifier walks, that many times. False: none was found. */
 INLINE bool another_port(struct packet *p)
@@ -19,7 +29,7 @@ INLINE bool another_port(struct packet *p)
 	for (__u32 i = 0; i < PORT_TRIES; i++) {
 		asm volatile("" : "+r"(i)); /* count from 0, or the verifier does not see the loop's end */
 		p->answer.destination_port_be = bpf_htons(min + bpf_get_prandom_u32() % ports);
-		if (!conntrack_at(&p->answer, false)) {
+		if (is_answer_free(p)) {
 			p->after.source_port_be = p->answer.destination_port_be;
 			p->flags |= CT_SOURCE;
 			return true;

@@ -4,6 +4,7 @@
 #include "nat.h"
 #include "policy.h"
 #include "proxy.h"
+#include "service.h"
 
 /* Sent by the node itself, not forwarded by it. */
 INLINE bool is_from_node(const struct __sk_buff *skb)
@@ -73,6 +74,56 @@ INLINE bool is_for_proxy(struct __sk_buff *skb, struct packet *p, const struct c
 	return has_proxies() && has_connection(skb, p);
 }
 
+/* What the proxy of an ingress rule answers to that of an egress rule, whose port it may know as another. */
+INLINE void readdress(struct packet *p)
+{
+	struct conntrack *e;
+
+	p->tuple.leg = 1;
+	e = conntrack_at(&p->tuple, false);
+	if (e && e->flags & CT_REPLY && e->flags & CT_SOURCE && is_flow_live(p, e, false)) {
+		copy_tuple(&p->after, &e->after);
+		p->flags |= CT_SOURCE;
+	}
+	p->tuple.leg = 0;
+}
+
+INLINE int to_asker(struct __sk_buff *skb, struct packet *p)
+{
+	return translate(skb, p) ? -DROP_TRANSLATION : hand_on(skb, 0);
+}
+
+/* What a proxy sends on has a port that is new to its sockets, but not always to whoever gets it: the pod may have a
+ * connection of its own from there to the same pod, or to a proxy, and the next proxy would take the one for the other. */
+INLINE bool is_port_in_use(struct packet *p)
+{
+	const struct conntrack *e;
+
+	copy_tuple(&p->other, &p->answer);
+	p->other.leg = 0;
+	e = conntrack_at(&p->other, false);
+	if (!e || e->flags & CT_CLOSED || (e->flags & CT_FROM_PROXY && !(p->flags & CT_TO_PROXY)))
+		return false;
+	turn_round(&p->other, &e->after);
+	return is_live(e, &p->other, p->now_ns, false);
+}
+
+/* Sets p->answer, under which no other flow's answers come; `dead_answer`: see is_answer_taken. */
+INLINE enum drop_reason find_answer_to_pod(struct packet *p, __u32 ifindex, const struct conntrack *dead,
+					   struct conntrack **dead_answer)
+{
+	bool taken;
+
+	turn_round(&p->answer, &p->after);
+	taken = is_answer_taken(p, ifindex, dead, dead_answer);
+	if (!p->tuple.leg)
+		return taken ? DROP_TUPLE_TAKEN : DROP_NONE;
+	if (!taken && !is_port_in_use(p))
+		return DROP_NONE;
+	*dead_answer = NULL;
+	return another_port(p) ? DROP_NONE : DROP_TUPLE_TAKEN;
+}
+
 /* Also whether it goes by a proxy. */
 INLINE enum drop_reason judge_again_to_pod(struct packet *p, const struct endpoint *near, struct conntrack *known, __u32 mark)
 {
@@ -115,8 +166,10 @@ INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p
 		dead = known;
 		known = NULL;
 	}
+	if (!known && mark == MARK_PROXY_ANSWERS)
+		readdress(p);
 	if (is_for_proxy(skb, p, known, mark)) {
-		*act = hand_on(skb, 0);
+		*act = to_asker(skb, p);
 		return NULL;
 	}
 	if (!known && mark == MARK_PROXY_ANSWERS) { /* nobody has asked */
@@ -148,9 +201,7 @@ INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p
 			reason = DROP_TUPLE_TAKEN;
 	}
 	if (!reason && !known) {
-		turn_round(&p->answer, &p->after);
-		if (is_answer_taken(p, near->ifindex, dead, &dead_answer))
-			reason = DROP_TUPLE_TAKEN;
+		reason = find_answer_to_pod(p, near->ifindex, dead, &dead_answer);
 	}
 	if (!reason && !known) {
 		prepare_entries(skb, p);

@@ -143,26 +143,70 @@ def ask(
         wire = exchange(netns, server, asked.to_wire(), tcp=tcp, timeout_s=timeout_s, port=port)
     except (OSError, EOFError):
         return Reply("")
-    answer = dns.message.from_wire(wire)
-    assert asked.is_response(answer), f"{answer} is no answer to {asked}"
-    found = [str(one.address) for records in answer.answer for one in records if hasattr(one, "address")]
-    return Reply(dns.rcode.to_text(answer.rcode()), tuple(found), wire)
+    return _understood(asked, wire)
+
+
+class Asking:
+    """One socket that asks again and again. By TCP, another one where that was closed."""
+
+    def __init__(self, netns: Netns, server: str, *, tcp: bool = False, port: int = 53) -> None:
+        self._netns, self._server, self._tcp = netns, (server, port), tcp
+        self._socket = self._connected()
+        self.renewed = 0
+
+    def __enter__(self) -> Asking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def ask(self, name: str, qtype: str = "A") -> Reply:
+        asked = query(name, qtype)
+        try:
+            wire = _exchange(self._socket, asked.to_wire(), self._tcp)
+        except (ConnectionError, EOFError):
+            self._socket.close()
+            self._socket = self._connected()
+            self.renewed += 1
+            wire = _exchange(self._socket, asked.to_wire(), self._tcp)
+        return _understood(asked, wire)
+
+    def _connected(self) -> socket.socket:
+        made = _socket(self._netns, self._server[0], self._tcp, TIMEOUT_S)
+        made.connect(self._server)
+        return made
 
 
 def exchange(
     netns: Netns, server: str, wire: bytes, *, tcp: bool = False, timeout_s: float = TIMEOUT_S, port: int = 53
 ) -> bytes:
     """Bytes there and back. Raises OSError where nothing comes back, EOFError where the connection ends."""
-    family = socket.AF_INET6 if ":" in server else socket.AF_INET
-    with netns.call(socket.socket, family, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as made:
-        made.settimeout(timeout_s)
+    with _socket(netns, server, tcp, timeout_s) as made:
         made.connect((server, port))
-        if not tcp:
-            made.send(wire)
-            return made.recv(65535)
-        made.sendall(LENGTH.pack(len(wire)) + wire)
-        with made.makefile("rb") as stream:
-            return _read(stream)
+        return _exchange(made, wire, tcp)
+
+
+def _socket(netns: Netns, server: str, tcp: bool, timeout_s: float) -> socket.socket:
+    family = socket.AF_INET6 if ":" in server else socket.AF_INET
+    made = netns.call(socket.socket, family, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM)
+    made.settimeout(timeout_s)
+    return made
+
+
+def _exchange(made: socket.socket, wire: bytes, tcp: bool) -> bytes:
+    if not tcp:
+        made.send(wire)
+        return made.recv(65535)
+    made.sendall(LENGTH.pack(len(wire)) + wire)
+    with made.makefile("rb") as stream:
+        return _read(stream)
+
+
+def _understood(asked: dns.message.Message, wire: bytes) -> Reply:
+    answer = dns.message.from_wire(wire)
+    assert asked.is_response(answer), f"{answer} is no answer to {asked}"
+    found = [str(one.address) for records in answer.answer for one in records if hasattr(one, "address")]
+    return Reply(dns.rcode.to_text(answer.rcode()), tuple(found), wire)
 
 
 class Wire:

@@ -31,7 +31,7 @@ PORT_NAMES = ("dns", "http")
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 PORTS = tuple(range(78, 86))
 HOST_ADDRESSES = ("10.0.0.1", "fd00::1")
-OUTSIDE = ("10.1.9.9", "10.9.9.9", "192.0.2.7", "fd00:1::99", "fd00:9::9", "2001:db8::7")
+OUTSIDE = ("10.1.9.9", "10.9.9.9", "192.0.2.7", "fd00:1:0:1::99", "fd00:9::9", "2001:db8::7")
 UNMANAGED = ("10.1.0.99", "fd00:1::1:99")
 ENTITIES: Mapping[str, str] = {
     **dict.fromkeys(HOST_ADDRESSES, HOST),

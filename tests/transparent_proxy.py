@@ -36,11 +36,13 @@ class Seen:
 
 
 class TransparentProxy:
-    """In a thread, until closed; then everything it had is reset. `ingress`: it judges for the receiver's side."""
+    """In a thread, until closed; then everything it had is reset. `ingress`: it judges for the receiver's side.
+    `keeps_port`: what it sends on has the port of who asked, as well as the address."""
 
-    def __init__(self, node: Netns, ingress: bool = False) -> None:
+    def __init__(self, node: Netns, ingress: bool = False, keeps_port: bool = False) -> None:
         self.seen: list[Seen] = []
         self._node = node
+        self._keeps_port = keeps_port
         self._mark = NUMBERS.MARK_FROM_INGRESS if ingress else NUMBERS.MARK_FROM_EGRESS
         self._selector = selectors.DefaultSelector()
         self._stop_read, self._stop_write = os.pipe()
@@ -123,14 +125,14 @@ class TransparentProxy:
     # ---- TCP
 
     def _accept(self, listener: socket.socket) -> None:
-        near, (source, *_) = listener.accept()
+        near, (source, source_port, *_) = listener.accept()
         destination, port, *_ = near.getsockname()
         self.seen.append(Seen("tcp", source, destination, port))
-        self._start(self._connect, near, source, destination, port)
+        self._start(self._connect, near, (source, source_port * self._keeps_port), destination, port)
 
-    def _connect(self, near: socket.socket, source: str, destination: str, port: int) -> None:
+    def _connect(self, near: socket.socket, source: tuple[str, int], destination: str, port: int) -> None:
         """In a thread of its own: the far end may not answer, and what it sends may pass by this proxy again."""
-        far = self._socket(near.family, socket.SOCK_STREAM, self._mark, (source, 0))
+        far = self._socket(near.family, socket.SOCK_STREAM, self._mark, source)
         far.settimeout(2.0)
         try:
             far.connect((destination, port))
@@ -157,7 +159,7 @@ class TransparentProxy:
         self.seen.append(Seen("udp", source[0], destination, port))
         key = (*source[:2], destination, port)
         if key not in self._datagrams:
-            far = self._socket(family, socket.SOCK_DGRAM, self._mark, (source[0], 0))
+            far = self._socket(family, socket.SOCK_DGRAM, self._mark, (source[0], source[1] * self._keeps_port))
             far.connect((destination, port))
             near = self._socket(family, socket.SOCK_DGRAM, NUMBERS.MARK_PROXY_ANSWERS, (destination, port))
             self._datagrams[key] = far

@@ -3,6 +3,7 @@
 configure   {}              read dns.json again → {"ports": {number: {"tcp", "udp"}}, "problems": {number: text}}
 learn       {}              stream: {"id", "full", "learned": {name: [address, …]}, "gone": [[name, address], …]}
 learned     {"id"}          all up to this item is in the kernel → {}
+end         {"flows": [{"listener": number, "pod": address}, …]}     connections close that other rules judge now
 names       {}              [{"name", "address", "expires_s", "settled"}, …]
 status      {}              counters
 stop        {}
@@ -33,7 +34,7 @@ from l7proxy.dns.rules import Judge, Rules
 from l7proxy.dns.sockets import Marks
 from l7proxy.dns.store import Store
 from l7proxy.dns.table import Limits, Table
-from policies.address import format_address
+from policies.address import format_address, parse_address
 
 NUMBERS = abi.load().constants
 MARKS = Marks(NUMBERS.MARK_FROM_EGRESS, NUMBERS.MARK_FROM_INGRESS, NUMBERS.MARK_PROXY_ANSWERS)
@@ -48,6 +49,15 @@ log = logs.get("dns")
 
 class _Item(msgspec.Struct):
     id: int
+
+
+class _Flow(msgspec.Struct):
+    listener: str
+    pod: str
+
+
+class _Ending(msgspec.Struct):
+    flows: list[_Flow]
 
 
 class Service:
@@ -100,6 +110,7 @@ class Service:
             "configure": self.configure,
             "learn": self.learn,
             "learned": self.learned,
+            "end": self.end,
             "names": self.names,
             "status": self.status,
             "stop": self.stop,
@@ -128,6 +139,10 @@ class Service:
     async def learned(self, arguments: dict[str, Any]) -> dict[str, Any]:
         self.learning.settled(msgspec.convert(arguments, _Item).id)
         return {}
+
+    async def end(self, arguments: dict[str, Any]) -> dict[str, int]:
+        flows = msgspec.convert(arguments, _Ending).flows
+        return {"ended": sum(self._proxy.end(int(one.listener, 16), parse_address(one.pod)) for one in flows)}
 
     async def names(self, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
         return [

@@ -119,6 +119,8 @@ class Names:
         self._listener_ids: dict[Asked, int] = {}
 
     def rule(self, rule: RuleRef) -> int:
+        if rule.policy.kind == UNKNOWN_RULE:
+            return rule_id(rule)  # it is no name: the rule itself may come
         if (number := self._rule_ids.get(rule)) is None:
             number = self._rule_ids[rule] = _note(self.rules, rule_id(rule), rule)
         return number

@@ -24,13 +24,14 @@ from agent.dns.configuration import Configuration, Listening, Standing, Standing
 from agent.identity.allocator import Allocator, ExhaustedError
 from agent.instance import Instance
 from agent.plan.ids import Asked, class_id
+from agent.plan.live import Otherwise
 from agent.proxy.privileges import ROOT, reduced
 from agent.proxy.running import Running
 from agent.status import ProxyView
 from agent.supervisor import Supervisor
 from agent.world.names import NameClasses
 from l7proxy.dns import store
-from policies.address import Prefix, parse_address
+from policies.address import Prefix, format_address, parse_address
 from policies.l7 import NamePattern
 from policies.model import Direction
 
@@ -95,7 +96,9 @@ class DnsSide:
         self._learn = learn
         self._wanted: Mapping[int, Asked] = {}
         self._told: Configuration | None = None
+        self._ending: set[tuple[int, bytes]] = set()
         self._tell = asyncio.Event()
+        self._all_told = asyncio.Event()
         self._serving: dict[int, tuple[int, int]] = {}
         self._answers = False
         self._problems: dict[str, str] = {}
@@ -124,13 +127,34 @@ class DnsSide:
         if told != self._told:
             configuration.save(self._instance.state_dir / configuration.FILE, told)
             self._told = told
-            self._tell.set()
+            self._say()
 
     def serving(self) -> Mapping[int, tuple[int, int]]:
         return self._serving
 
     def is_soon(self) -> bool:
         return self._answers
+
+    # ---- agent.proxy.rules.Judges
+
+    @property
+    def lingering(self) -> frozenset[int]:
+        """None: connections to one that is left out are closed."""
+        return frozenset()
+
+    def judge_otherwise(self, overrides: Mapping[int, tuple[Otherwise, ...]], alive: frozenset[int]) -> None:  # noqa: ARG002
+        """Connections that began by other rules are closed, and begin anew; datagrams go by those of the day anyhow."""
+        ending = {(n, one.source) for n, some in overrides.items() if n in self._wanted for one in some}
+        if ending:
+            self._ending |= ending
+            self._say()
+
+    async def told(self) -> None:
+        """Until it has taken all that was ordered, or cannot soon."""
+        if self.is_soon():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CALL_S):
+                    await self._all_told.wait()
 
     # ---- the agent's start
 
@@ -198,7 +222,7 @@ class DnsSide:
             await self._tell.wait()
             self._tell.clear()
             try:
-                answer = await aio.call(self._instance.dns_socket, "configure", timeout_s=CALL_S)
+                answer = await self._configure()
             except ApiError as error:
                 self._answers = False
                 log.debug("not told yet", reason=str(error))
@@ -206,6 +230,25 @@ class DnsSide:
                 await asyncio.sleep(AGAIN_S)
                 continue
             self._take(msgspec.convert(answer, Listens))
+            if not self._tell.is_set():
+                self._all_told.set()
+
+    def _say(self) -> None:
+        self._all_told.clear()
+        self._tell.set()
+
+    async def _configure(self) -> Any:
+        """Raises ApiError."""
+        ending, self._ending = self._ending, set()
+        try:
+            answer = await aio.call(self._instance.dns_socket, "configure", timeout_s=CALL_S)
+            flows = [{"listener": f"{number:016x}", "pod": format_address(pod)} for number, pod in ending]
+            if flows:
+                await aio.call(self._instance.dns_socket, "end", timeout_s=CALL_S, flows=flows)
+        except ApiError:
+            self._ending |= ending
+            raise
+        return answer
 
     def _take(self, answer: Listens) -> None:
         self._answers = True
@@ -263,7 +306,7 @@ class DnsSide:
     async def _take_news(self, news: list[News]) -> None:
         if news[0].full:
             log.info("subscribed", names=len(news[0].learned))
-            self._tell.set()  # it may be another process, which knows the file alone
+            self._say()  # it may be another process, which knows the file alone
         if names := changes(self._known, news):
             self._known.update(names)
             for name in [name for name, addresses in names.items() if not addresses]:

@@ -22,6 +22,8 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from agent import log as logs
+
 ROOT = 0
 USER = 0x6A7E
 """Number of Envoy's user and group, which need no name. Outside of what distributions give to people and services."""
@@ -30,11 +32,14 @@ NEEDED = "net_raw"
 NET_RAW = 13  # linux/capability.h
 _TO_REDUCE = {"CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_SETPCAP": 8, "CAP_NET_RAW": NET_RAW}
 
+log = logs.get("proxy")
+
 
 def reduced(user: int = USER) -> list[str]:
     """The words before a command that runs it as this user and group, with CAP_NET_RAW and no other, in all of the
     capability sets, and no way to have more. [] where it cannot be done: see `hindrance`."""
-    if hindrance():
+    if why := hindrance():
+        log.warning("proxies have all privileges of the agent", reason=why)
         return []
     only = f"-all,+{NEEDED}"
     return [
@@ -53,11 +58,11 @@ def reduced(user: int = USER) -> list[str]:
 def hindrance() -> str:
     """Why a process cannot be started with fewer privileges; "": it can."""
     if shutil.which("setpriv") is None:
-        return "setpriv is not installed (util-linux): the proxies have all privileges of the agent"
+        return "setpriv is not installed (util-linux)"
     held = _effective()
     lacking = [name for name, number in _TO_REDUCE.items() if not held >> number & 1]
     if lacking:
-        return f"the agent has no {', '.join(lacking)}: the proxies have all its privileges"
+        return f"the agent has no {', '.join(lacking)}"
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -21,12 +22,13 @@ log = logs.get("proxy")
 
 
 class Judges(Protocol):
-    """What EnvoySide offers."""
+    """What sides offer."""
 
     @property
     def lingering(self) -> frozenset[int]: ...
 
-    def judge_otherwise(self, overrides: dict[int, tuple[Otherwise, ...]], alive: frozenset[int]) -> None: ...
+    def judge_otherwise(self, overrides: Mapping[int, tuple[Otherwise, ...]], alive: frozenset[int]) -> None:
+        """Of listeners of all sides."""
 
     async def told(self) -> None:
         """Until it has taken that, or cannot soon."""
@@ -35,10 +37,10 @@ class Judges(Protocol):
 class LiveRules:
     """`changed` says for which listeners some flows may be judged otherwise than when they began."""
 
-    def __init__(self, plan: Plan, conntrack: Map, side: Judges) -> None:
+    def __init__(self, plan: Plan, conntrack: Map, *sides: Judges) -> None:
         self._plan = plan
         self._map = conntrack
-        self._side = side
+        self._sides = sides
         self._watched: frozenset[int] = frozenset()
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
@@ -57,14 +59,15 @@ class LiveRules:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            busy = bool(self._watched or self._side.lingering)
+            busy = bool(self._watched or self._lingering)
             try:
                 async with asyncio.timeout(ROUND_S if busy else None):
                     await self._wake.wait()
                 self._wake.clear()
                 watched = self._watched
                 await self._look(watched)
-                await self._side.told()
+                for side in self._sides:
+                    await side.told()
                 if not self._wake.is_set():
                     self._settled.set()
                 for pause_s in AGAIN_S:
@@ -76,9 +79,14 @@ class LiveRules:
                 await self._look(frozenset())
 
     async def _look(self, also: frozenset[int]) -> None:
-        wanted = self._watched | self._side.lingering | also
+        wanted = self._watched | self._lingering | also
         flows = await live_flows(self._map, wanted)
         alive = frozenset(flow.listener for flow in flows)
         overrides = judged_otherwise(flows, self._plan.state, self._plan.names)
         self._watched = frozenset(overrides)
-        self._side.judge_otherwise(overrides, alive)
+        for side in self._sides:
+            side.judge_otherwise(overrides, alive)
+
+    @property
+    def _lingering(self) -> frozenset[int]:
+        return frozenset[int]().union(*(side.lingering for side in self._sides))

@@ -17,7 +17,7 @@ import dns.rdatatype
 import dns.rrset
 import msgspec
 
-from l7proxy.dns.query import HEADER, ID_BYTES, Query, name_text
+from l7proxy.dns.query import HEADER, ID_BYTES, OPT, Query, name_text
 from policies.address import V4_MAPPED, parse_address
 
 MAX_RECORDS = 512
@@ -28,10 +28,13 @@ MAX_TTL_S = 7 * 86400  # as RFC 8767 has it for caches; also of one with the hig
 CHAIN = 16
 """CNAMEs that are followed."""
 KEPT = 4096
-"""Parsed answers that are kept: a cache answers many pods with the same bytes."""
+"""Parsed answers that are kept: a resolver's cache gives the same many times, but for the TTLs."""
 
 A, CNAME, AAAA, ANY = 1, 5, 28, 255
 ADDRESS_TYPES = frozenset({A, AAAA, ANY})
+
+_RECORD = struct.Struct("!HHIH")
+"""Type, class, TTL and length of data, behind the owner's name."""
 
 _QR, _OPCODE = 0x8000, 0x7800
 _POINTERS = bytes(range(0xC0, 0x100))
@@ -44,7 +47,7 @@ class Bad(Exception):
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
     """`addresses`: 16 bytes each, as policies.address has them. `texts`: for people, names of the chain included.
-    `ttl_s`: the smallest along the way."""
+    `ttl_s`: the smallest of the answers', at most as long as the chain's."""
 
     addresses: tuple[bytes, ...] = ()
     texts: tuple[str, ...] = ()
@@ -77,7 +80,11 @@ def rcode(message: bytes) -> int:
 
 
 class Reader:
-    """Reads answers; remembers the most recent by their bytes."""
+    """Reads answers; remembers the most recent by all their bytes but id and TTLs.
+
+    To find the TTLs it walks over the records itself. Were it to see other records there than the library does, an
+    answer would be taken for one that was read before: of the same question, with other addresses, and no new one.
+    """
 
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, Answer] = OrderedDict()
@@ -86,14 +93,52 @@ class Reader:
         """What an answer that belongs to the query teaches. Raises Bad."""
         if query.qtype not in ADDRESS_TYPES or not HEADER.unpack_from(message)[3]:
             return NOTHING
-        key = message[ID_BYTES:]
-        if (known := self._known.get(key)) is not None:
-            self._known.move_to_end(key)
-            return known
-        answer = self._known[key] = parse(message, query)
-        if len(self._known) > KEPT:
-            self._known.popitem(last=False)
-        return answer
+        walked = without_ttls(message, HEADER.size + len(query.question))
+        if walked is None:
+            return parse(message, query)
+        key, ttl_s = walked
+        known = self._known.get(key)
+        if known is None:
+            answer = self._known[key] = parse(message, query)
+            if len(self._known) > KEPT:
+                self._known.popitem(last=False)
+            return answer
+        self._known.move_to_end(key)
+        return Answer(known.addresses, known.texts, ttl_s)
+
+
+def without_ttls(message: bytes, start: int) -> tuple[bytes, int] | None:
+    """The message with 0 for its id and the TTLs of its records, which begin at `start`; and the smallest TTL of the
+    answer section. None where they cannot be walked over."""
+    _, _, _, answers, authorities, additional = HEADER.unpack_from(message)
+    shape, size, at, smallest = bytearray(message), len(message), start, MAX_TTL_S
+    shape[:ID_BYTES] = bytes(ID_BYTES)
+    for number in range(answers + authorities + additional):
+        at = _behind_name(message, at)
+        if at + _RECORD.size > size or number > MAX_RECORDS:
+            return None
+        rdtype, _, ttl, length = _RECORD.unpack_from(message, at)
+        if rdtype != OPT:  # whose TTL is flags
+            shape[at + 4 : at + 8] = b"\0\0\0\0"
+            if number < answers:
+                smallest = min(smallest, _seconds(ttl))
+        at += _RECORD.size + length
+    return (bytes(shape), smallest) if at <= size else None
+
+
+def _behind_name(message: bytes, at: int) -> int:
+    """Where a name ends; beyond the message where it does not."""
+    size = len(message)
+    while at < size:
+        length = message[at]
+        if length >= 0xC0:
+            return at + 2
+        at += 1 + length
+        if not length:
+            return at
+        if length > 63:
+            break
+    return size + 1
 
 
 def parse(message: bytes, query: Query) -> Answer:

@@ -79,6 +79,7 @@ class Proxy:
         """Listen for these, and for no others. Those that cannot, and why: all else is served."""
         for number in self._listeners.keys() - wanted.keys():
             self._listeners.pop(number).close()
+            self._streams.end(number)
         problems: dict[int, str] = {}
         for number, one in wanted.items():
             listener = self._listeners.get(number)
@@ -95,6 +96,10 @@ class Proxy:
                 continue
             self._listeners[number] = fresh
         return problems
+
+    def end(self, number: int, pod: bytes) -> int:
+        """Connections of a pod that began at a listener which is not the pod's any more. Returns how many."""
+        return self._streams.end(number, pod)
 
     async def run(self) -> None:
         """The regular work, until cancelled."""

@@ -31,7 +31,7 @@ _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 
 
 class Query(msgspec.Struct, frozen=True, gc=False):
-    """`name`: canonical, as policies.names has it. `question`: its bytes, as they were sent. The id is no part of it."""
+    """`name`: canonical, as policies.names has it. `question`: its bytes, as they were sent. The id is not in it."""
 
     name: str
     qtype: int

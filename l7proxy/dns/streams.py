@@ -33,7 +33,7 @@ class Streams:
         self._judge = judge
         self._marks = marks
         self._ids = RandomIds()
-        self._connections: dict[asyncio.Task[None], bytes] = {}
+        self._connections: dict[asyncio.Task[None], tuple[int, bytes]] = {}  # listener and pod
         self._of_pod: Counter[bytes] = Counter()
 
     def listen(self, rules: Rules, family: socket.AddressFamily, port: int) -> socket.socket:
@@ -43,9 +43,17 @@ class Streams:
         return made
 
     def leave(self, listening: socket.socket) -> None:
-        """Connections that stand go on."""
+        """Connections that stand go on until `end`."""
         asyncio.get_running_loop().remove_reader(listening.fileno())
         listening.close()
+
+    def end(self, number: int, pod: bytes | None = None) -> int:
+        """Close the connections of a listener, or those of one pod there: they began by rules that hold no more. The pod
+        connects anew, to the listener of the day. Returns how many there were."""
+        ended = [task for task, at in self._connections.items() if at[0] == number and pod in (None, at[1])]
+        for task in ended:
+            task.cancel()
+        return len(ended)
 
     async def close(self) -> None:
         for task in list(self._connections):
@@ -71,11 +79,11 @@ class Streams:
         self._of_pod[pod] += 1
         served = _Connection(self._judge, self._marks, self._ids, rules, client, resolver)
         task = asyncio.ensure_future(served.run(connection))
-        self._connections[task] = pod
+        self._connections[task] = rules.number, pod
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        pod = self._connections.pop(task)
+        _, pod = self._connections.pop(task)
         self._of_pod[pod] -= 1
         if not self._of_pod[pod]:
             del self._of_pod[pod]

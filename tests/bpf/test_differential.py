@@ -1,4 +1,5 @@
 """Random clusters in the real maps, random flows through the real programs: the kernel must judge as the oracle does.
+Policies are of every kind; what they leave to proxies is dropped, as none is there.
 
 Each example loads a cluster, sends flows, moves to a second cluster by one transition, and sends the same flows again,
 so that live flows are judged anew; and it sends what the other end would answer. A judgement is one packet whose fate
@@ -12,6 +13,8 @@ import os
 import struct
 from collections.abc import Iterator
 
+import drawn_policies
+import msgspec
 import pytest
 import strategies as drawn
 import worlds
@@ -32,7 +35,7 @@ from agent.realize import Realizer
 from agent.world.world import World
 from policies.address import format_address, is_v4, parse_address
 from policies.evaluate import HOST, Decision, Flow, evaluate
-from policies.model import Policy, Verdict
+from policies.model import DEFAULT_DENY, Policy, Verdict
 
 ABI = load()
 SHARDS = 4
@@ -149,7 +152,7 @@ class Judge:
             assert apply.apply(self.rig.maps, steps.steps, raise_epoch=steps.raises_epoch).failure is None
             assert apply.apply(self.rig.maps, steps.cleanup, raise_epoch=False).failure is None
         self.scene = scene
-        self.policies = [drawn.parsed(raw) for raw in cluster.policies]
+        self.policies = drawn.policies_of(cluster)
         self.devices = worlds.interfaces_of(cluster)
 
     def hook(self, flow: Flow, answer: bool = False) -> tuple[str, int] | None:
@@ -184,6 +187,8 @@ class Judge:
         self.compared += 1
         if got and not known:
             self.check_rules(flow, decision, events, note)
+        elif not known:
+            self.check_drop(decision, events, note)
         return got
 
     def check_rules(self, flow: Flow, decision: Decision, events: list[tuple[int, int, int, int]], note: str) -> None:
@@ -195,16 +200,28 @@ class Judge:
         if flow.destination.address in self.devices:
             assert self.plan.rule(ingress) in decision.ingress.allowed_by, note
 
+    def check_drop(self, decision: Decision, events: list[tuple[int, int, int, int]], note: str) -> None:
+        """The rule named for the end that dropped it is the first that denies it. No proxy is ready here."""
+        kind, reason, egress, ingress = events[-1]
+        assert kind == ABI.constants.EVENT_DROP, note
+        if reason == ABI.constants.DROP_POLICY_EGRESS:
+            assert self.plan.rule(egress) == (*decision.egress.denied_by, DEFAULT_DENY)[0], note
+        elif reason == ABI.constants.DROP_POLICY_INGRESS:
+            assert self.plan.rule(ingress) == (*decision.ingress.denied_by, DEFAULT_DENY)[0], note
+        else:
+            assert reason == ABI.constants.DROP_PROXY_UNREADY, note
+            assert Verdict.REDIRECT in (decision.egress.verdict, decision.ingress.verdict), note
+
     def check_answer(self, flow: Flow, source_port: int) -> None:
         """Of a flow that is tracked: its answers pass exactly as long as the flow itself is allowed."""
         seen = self.hook(flow, answer=True)
         if seen is None:
             return
-        wanted = self.is_allowed(flow, self.decide(flow))
+        decision = self.decide(flow)
+        wanted = self.is_allowed(flow, decision)
         got = self.rig.passes(*seen, frame(flow, source_port, answer=True), forwarded=flow.destination.entity != HOST)
-        assert got == wanted, (
-            f"answer to {flow.source} → {flow.destination} {flow.protocol}/{flow.port}: {self.rig.events()}"
-        )
+        note = f"answer to {flow.source} → {flow.destination} {flow.protocol}/{flow.port}: {decision}"
+        assert got == wanted, f"{note}; {self.rig.events()}"
         self.rig.events()
         self.compared += 1
 
@@ -232,11 +249,17 @@ def compare(rig: Rig, first: drawn.Cluster, second: drawn.Cluster, seed: int) ->
     return judge.compared
 
 
+FACTS = {address: drawn.Facts(HOST, node={}) for address in drawn.HOST_ADDRESSES}
+"""Little is known of addresses but whose they are: tests/agent/world asks for the rest."""
+CLUSTERS = drawn.clusters() | drawn_policies.clusters()
+
+
 @st.composite
 def successors(draw: st.DrawFn) -> tuple[drawn.Cluster, drawn.Cluster]:
     """A cluster, and the same pods with other policies and namespace labels."""
-    first, other = draw(drawn.clusters()), draw(drawn.clusters())
-    return first, drawn.Cluster(other.namespaces, first.pods, other.policies)
+    first, other = draw(CLUSTERS), draw(CLUSTERS)
+    first = msgspec.structs.replace(first, facts=FACTS)
+    return first, drawn.Cluster(other.namespaces, first.pods, other.policies, other.values, FACTS)
 
 
 @pytest.mark.parametrize("shard", range(SHARDS))

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import rig
 from agents import Document, RunningAgent, pod
-from dnsrig import Raw, Reply, Resolver, Wire, ask, exchange, query, rrset, says
+from dnsrig import Asking, Raw, Reply, Resolver, Wire, ask, exchange, query, rrset, says
 from probes import STREAM, Connection, Server, tcp
 
 from agent.api import client as api
 from agent.proxy.privileges import NET_RAW, capabilities
 
-CLIENT, OTHER, DNS = "shop/client", "shop/other", "kube-system/dns"
+CLIENT, TWIN, OTHER, DNS = "shop/client", "shop/twin", "shop/other", "kube-system/dns"
 PORT = 9000
-WWW, ELSE, SECRET = "www.allowed.example", "www.else.example", "secret.denied.example"
+WWW, ELSE, LATE, SECRET = "www.allowed.example", "www.else.example", "api.late.example", "secret.denied.example"
 V4 = tuple(f"198.51.100.{i}" for i in range(1, 201))
 V6 = ("2001:db8:100::10", "2001:db8:100::66")
 SHORT_S = 0.4
@@ -41,7 +41,7 @@ class Names:
         self.outside = self._stack.enter_context(rig.Outside(node, (*V4, *V6)))
 
     def start(self, *flags: str) -> None:
-        self.agent.write("pods.yaml", pod(CLIENT, app="client"), pod(OTHER, app="other"), pod(DNS, app="dns"))
+        self.agent.write("pods.yaml", *PODS)
         self.agent.write("service.yaml", SERVICE)
         self.agent.write("policy.yaml", cnp())
         self.agent.start(*flags)
@@ -80,6 +80,7 @@ def names(node: rig.Node, tmp_path: Path) -> Iterator[Names]:
             names.close()
 
 
+PODS = pod(CLIENT, app="client", of="one"), pod(OTHER, app="other"), pod(DNS, app="dns")
 SERVICE: Document = {
     "apiVersion": "v1",
     "kind": "Service",
@@ -92,8 +93,8 @@ SERVICE: Document = {
 }
 
 
-def cnp(*allowed: dict[str, str], asked: tuple[dict[str, str], ...] = ()) -> Document:
-    """May ask for what it may reach, and for `*.else.example`."""
+def cnp(*allowed: dict[str, str], asked: tuple[dict[str, str], ...] = (), **labels: str) -> Document:
+    """Pods with these labels may ask for what it may reach, and for `*.else.example`."""
     reached = list(allowed) or [{"matchPattern": "*.allowed.example"}]
     resolver = {"matchLabels": {"app": "dns", "k8s:io.kubernetes.pod.namespace": "kube-system"}}
     rules = [*reached, {"matchName": ELSE}, *asked]
@@ -107,8 +108,8 @@ def cnp(*allowed: dict[str, str], asked: tuple[dict[str, str], ...] = ()) -> Doc
     return {
         "apiVersion": "cilium.io/v2",
         "kind": "CiliumNetworkPolicy",
-        "metadata": {"name": "client", "namespace": "shop"},
-        "spec": {"endpointSelector": {"matchLabels": {"app": "client"}}, "egress": egress},
+        "metadata": {"name": "-".join(["client", *labels.values()]), "namespace": "shop"},
+        "spec": {"endpointSelector": {"matchLabels": {"app": "client", **labels}}, "egress": egress},
     }
 
 
@@ -174,14 +175,14 @@ def test_of_others_nothing_is_asked(names: Names) -> None:
 
 def test_rules_that_change_hold_for_what_is_known(names: Names) -> None:
     names.start()
-    names.resolver.records |= {WWW: (V4[0],), "api.late.example": (V4[1],)}
-    late = {"matchName": "api.late.example"}
+    names.resolver.records |= {WWW: (V4[0],), LATE: (V4[1],)}
+    late = {"matchName": LATE}
     assert names.ask(WWW).addresses == (V4[0],)
-    assert names.ask("api.late.example").rcode == "REFUSED"
+    assert names.ask(LATE).rcode == "REFUSED"
     names.agent.write("policy.yaml", cnp({"matchName": WWW}, asked=(late,)))
     names.agent.settle()
     names.agent.await_listeners()
-    assert names.ask("api.late.example").addresses == (V4[1],)
+    assert names.ask(LATE).addresses == (V4[1],)
     assert names.reaches(V4[0])
     assert not names.reaches(V4[1], SHORT_S)
     names.agent.write("policy.yaml", cnp(late))
@@ -190,6 +191,31 @@ def test_rules_that_change_hold_for_what_is_known(names: Names) -> None:
     assert names.reaches(V4[1]), "it has been asked for before"
     assert not names.reaches(V4[0], SHORT_S)
     assert names.ask(WWW).rcode == "REFUSED"
+
+
+@pytest.mark.parametrize("stays", [False, True], ids=["gone", "of-a-twin"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_rules_that_change_hold_for_a_socket_that_lives(names: Names, transport: str, stays: bool) -> None:
+    """A resolver in a pod keeps its sockets. TCP may be closed on it: then it asks again by a new one (RFC 7766).
+    `stays`: the rules it began by are those of another pod yet, whose socket goes on."""
+    names.agent.write("twin.yaml", pod(TWIN, app="client", of="two"))
+    names.start()
+    names.resolver.records |= {WWW: (V4[0],), LATE: (V4[1],)}
+    how = {"server": names.address["v4"], "tcp": transport == "tcp"}
+    with Asking(names.client, **how) as asking, Asking(names.agent.netns(TWIN), **how) as twin:
+        assert asking.ask(WWW).addresses == twin.ask(WWW).addresses == (V4[0],)
+        assert asking.ask(LATE).rcode == "REFUSED"
+        names.resolver.asked.clear()
+        names.agent.write("policy.yaml", cnp({"matchName": LATE}, of="one"), *([cnp(of="two")] if stays else ()))
+        names.agent.settle()
+        names.agent.await_listeners()
+        assert asking.ask(WWW).rcode == "REFUSED"
+        assert names.resolver.names() == []
+        assert asking.ask(LATE).addresses == (V4[1],)
+        assert names.reaches(V4[1])
+        if stays:
+            assert twin.ask(WWW).addresses == (V4[0],)
+            assert twin.renewed == 0
 
 
 def test_a_name_with_ever_other_addresses_is_reached_without_a_drop(names: Names) -> None:

@@ -91,9 +91,9 @@ class Redirected:
         apply.increase_epoch(self.maps)
 
     @contextmanager
-    def by(self, *listeners: int) -> Iterator[list[TransparentProxy]]:
+    def by(self, *listeners: int, keeps_port: bool = False) -> Iterator[list[TransparentProxy]]:
         """Flows of these listeners' rules go by proxies."""
-        proxies = [TransparentProxy(self.cluster.node, ingress=listener == INGRESS) for listener in listeners]
+        proxies = [TransparentProxy(self.cluster.node, listener == INGRESS, keeps_port) for listener in listeners]
         try:
             for listener, proxy in zip(listeners, proxies, strict=True):
                 self.serve(listener, proxy)
@@ -202,6 +202,27 @@ def test_through_a_service(
         for proxy in proxies:
             (seen,) = proxy.take()
             assert (seen.source, seen.destination, seen.port) == (here, redirected.ip("shop/web", family), PORT)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", PROBES)
+@pytest.mark.parametrize(("source", "to", "listeners"), WAYS)
+def test_a_proxy_may_get_the_port_of_who_asked(
+    redirected: Redirected,
+    servers: dict[str, rig.Netns],
+    source: str,
+    to: str,
+    listeners: tuple[int, ...],
+    kind: str,
+    family: str,
+) -> None:
+    """The kernel, which gives it one, does not know the pod's. And then two proxies have it, who answer to one another."""
+    netns, there, client = redirected.cluster.netns(source), redirected.ip(to, family), redirected.ip(source, family)
+    with redirected.by(*listeners, keeps_port=True) as proxies:
+        with Connection(netns, PROBES[kind][1], there, PORT, (client, 0)) as connection:
+            assert connection.exchange(ANSWERED_S).label == to
+            assert connection.exchange(ANSWERED_S).label == to
+        assert all(proxy.take() for proxy in proxies)
 
 
 LIVE = [
@@ -390,7 +411,9 @@ def test_a_pod_does_not_reach_the_listener_itself(
             if family == "v4":
                 netns.sysctl(ipv4__conf__all__route_localnet="1", ipv4__conf__eth0__route_localnet="1")
             netns.run("ip", "route", "replace", loopback, "dev", "eth0")
+            before = redirected.drops("WRONG_DESTINATION")
             probes.tcp(netns, loopback, PORT, DROPPED_S, (redirected.ip("shop/client", family), 0))
+            assert redirected.drops("WRONG_DESTINATION") == before + 1
             assert not proxy.take()
         finally:
             netns.run("ip", "route", "del", loopback, "dev", "eth0")

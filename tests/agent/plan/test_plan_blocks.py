@@ -185,6 +185,13 @@ def test_a_collision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         names.rule(RULES[1])
 
 
+def test_a_rule_may_come_that_was_not_known() -> None:
+    names = Names()
+    unknown = names.rule_ref(rule_id(RULES[0]))
+    assert names.rule(unknown) == rule_id(RULES[0]) == names.rule(RULES[0])
+    assert names.rule_ref(rule_id(RULES[0])) == RULES[0]
+
+
 def test_names_that_are_not_kept_are_forgotten() -> None:
     names = Names()
     numbers = [names.rule(rule) for rule in RULES]

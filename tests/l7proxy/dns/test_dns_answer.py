@@ -187,16 +187,51 @@ def test_long_chains_of_pointers_cost_little() -> None:
     assert time.process_time() - started < 2  # not minutes
 
 
-def test_answers_are_remembered_by_their_bytes() -> None:
+def test_answers_are_remembered_but_for_their_ttls(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+
+    def counted(wire: bytes, query: Query) -> Answer:
+        parsed.append(wire)
+        return parse(wire, query)
+
+    monkeypatch.setattr("l7proxy.dns.answer.parse", counted)
     message, query = asked()
-    answer = dns.message.make_response(message)
-    answer.answer.append(rrset("www.example", "A", V4))
-    wire = answer.to_wire()
     reader = Reader()
-    first = reader.read(wire, query)
-    assert reader.read(b"zz" + wire[2:], query) is first
-    assert texts(first) == [V4]
-    assert reader.read(wire.replace(bytes([198, 51, 100, 1]), bytes([198, 51, 100, 2])), query) != first
+
+    def wire(ttl_s: int, *addresses: str, alias_s: int = 900) -> bytes:
+        answer = dns.message.make_response(message)
+        answer.answer += [
+            rrset("www.example", "CNAME", "a.cdn.", ttl_s=alias_s),
+            rrset("a.cdn", "A", *addresses, ttl_s=ttl_s),
+        ]
+        answer.authority.append(rrset("cdn", "NS", "ns.cdn.", ttl_s=ttl_s + 7))
+        return answer.to_wire()
+
+    for ttl_s in (300, 299, 1, 0):
+        again = b"zz" + wire(ttl_s, V4)[2:]
+        assert (texts(reader.read(again, query)), reader.read(again, query).ttl_s) == ([V4], ttl_s)
+    assert reader.read(wire(300, V4, alias_s=20), query).ttl_s == 20
+    assert len(parsed) == 1
+    assert texts(reader.read(wire(300, V4, OTHER), query)) == [V4, OTHER]
+    assert texts(reader.read(wire(300, OTHER), query)) == [OTHER]
+    assert len(parsed) == 3
+
+
+@given(st.binary(max_size=200), st.integers(0, 20), st.data())
+def test_what_is_remembered_is_what_would_be_read(tail: bytes, answers: int, data: st.DataObject) -> None:
+    """A second answer that differs in one byte from one that was read brings no address that neither of them holds."""
+    wire, query = hostile(b"\xc0\x0c" + A_RECORD + tail, answers)
+    other = bytearray(wire)
+    other[data.draw(st.integers(12, len(wire) - 1))] = data.draw(st.integers(0, 255))
+    reader = Reader()
+    held: set[bytes] = set()
+    for one in (wire, bytes(other)):
+        with suppress(Bad):
+            held |= set(parse(one, query).addresses)
+    for one in (wire, bytes(other), wire):
+        if belongs(one, query, int.from_bytes(wire[:2], "big")):
+            with suppress(Bad):
+                assert set(reader.read(one, query).addresses) <= held
 
 
 def test_types_without_addresses_are_not_parsed() -> None:
