@@ -48,8 +48,8 @@ class Streams:
         listening.close()
 
     def end(self, number: int, pod: bytes | None = None) -> int:
-        """Close the connections of a listener, or those of one pod there: they began by rules that hold no more. The pod
-        connects anew, to the listener of the day. Returns how many there were."""
+        """Close the connections of a listener, or those of one pod there, that began by rules which hold no more. The
+        pod connects anew, to the listener of the day. Returns how many there were."""
         ended = [task for task, at in self._connections.items() if at[0] == number and pod in (None, at[1])]
         for task in ended:
             task.cancel()
