@@ -174,6 +174,11 @@ class Judge:
         ingress = flow.destination.address not in self.devices or decision.ingress.verdict is Verdict.ALLOW
         return egress and ingress
 
+    def leaves_to_proxy(self, flow: Flow) -> bool:
+        decision = self.decide(flow)
+        ends = ((flow.source, decision.egress), (flow.destination, decision.ingress))
+        return any(end.address in self.devices and side.verdict is Verdict.REDIRECT for end, side in ends)
+
     def check(self, flow: Flow, source_port: int, known: bool) -> bool:
         """Send a flow's first packet, and compare. Returns whether it passed."""
         seen = self.hook(flow)
@@ -244,6 +249,8 @@ def compare(rig: Rig, first: drawn.Cluster, second: drawn.Cluster, seed: int) ->
             tracked.append((flow, port))
     judge.load(second)
     for flow, port in tracked:
+        if judge.leaves_to_proxy(flow):
+            continue  # what becomes of a live flow then is asked in tests/netns, with proxies
         judge.check_answer(flow, port)
         judge.check(flow, port, known=True)
     return judge.compared
