@@ -30,7 +30,7 @@ from agent.world.serving import all_slices_of
 from agent.world.world import World
 from policies.address import Prefix, parse_address
 from policies.evaluate import Party, PodFacts, ServiceFacts, peer_selects
-from policies.l7 import NamePattern
+from policies.l7 import L7, NamePattern
 from policies.model import (
     KUBERNETES,
     SERVICE_ACCOUNT,
@@ -311,6 +311,18 @@ def test_blocks_that_cover_a_named_address_count() -> None:
     assert class_of(world, "198.51.100.2") == RemoteClass(WORLD_IPV4, frozenset({block.block}), marks=frozenset({WILD}))
     both = frozenset({block.block, host.block})
     assert class_of(world, "198.51.100.1") == RemoteClass(WORLD_IPV4, both, marks=frozenset({WILD}))
+
+
+def test_names_that_nobody_learns_are_reported() -> None:
+    world = world_of(policy(EXACT), policy(KUBERNETES, name="q"))
+    (problem,) = world.problems()
+    assert problem.warning
+    assert problem.subject == "CiliumNetworkPolicy shop/p"
+    assert "rules.dns" in problem.message
+    learning = policy(name="dns")
+    asks = msgspec.structs.replace(learning.rules[0], l7=L7(dns=frozenset({ANY})))
+    put(world, msgspec.structs.replace(learning, rules=(asks,)))
+    assert not world.problems()
 
 
 # ---- what stands before any address does
