@@ -18,6 +18,7 @@ from agent.dns import configuration
 from agent.identity.allocator import Allocator
 from agent.instance import Instance
 from agent.plan.ids import Asked, class_id
+from agent.plan.live import Otherwise
 from agent.proxy.dns import DnsSide, Known, News, changes
 from agent.world.names import NameClasses
 from policies.address import Prefix, format_address, parse_address
@@ -81,6 +82,7 @@ class Proxy:
     def __init__(self, path: Path, state_dir: Path) -> None:
         self.acknowledged: list[int] = []
         self.configured: list[configuration.Configuration] = []
+        self.ended: list[tuple[int, str]] = []
         self.subscribed = 0
         self.busy: set[int] = set()
         self._path, self._state_dir = path, state_dir
@@ -90,7 +92,9 @@ class Proxy:
         self._number = 0
 
     async def start(self) -> None:
-        handlers: dict[str, Handler] = {"configure": self.configure, "learn": self.learn, "learned": self.learned}
+        handlers: dict[str, Handler] = {
+            "configure": self.configure, "learn": self.learn, "learned": self.learned, "end": self.end,
+        }  # fmt: skip
         self._server = await serve(self._path, handlers)
 
     async def stop(self) -> None:
@@ -126,6 +130,11 @@ class Proxy:
 
     async def learned(self, arguments: dict[str, Any]) -> dict[str, Any]:
         self.acknowledged.append(arguments["id"])
+        await self._happen()
+        return {}
+
+    async def end(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        self.ended += [(int(one["listener"], 16), one["pod"]) for one in arguments["flows"]]
         await self._happen()
         return {}
 
@@ -277,6 +286,25 @@ async def test_a_proxy_that_comes_back_is_told_again(tmp_path: Path) -> None:
         await bench.proxy.start()
         bench.proxy.tell(full=True)
         await bench.proxy.until(lambda: len(bench.proxy.configured) > before and bench.proxy.acknowledged != [])
+
+
+@in_loop
+async def test_connections_that_other_rules_judge_now_are_ended(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    pod, resolver = parse_address("10.244.0.5"), parse_address("10.244.0.9")
+    one = Otherwise(pod, resolver, 53, asked(API).demands)
+    async with bench.running():
+        bench.side.order({1: asked(WWW)})
+        await bench.served(1)
+        bench.side.judge_otherwise({1: (one,), 2: (one,)}, frozenset({1, 2}))
+        async with asyncio.timeout(WAIT_S):
+            await bench.side.told()
+        assert bench.proxy.ended == [(1, "10.244.0.5")], "of the other proxy's listeners it knows nothing"
+        await bench.proxy.stop()
+        bench.side.judge_otherwise({1: (one,)}, frozenset({1}))
+        await bench.proxy.start()
+        await bench.proxy.until(lambda: len(bench.proxy.ended) == 2)
+    assert bench.side.lingering == frozenset()
 
 
 # ---- names
