@@ -144,6 +144,9 @@ class Client:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._connection.close()
 
     def request(self, method: str, path: str, headers: Mapping[str, str] | None = None, body: str = "") -> Reply:

@@ -65,8 +65,11 @@ class Load:
             except OSError as error:
                 reply = Reply(0, type(error).__name__)
             self.asked.append(Asked(path, began, time.monotonic(), reply.status, fresh, reply.body[:60]))
-            if not fresh and reply.status == 0:
+            if not fresh and reply.status == 0 and lasting is not None:
+                lasting.close()
                 lasting = None
+        if lasting is not None:
+            lasting.close()
 
     @contextmanager
     def running(self) -> Iterator[None]:
