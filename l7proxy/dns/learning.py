@@ -87,7 +87,7 @@ class Learning:
         self._told_in: dict[Pair, int] = {}  # the last item that said of a pair that it was learned
         self._subscriber: object | None = None
         self._news = asyncio.Event()
-        self._changed = False
+        self._extended: set[str] = set()  # names whose ends are not written yet
         for name, address in table.pairs():
             self._by_address.setdefault(address, set()).add(name)
 
@@ -119,7 +119,7 @@ class Learning:
         needed = self._needed.allow(name)
         ends_s = self.table.end(answer.ttl_s, self._clock())
         result = self.table.learn(name, answer.addresses, ends_s, owner=owner, needed=needed)
-        self._changed = True
+        self._extended.add(name)
         if result.new or result.gone:
             self.counters.learned += len(result.new)
             self._remember(result.new, ends_s)
@@ -262,9 +262,10 @@ class Learning:
 
     def save(self) -> None:
         """Ends of pairs that live on are not written one by one: to be called now and then."""
-        if self._changed:
+        ends = {name: dict(self.table.addresses(name)) for name in self._extended}
+        self._extended.clear()
+        if ends and not self._store.note(ends, []):
             self._store.save(self.table)
-            self._changed = False
 
     def _gone(self, pairs: Iterable[Pair]) -> None:
         for pair in pairs:

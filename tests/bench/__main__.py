@@ -14,7 +14,7 @@ from pathlib import Path
 import rig
 
 from agent.datapath.mounts import Unmet, require_host
-from bench import balancing, l7, memory, northsouth, packets, pods, policies, roundtrips, scale, services
+from bench import balancing, dns, l7, memory, northsouth, packets, pods, policies, roundtrips, scale, services
 from bench.report import Figure, machine, table, write_json
 from bench.setting import Bench
 
@@ -26,6 +26,7 @@ MEASURES: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "services": services.measure,
     "scale": scale.measure,
     "l7": l7.measure,
+    "dns": dns.measure,
     "memory": memory.measure,
     "policies": policies.measure,
     "pods": pods.measure,
