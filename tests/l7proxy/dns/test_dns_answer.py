@@ -212,7 +212,7 @@ def test_answers_are_remembered_but_for_their_ttls(monkeypatch: pytest.MonkeyPat
         assert (texts(reader.read(again, query)), reader.read(again, query).ttl_s) == ([V4], ttl_s)
     assert reader.read(wire(300, V4, alias_s=20), query).ttl_s == 20
     assert len(parsed) == 1
-    assert texts(reader.read(wire(300, V4, OTHER), query)) == [V4, OTHER]
+    assert set(texts(reader.read(wire(300, V4, OTHER), query))) == {V4, OTHER}
     assert texts(reader.read(wire(300, OTHER), query)) == [OTHER]
     assert len(parsed) == 3
 
