@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import strategies
 
-from policies.address import parse_address
-from policies.evaluate import HOST, Flow, Party, PodFacts, evaluate
-from policies.model import NODE, NOT_ISOLATED, SELF, ContainerPort, Policy, Verdict
+from policies.address import Prefix, parse_address
+from policies.evaluate import HOST, Flow, Party, PodFacts, ServiceFacts, evaluate
+from policies.l7 import L7, HttpRule, NamePattern
+from policies.model import (
+    NODE,
+    NOT_ISOLATED,
+    SELF,
+    Action,
+    CidrBlock,
+    ContainerPort,
+    Direction,
+    Entity,
+    EntityPeer,
+    LabelSelector,
+    NodePeer,
+    ObjectRef,
+    Operator,
+    Origin,
+    Peer,
+    PodSelector,
+    Policy,
+    PortRange,
+    Requirement,
+    Rule,
+    RuleRef,
+    ServicePeer,
+    Tier,
+    Verdict,
+)
 
 WEB = PodFacts("shop", "web", {"app": "web"}, frozenset({ContainerPort("http", 6, 8080), ContainerPort("dns", 17, 53)}))
 CLIENT = PodFacts("shop", "client", {"app": "client"})
@@ -101,6 +128,119 @@ JUDGED: list[tuple[Policy, str, str, int, int, bool]] = [
 def test_oracle(policy: Policy, source: str, destination: str, protocol: int, port: int, allowed: bool) -> None:
     decision = evaluate([policy], LABELS, Flow(PARTIES[source], PARTIES[destination], protocol, port))
     assert (decision.verdict is Verdict.ALLOW) is allowed
+
+
+HTTP = L7(http=frozenset({HttpRule(path="/a")}))
+DNS = L7(dns=frozenset({NamePattern("a.example")}))
+EVERY_NAME = L7(dns=frozenset({NamePattern(pattern="*")}))
+A, D, P = Action
+EVERYONE = PodSelector(LabelSelector(), namespaces=LabelSelector())
+
+
+def kinds(
+    *rules: tuple[tuple[Peer, ...] | None, tuple[PortRange, ...] | None, Action, L7 | None],
+    tier: Tier = Tier.NAMESPACED,
+    isolates: bool = True,
+    priority: int = 0,
+    name: str = "k",
+) -> Policy:
+    """Of the client's egress."""
+    ref = ObjectRef("CiliumNetworkPolicy", "", name)
+    written = [Rule(RuleRef(ref, Direction.EGRESS, n), *rule) for n, rule in enumerate(rules)]
+    directions = frozenset({Direction.EGRESS}) if isolates and tier is Tier.NAMESPACED else frozenset[Direction]()
+    return Policy(ref, Origin("f", 1), EVERYONE, directions, tuple(written), tier=tier, priority=priority)
+
+
+def to(*peers: Peer) -> Policy:
+    return kinds((peers, None, A, None))
+
+
+WORLD, WORLD4, CLUSTER, HOSTS, REMOTE = (
+    EntityPeer(entity) for entity in (Entity.WORLD, Entity.WORLD_IPV4, Entity.CLUSTER, Entity.HOST, Entity.REMOTE_NODE)
+)
+OUTSIDE = CidrBlock(Prefix.parse("0.0.0.0/0"), (Prefix.parse("192.0.2.64/26"),), inside=False)
+ZONE = LabelSelector(frozenset({Requirement("zone", Operator.IN, frozenset({"z1"}))}))
+WEB_PORT, DNS_PORT = (PortRange(6, 80, 80),), (PortRange(17, 53, 53), PortRange(6, 53, 53))
+# policies, to whom, protocol, port → verdict, what is asked, index of the rule that decided (None: none, or built in)
+BY_KIND: list[tuple[list[Policy], str, int, int, Verdict, set[L7], int | None]] = [
+    ([to(WORLD)], "world", 6, 80, Verdict.ALLOW, set(), 0),
+    ([to(WORLD)], "web", 6, 80, Verdict.DENY, set(), None),
+    ([to(WORLD4)], "world6", 6, 80, Verdict.DENY, set(), None),
+    ([to(CLUSTER)], "web", 6, 80, Verdict.ALLOW, set(), 0),
+    ([to(CLUSTER)], "far-node", 6, 80, Verdict.ALLOW, set(), 0),
+    ([to(CLUSTER)], "world", 6, 80, Verdict.DENY, set(), None),
+    ([to(HOSTS)], "far-node", 6, 80, Verdict.DENY, set(), None),
+    ([to(REMOTE)], "far-node", 6, 80, Verdict.ALLOW, set(), 0),
+    ([to(EntityPeer(Entity.NONE))], "world", 6, 80, Verdict.DENY, set(), None),
+    ([to(OUTSIDE)], "world", 6, 80, Verdict.ALLOW, set(), 0),
+    ([to(OUTSIDE)], "web", 6, 80, Verdict.DENY, set(), None),  # a CIDR of CiliumNetworkPolicy is no pod's
+    ([to(OUTSIDE)], "far-node", 6, 80, Verdict.DENY, set(), None),
+    ([to(NodePeer(ZONE))], "far-node", 6, 80, Verdict.ALLOW, set(), 0),
+    ([to(NodePeer(ZONE))], "node", 6, 80, Verdict.DENY, set(), None),
+    ([to(NamePattern(pattern="*.example"))], "named", 6, 80, Verdict.ALLOW, set(), 0),
+    ([to(NamePattern(pattern="*.example"))], "world", 6, 80, Verdict.DENY, set(), None),
+    ([to(ServicePeer("shop", "api"))], "named", 6, 80, Verdict.ALLOW, set(), 0),
+    ([to(ServicePeer("other", "api"))], "named", 6, 80, Verdict.DENY, set(), None),
+    ([to(ServicePeer("", selector=ZONE))], "named", 6, 80, Verdict.ALLOW, set(), 0),
+    ([to()], "world", 6, 80, Verdict.DENY, set(), None),  # no peer is nobody
+    ([kinds((None, (), A, None))], "world", 6, 80, Verdict.DENY, set(), None),  # and no port none
+    ([kinds((None, None, A, None), ((WORLD,), None, D, None))], "world", 6, 80, Verdict.DENY, set(), 1),
+    ([kinds((None, WEB_PORT, A, HTTP))], "world", 6, 80, Verdict.REDIRECT, {HTTP}, 0),
+    ([kinds((None, None, A, HTTP))], "world", 17, 80, Verdict.DENY, set(), None),  # there is no HTTP in UDP
+    ([kinds((None, None, A, DNS))], "world", 17, 53, Verdict.REDIRECT, {DNS}, 0),
+    ([kinds((None, WEB_PORT, A, HTTP), (None, None, A, DNS))], "world", 6, 80, Verdict.REDIRECT, {HTTP, DNS}, 0),
+    ([kinds((None, WEB_PORT, A, HTTP), (None, None, A, None))], "world", 6, 80, Verdict.ALLOW, set(), 1),
+    ([kinds((None, (PortRange(1, 8, 8),), A, None))], "world", 1, 8, Verdict.ALLOW, set(), 0),
+    ([kinds((None, (PortRange(1, 8, 8),), A, None))], "world", 1, 0, Verdict.DENY, set(), None),
+    # enableDefaultDeny: false
+    ([kinds((None, WEB_PORT, A, HTTP), isolates=False)], "world", 6, 80, Verdict.ALLOW, set(), None),
+    ([kinds((None, WEB_PORT, D, None), isolates=False)], "world", 6, 80, Verdict.DENY, set(), 0),
+    ([kinds((None, DNS_PORT, A, DNS), isolates=False)], "world", 17, 53, Verdict.REDIRECT, {EVERY_NAME}, 0),
+    ([kinds((None, DNS_PORT, A, DNS), isolates=False)], "world", 17, 54, Verdict.ALLOW, set(), None),
+    # tiers
+    ([kinds((None, None, D, None), tier=Tier.ADMIN), to(WORLD)], "world", 6, 80, Verdict.DENY, set(), 0),
+    ([kinds((None, None, A, None), tier=Tier.ADMIN), kinds((None, None, D, None))], "world", 6, 80, Verdict.ALLOW,
+     set(), 0),
+    ([kinds((None, None, P, None), tier=Tier.ADMIN), kinds()], "world", 6, 80, Verdict.DENY, set(), None),
+    ([kinds((None, None, P, None), (None, None, D, None), tier=Tier.ADMIN)], "world", 6, 80, Verdict.ALLOW, set(),
+     None),
+    ([kinds((None, None, D, None), tier=Tier.BASELINE), to(WORLD)], "world", 6, 80, Verdict.ALLOW, set(), 0),
+    ([kinds((None, None, D, None), tier=Tier.BASELINE), kinds()], "world", 6, 80, Verdict.DENY, set(), None),
+    ([kinds((None, WEB_PORT, A, None), (None, None, D, None), tier=Tier.BASELINE)], "world", 6, 81, Verdict.DENY,
+     set(), 1),
+    ([kinds((None, None, D, None), tier=Tier.ADMIN, priority=2, name="a"),
+      kinds((None, WEB_PORT, P, None), (None, WEB_PORT, A, None), tier=Tier.ADMIN, priority=1, name="b")],
+     "world", 6, 80, Verdict.ALLOW, set(), None),
+    ([kinds((None, None, D, None), tier=Tier.ADMIN, name="b"), kinds((None, None, A, None), tier=Tier.ADMIN, name="a")],
+     "world", 6, 80, Verdict.ALLOW, set(), 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("policies", "destination", "protocol", "port", "verdict", "asked", "decided"), BY_KIND)
+def test_oracle_of_every_kind(
+    policies: list[Policy],
+    destination: str,
+    protocol: int,
+    port: int,
+    verdict: Verdict,
+    asked: set[L7],
+    decided: int | None,
+) -> None:
+    parties = {
+        **PARTIES,
+        "far-node": msgspec.structs.replace(PARTIES["far-node"], node={"zone": "z1"}),
+        "node": msgspec.structs.replace(PARTIES["node"], node={}),
+        "named": Party(
+            parse_address("192.0.2.70"),
+            names=frozenset({"a.example"}),
+            services=(ServiceFacts("shop", "api", {"zone": "z1"}),),
+        ),
+    }
+    decision = evaluate(policies, LABELS, Flow(parties["client"], parties[destination], protocol, port))
+    assert decision.verdict is verdict
+    assert (decision.egress.demands or set()) == asked
+    rules = decision.egress.denied_by or decision.egress.allowed_by
+    assert (rules[0].index if rules and rules[0].index >= 0 else None) == decided
 
 
 def test_oracle_names_what_decided() -> None:
