@@ -53,6 +53,7 @@ class Counters(msgspec.Struct):
     given_up: int = 0  # answers that waited in vain
     no_room: int = 0  # addresses that were not learned
     forgotten: int = 0
+    unwritten: int = 0  # changes that the disk did not take
 
 
 class _Waiter:
@@ -87,6 +88,7 @@ class Learning:
         self._told_in: dict[Pair, int] = {}  # the last item that said of a pair that it was learned
         self._subscriber: object | None = None
         self._news = asyncio.Event()
+        self._torn = False
         self._extended: set[str] = set()  # names whose ends are not written yet
         for name, address in table.pairs():
             self._by_address.setdefault(address, set()).add(name)
@@ -257,15 +259,15 @@ class Learning:
         for pair in gone:
             self.table.forget(pair)
         self._gone(gone)
-        if gone and not self._store.note({}, gone):
-            self._store.save(self.table)
+        if gone:
+            self._write({}, gone)
 
     def save(self) -> None:
         """Ends of pairs that live on are not written one by one: to be called now and then."""
         ends = {name: dict(self.table.addresses(name)) for name in self._extended}
         self._extended.clear()
-        if ends and not self._store.note(ends, []):
-            self._store.save(self.table)
+        if ends:
+            self._write(ends, [])
 
     def _gone(self, pairs: Iterable[Pair]) -> None:
         for pair in pairs:
@@ -282,5 +284,14 @@ class Learning:
         for name, address in pairs:
             if (name, address) in self.table:
                 ends.setdefault(name, {})[address] = ends_s
-        if not self._store.note(ends, []):
-            self._store.save(self.table)
+        self._write(ends, [])
+
+    def _write(self, ends: dict[str, dict[bytes, float]], gone: list[Pair]) -> None:
+        """A disk that takes nothing holds up no answer: what was not written is lost with the process alone."""
+        try:
+            if self._torn or not self._store.note(ends, gone):
+                self._store.save(self.table)
+            self._torn = False
+        except OSError:
+            self._torn = True  # the journal may end within a line: the next time all is written anew
+            self.counters.unwritten += 1

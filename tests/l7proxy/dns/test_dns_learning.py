@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -286,3 +287,21 @@ def test_a_full_table_holds_no_answer_back(tmp_path: Path) -> None:
     assert bench.asked_absent == [(A, frozenset({"a.ours"}))]  # the pod's quarter is used up: B stays denied
     assert bench.learning.counters.no_room == 1
     bench.store.close()
+
+
+def test_a_full_disk_holds_no_answer_back(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.may_settle = {A, B}
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> bool:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(bench.store, "note", full)
+        patch.setattr(bench.store, "save", full)
+        bench.answer("a.ours", A)
+        assert bench.take() == [("a.ours", True)]
+        assert bench.learning.counters.unwritten == 1
+        bench.learning.save()
+    assert read(tmp_path / "names.json") == {}
+    bench.answer("b.ours", B)  # there is room again: all is written
+    assert read(tmp_path / "names.json") == {"a.ours": {A: 1060.0}, "b.ours": {B: 1060.0}}

@@ -214,6 +214,18 @@ def test_a_refused_query_teaches_nothing(site: DnsSite, resolver: Resolver, prox
     assert len(proxy.learning.table) == 0
 
 
+def test_what_a_pod_that_is_a_resolver_answers_teaches_nothing(
+    site: DnsSite, resolver: Resolver, proxy: Running
+) -> None:
+    port = proxy.proxy.ports[NUMBER]
+    ingress = Wanted(Rules.of(NUMBER, ALLOWED, ingress=True), port)
+    assert proxy.call(lambda: proxy.proxy.serve({NUMBER: ingress})) == {}
+    assert ask(site.pod, OUTSIDE_V4, "a.ok").addresses == (ADDRESS,)
+    assert ask(site.pod, OUTSIDE_V4, "evil.example").rcode == "REFUSED"
+    assert [one.direction for one in proxy.records] == ["ingress", "ingress"]
+    assert len(proxy.learning.table) == 0
+
+
 def test_an_error_teaches_nothing(site: DnsSite, resolver: Resolver, proxy: Running) -> None:
     def answer(wire: bytes) -> list[bytes]:
         made = dns.message.make_response(dns.message.from_wire(wire))
