@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from policies.address import format_address
-from policies.describe import demands_text, peer_text, pods_text, port_text, protocol_text, requirement_text
+from policies.describe import ICMP, demands_text, peer_text, pods_text, port_text, protocol_text, requirement_text
 from policies.evaluate import (
     Flow,
     Namespaces,
@@ -123,7 +123,8 @@ def explain(policies: Iterable[Policy], namespaces: Namespaces, flow: Flow) -> E
 
 def lines(explanation: Explanation) -> Iterator[str]:
     """The explanation as text for a terminal."""
-    port = f" {explanation.port}" if explanation.port else ""
+    what = " type" if explanation.protocol.startswith("ICMP") else ""
+    port = f"{what} {explanation.port}" if explanation.port else ""
     yield f"{explanation.source} → {explanation.destination}, {explanation.protocol}{port}: {explanation.verdict}"
     for side in (explanation.egress, explanation.ingress):
         asks = f", which asks for {side.asks}" if side.asks else ""
@@ -291,7 +292,8 @@ def _unmet(selector: LabelSelector, labels: Mapping[str, str]) -> str:
 
 
 def _port_reason(port: Port, flow: Flow) -> str:
-    asked = f"the flow is to {protocol_text(flow.protocol)}{f' {flow.port}' if flow.port else ''}"
+    number = f"{' type' if flow.protocol in ICMP else ''} {flow.port}" if flow.port else ""
+    asked = f"the flow is to {protocol_text(flow.protocol)}{number}"
     if not isinstance(port, NamedPort) or port.protocol != flow.protocol:
         return asked
     pod = flow.destination.pod

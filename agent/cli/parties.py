@@ -11,7 +11,8 @@ from policies.address import format_address, is_v4, parse_address
 from policies.evaluate import HOST, Flow, Party
 from policies.model import ObjectRef, Protocol
 
-ICMP = {True: 1, False: 58}  # by whether it is IPv4
+ECHO = {True: (1, 8), False: (58, 128)}
+"""ICMP and the type of a request, by whether it is IPv4: rules know types as ports."""
 UNSPECIFIED = {True: parse_address("0.0.0.0"), False: parse_address("::")}  # noqa: S104 - the node's, where none is known
 
 
@@ -94,7 +95,7 @@ def _address(text: str) -> bytes:
 def _port(to: Party, text: str, v4: bool) -> tuple[int, int]:
     """(protocol, number); a name is looked up in the destination pod."""
     if text.lower() == "icmp":
-        return ICMP[v4], 0
+        return ECHO[v4]
     protocol, wanted = _split(text)
     if wanted.isdigit():
         if not 1 <= int(wanted) <= 65535:
