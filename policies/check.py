@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
 
 from policies.fields import InvalidPolicy
 from policies.kinds import PolicyKind, kind_of
-from policies.l7 import NamePattern
 from policies.model import ObjectRef, Origin, Policy
-from policies.slips import Surroundings, slips
+from policies.slips import Surroundings, slips, unlearned
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -63,23 +62,10 @@ def check(documents: Iterable[tuple[Any, Origin]], around: Surroundings | None =
         valid.setdefault(ref, policies)
         slipped = slips(raw, kind, policies, around)
         findings += [_finding("warning", origin, str(ref), path, text) for path, text in slipped]
-    findings += _unlearned([policy for policies in valid.values() for policy in policies])
+    for policy, message in unlearned([policy for policies in valid.values() for policy in policies]):
+        findings.append(_finding("warning", policy.origin, str(policy.ref), "", message))
     errors = sum(f.severity == "error" for f in findings)
     return Report(count, errors, len(findings) - errors, tuple(findings))
-
-
-def _unlearned(policies: Sequence[Policy]) -> Iterator[Finding]:
-    """toFQDNs in policies to whose pods no rule for DNS can apply: addresses are known from answers to these alone."""
-    learning = {p.subject.namespace for p in policies if any(r.l7 is not None and r.l7.dns for r in p.rules)}
-    for policy in policies:
-        if None in learning or policy.subject.namespace in learning or (learning and policy.subject.namespace is None):
-            continue
-        if any(isinstance(peer, NamePattern) for rule in policy.rules for peer in rule.peers or ()):
-            message = (
-                "toFQDNs matches nothing: no policy for these pods has a dns rule (toPorts of port 53 with rules.dns), "
-                "and addresses are learned from the answers such a rule lets pass"
-            )
-            yield _finding("warning", policy.origin, str(policy.ref), "spec", message)
 
 
 def _name(raw: Mapping[str, Any], kind: PolicyKind) -> str:

@@ -14,6 +14,7 @@ from policies.cilium.slips import cilium_slips
 from policies.describe import pods_text
 from policies.evaluate import Namespaces, PodFacts, selects
 from policies.kinds import PolicyKind
+from policies.l7 import NamePattern
 from policies.model import Direction, NamedPort, PodSelector, Policy, Protocol, Rule
 from policies.networkpolicy import KIND
 
@@ -41,6 +42,25 @@ def slips(raw: Mapping[str, Any], kind: PolicyKind, policies: Sequence[Policy], 
         if around.pods is not None:
             yield from _unselected(f"{path}.{kind.selector}", policy, around.pods, around.namespaces or {})
             yield from _undeclared_names(policy, around.pods)
+
+
+def unlearned(policies: Sequence[Policy]) -> Iterator[tuple[Policy, str]]:
+    """Policies with toFQDNs to whose pods no rule about DNS can apply, and what to say of them. Addresses of names are
+    learned from answers that pass the DNS proxy, and only such rules send them there."""
+    learning = {p.subject.namespace for p in policies if any(r.l7 is not None and r.l7.dns for r in p.rules)}
+    for policy in policies:
+        where = policy.subject.namespace  # None: in several
+        if None in learning or where in learning or (learning and where is None):
+            continue
+        asked = {peer for rule in policy.rules for peer in rule.peers or () if isinstance(peer, NamePattern)}
+        if asked:
+            yield (
+                policy,
+                (
+                    f"nobody learns the addresses of {min(asked)}: no rule about these pods has rules.dns; allow them "
+                    "their DNS server by a CiliumNetworkPolicy with rules.dns"
+                ),
+            )
 
 
 def _network_policy_slips(spec: Mapping[str, Any], policy: Policy) -> Iterator[Slip]:

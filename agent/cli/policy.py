@@ -43,7 +43,7 @@ def check(
     \b
     Exit status: 0 nothing wrong, 1 an error (with --strict: or a warning), 2 a file that is not there.
     """
-    findings = sorted(_findings(paths), key=lambda f: (f.file, f.line, f.path, f.message))
+    findings = sorted(set(_findings(paths)), key=lambda f: (f.file, f.line, f.path, f.message))
     if output is Format.JSON:
         emit_json(findings)
     else:

@@ -21,8 +21,8 @@ from agent.world.frontends import (
 )
 from agent.world.hostports import KIND
 from policies.address import format_address
-from policies.l7 import NamePattern
 from policies.model import ObjectRef, Protocol
+from policies.slips import unlearned
 
 if TYPE_CHECKING:
     from agent.world.world import World
@@ -140,21 +140,10 @@ def _stray_slices(world: World) -> Iterator[Problem]:
 
 
 def _names_nobody_learns(world: World) -> Iterator[Problem]:
-    """Addresses of names are learned from answers that pass the DNS proxy, and only rules about DNS send them there."""
     if not world.marks.names.patterns:
         return
-    policies = list(world.index.policies())
-    if any(rule.l7 is not None and rule.l7.dns is not None for policy in policies for rule in policy.rules):
-        return
-    for policy in policies:
-        asked = {peer for rule in policy.rules for peer in rule.peers or () if isinstance(peer, NamePattern)}
-        if asked:
-            message = (
-                f"no rule has rules.dns, so nobody learns the addresses of {min(asked)}: allow the pods their DNS "
-                "server by a CiliumNetworkPolicy with rules.dns"
-            )
-            origin = policy.origin
-            yield Problem(origin.file, origin.line, message, subject=str(policy.ref), warning=True)
+    for policy, message in unlearned(list(world.index.policies())):
+        yield Problem(policy.origin.file, policy.origin.line, message, subject=str(policy.ref), warning=True)
 
 
 def _problem(world: World, ref: ObjectRef, message: str, *, warning: bool = False) -> list[Problem]:

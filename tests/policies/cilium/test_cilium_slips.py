@@ -76,7 +76,7 @@ SLIPS: list[tuple[str, list[tuple[str, str]]]] = [
     ),
     (
         "{endpointSelector: {}, egress: [{toFQDNs: [{matchName: a.org}]}]}",
-        [("spec", "no policy for these pods has a dns rule")],
+        [("", "nobody learns the addresses of a.org")],
     ),
     (f"{{endpointSelector: {{}}, egress: [{{toFQDNs: [{{matchName: a.org}}]}}, {DNS}]}}", []),
 ]  # fmt: skip
