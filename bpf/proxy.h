@@ -210,7 +210,7 @@ INLINE enum drop_reason give_to_proxy(struct __sk_buff *skb, struct packet *p, _
 	return DROP_NONE;
 }
 
-/* Of a flow whose entry is `e`. A listener that is not there yet is worth another try: a SYN is sent again by itself. */
+/* Of a flow whose entry is `e`. */
 INLINE enum drop_reason find_listener(const struct packet *p, const struct conntrack *e, __u16 *port_be)
 {
 	*port_be = 0;
@@ -249,6 +249,8 @@ INLINE enum drop_reason join_proxy(struct packet *p, const struct conntrack *kno
 		p->is_refused = 1;
 		return DROP_PROXY_UNREADY;
 	}
+	if (!known && p->listener && needs_listener(p) && !listener_port_be(p, p->listener)) /* a SYN will be sent again */
+		return DROP_PROXY_UNREADY;
 	if (p->listener)
 		p->flags |= flag;
 	else if (!stays)

@@ -43,6 +43,7 @@ INLINE int pass_from_node(struct __sk_buff *skb, struct packet *p, const struct 
 	p->rule_egress = RULE_NONE;
 	p->rule_ingress = RULE_HOST;
 	p->listener = 0;
+	p->flags = 0;
 	turn_round(&p->answer, &p->after);
 	prepare_entries(skb, p);
 	conntrack_create(skb, p, NULL, NULL, true);

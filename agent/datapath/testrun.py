@@ -68,11 +68,11 @@ def run(
     return _run(program, packet, _context(ifindex, ingress_ifindex, mark, gso_size), repeat)
 
 
-def run_summed(program: int, packet: bytes, *, ifindex: int, ingress_ifindex: int = 0) -> Result:
+def run_summed(program: int, packet: bytes, *, ifindex: int, ingress_ifindex: int = 0, mark: int = 0) -> Result:
     """As `run`, on a frame that the device has summed, as some do. Raises BpfError with EBADMSG where the program
     leaves a sum that is wrong, and with EINVAL before Linux 6.17, which has no such test.
     """
-    return _run(program, packet, _context(ifindex, ingress_ifindex), flags=_CHECKSUM_COMPLETE)
+    return _run(program, packet, _context(ifindex, ingress_ifindex, mark), flags=_CHECKSUM_COMPLETE)
 
 
 def _context(ifindex: int, ingress_ifindex: int, mark: int = 0, gso_size: int = 0) -> bytes:

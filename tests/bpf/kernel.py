@@ -23,6 +23,7 @@ from map_content import (
     Cell,
     Content,
     Frontend,
+    Listener,
     Rule,
 )
 
@@ -46,6 +47,7 @@ __all__ = [
     "Cell",
     "Frontend",
     "Kernel",
+    "Listener",
     "Network",
     "Outcome",
     "Rule",
@@ -71,6 +73,7 @@ class Outcome:
     drops: Mapping[str, int]
     tallies: Mapping[str, int]
     events: list[Any]
+    mark: int = 0
 
 
 class Network:
@@ -104,7 +107,7 @@ class Kernel(Content):
 
     # ---- flows ---------------------------------------------------------------------------------------------------
 
-    def key(self, packet: Packet, reverse: bool = False) -> bytes:
+    def key(self, packet: Packet, reverse: bool = False, leg: int = 0) -> bytes:
         """The tuple of a packet of TCP, UDP or SCTP, of an echo, or of a protocol without ports."""
         ends = [(packet.source, packet.l4.source_port), (packet.destination, packet.l4.destination_port)]
         if isinstance(packet.l4, Icmp) and packet.l4.kind in ECHO:
@@ -118,11 +121,12 @@ class Kernel(Content):
             source_port_be=be16(source_port),
             destination_port_be=be16(destination_port),
             protocol=packet.l4.number(self.family),
+            leg=leg,
         )
 
-    def entry(self, packet: Packet, host: bool = False) -> Any:
+    def entry(self, packet: Packet, host: bool = False, leg: int = 0) -> Any:
         """The conntrack entry a packet meets, or None."""
-        found = self.maps["conntrack_host" if host else "conntrack"].lookup(self.key(packet))
+        found = self.maps["conntrack_host" if host else "conntrack"].lookup(self.key(packet, leg=leg))
         return None if found is None else self.abi.records["conntrack"].unpack(found)
 
     def edit(self, packet: Packet, **values: int) -> None:
@@ -186,6 +190,7 @@ class Kernel(Content):
         program: str = "from_pod",
         ingress_ifindex: int = 0,
         summed: bool = False,
+        mark: int = 0,
     ) -> Outcome:
         """Run a tc program on a packet at a device: a pod's, or the node's. `summed`: see testrun.run_summed."""
         macs = (host_mac(pod), pod_mac(pod)) if program in TOWARDS_NODE else (pod_mac(pod), host_mac(pod))
@@ -197,6 +202,7 @@ class Kernel(Content):
             frame,
             ifindex=INTERFACES[pod],
             ingress_ifindex=ingress_ifindex,
+            mark=mark,
         )
         after = self.counters("drops", "drop_reason"), self.counters("tallies", "tally")
         drops, tallies = (
@@ -204,7 +210,7 @@ class Kernel(Content):
             for old, new in zip(before, after, strict=True)
         )
         events = list(self.abi.records["event"].records(b"".join(self.ring.drain(1 << 30))))
-        return Outcome(result.action, result.packet, drops, tallies, events)
+        return Outcome(result.action, result.packet, drops, tallies, events, result.mark)
 
     def measure(self, pod: str, packet: Packet, repeat: int) -> int:
         """Mean ns of from_pod on a packet that it does not change."""

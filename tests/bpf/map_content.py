@@ -33,6 +33,7 @@ SIZES = {
     "socket_frontends": 1024,
     "socket_backends": 1024,
     "namespaces": 64,
+    "listeners": 16,
     "events": 16384,
 }
 LASTING = (MapType.ARRAY, MapType.PERCPU_ARRAY, MapType.RINGBUF)
@@ -70,8 +71,16 @@ class Rule(IntEnum):
     LATER = 0x3333_0000_0000_0003
 
 
+class Listener(IntEnum):
+    """Whom a cell may redirect to, in place of allowing."""
+
+    ENVOY = 0xE000_0000_0000_0001
+    DNS = 0xD000_0000_0000_0002
+    NOBODY = 0
+
+
 ANY = "any"
-Cell = tuple[int | None, int | None, bool]
+Cell = tuple[int | None, int | None, "bool | Listener"]
 """Protocol (None: all), port (None: all), allowed."""
 
 OPEN: tuple[Cell, ...] = ((None, None, True),)
@@ -229,10 +238,18 @@ class Content:
                 protocol=protocol or 0,
                 port_be=be16(port or 0),
             )
-            self.maps["policy_row"].update(
-                key, self.pack("policy_row_value", verdict=int(allowed), rule=rule if allowed else Rule.DENY)
+            verdict = constants.VERDICT_REDIRECT if isinstance(allowed, Listener) else int(allowed)
+            listener = int(allowed) if isinstance(allowed, Listener) else 0
+            value = self.pack(
+                "policy_row_value", verdict=verdict, rule=rule if verdict else Rule.DENY, listener=listener
             )
+            self.maps["policy_row"].update(key, value)
         self.maps["policy_class"].update(self._policy_class(pod, direction, remote), struct.pack("=Q", row))
+
+    def listener(self, listener: Listener, tcp: int, udp: int) -> None:
+        """Its proxy listens there."""
+        value = self.pack("listener_value", tcp_port_be=be16(tcp), udp_port_be=be16(udp))
+        self.maps["listeners"].update(struct.pack("=Q", listener), value)
 
     def remove_policy(self, pod: str, direction: str, remote: str = ANY) -> None:
         self.maps["policy_class"].delete(self._policy_class(pod, direction, remote))

@@ -32,9 +32,11 @@ class Step:
     events: Events = ()
     ingress_ifindex: int = 0
     tally: str = ""
+    mark: str = ""  # MARK_…, that it comes with
 
     def __call__(self, kernel: Kernel) -> None:
-        outcome = kernel.send(self.pod, self.packet, self.program, self.ingress_ifindex)
+        mark = kernel.abi.constants[f"MARK_{self.mark}"] if self.mark else 0
+        outcome = kernel.send(self.pod, self.packet, self.program, self.ingress_ifindex, mark=mark)
         summary = f"{self}\ngave {outcome}"
         assert outcome.drops == {f"DROP_{self.reason}": 1}, summary
         assert outcome.action == self._action(), summary
@@ -144,11 +146,11 @@ def do(method: str, *arguments: Any, **named: Any) -> Change:
     return lambda kernel: getattr(kernel, method)(*arguments, **named)
 
 
-def entry(packet: Packet, host: bool = False, **members: Any) -> Change:
+def entry(packet: Packet, host: bool = False, leg: int = 0, **members: Any) -> Change:
     """The entry `packet` meets has these values; with none given, there is no entry. `flags` is exact."""
 
     def check(kernel: Kernel) -> None:
-        found = kernel.entry(packet, host)
+        found = kernel.entry(packet, host, leg)
         if not members:
             assert found is None, found
             return
