@@ -126,7 +126,7 @@ CASES: list[Case] = [
         "a listener that does not serve yet: dropped, named, and not tracked",
         [
             EGRESS,
-            dropped("a", syn("a", "b"), "PROXY_UNREADY", rule_egress=Rule.ALLOW, egress_judged=1, source_identity=1001, destination_identity=1002),
+            dropped("a", syn("a", "b"), "PROXY_UNREADY", rule_egress=Rule.ALLOW, destination_identity=1002),
             dropped("a", udp("a", "b", 1000, 53), "PROXY_UNREADY", rule_egress=Rule.ALLOW),
             entry(syn("a", "b")),
         ],
@@ -136,7 +136,7 @@ CASES: list[Case] = [
         [
             *PROXIES,
             EGRESS,
-            begun(syn("a", "b"), rule_egress=Rule.ALLOW, egress_judged=1, source_identity=1001, destination_identity=1002),
+            begun(syn("a", "b"), rule_egress=Rule.ALLOW, egress_judged=1),
             entry(syn("a", "b"), listener=Listener.ENVOY, sender_ifindex=101, receiver_ifindex=0),
             entry(tcp("b", "a", 80, 1000), sender_ifindex=0, receiver_ifindex=101, ifindex=101),
             dropped("b", tcp("b", "a", 80, 1000, "SA"), "TUPLE_TAKEN"),
