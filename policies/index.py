@@ -8,30 +8,22 @@ from itertools import chain
 from policies.address import Prefix
 from policies.classes import ClassIndex, named_ports
 from policies.compile import Side, named_by
+from policies.differences import Trait, differing, force, traits_of
 from policies.entities import entities_of
 from policies.model import (
-    CidrBlock,
     Direction,
-    EntityPeer,
     Mark,
-    NamedPort,
     ObjectRef,
     PodSelector,
     Policy,
     RemoteClass,
     Row,
-    Rule,
     Subject,
-    Tier,
     Workload,
 )
 from policies.multimap import MultiMap
 from policies.selectors import SelectorIndex
 from policies.terms import PortName, TermCount, Terms
-
-Trait = PodSelector | Prefix | NamedPort | EntityPeer | Mark
-"""What a rule can ask of a remote class: to be selected, to lie in a block, to name a port, to be of an entity, to have
-a mark."""
 
 NO_CLASSES: frozenset[RemoteClass] = frozenset()
 
@@ -85,7 +77,7 @@ class PolicyIndex:
             self._policies.pop(ref, None)
         else:
             self._policies[ref] = policy
-        if _force(old) == _force(policy):
+        if force(old) == force(policy):
             return
         self._terms.replace(old, policy)
         if policy is not None:
@@ -226,15 +218,15 @@ class PolicyIndex:
             for identity in self._subjects:
                 if self._selectors.matches(policy.subject, identity):
                     self._link(policy.subject, identity)
-        for trait in _traits(policy):
+        for trait in traits_of(policy):
             if isinstance(trait, PodSelector):
                 self._selectors.add(trait)
             self._asking.put(trait, policy.ref)
 
     def _leave(self, old: Policy, successor: Policy | None) -> None:
         """`successor` has entered already, under the same ref: what both ask for stays."""
-        kept = set() if successor is None else _traits(successor)
-        for trait in _traits(old):
+        kept = set() if successor is None else traits_of(successor)
+        for trait in traits_of(old):
             if isinstance(trait, PodSelector):
                 self._drop_selector(trait)
             if trait not in kept:
@@ -286,7 +278,7 @@ class PolicyIndex:
     def _touched(self, old: Policy | None, new: Policy | None) -> frozenset[RemoteClass] | None:
         """Classes of which some rule came or went. None: rules about any remote, or too many to go through."""
         touched: set[RemoteClass] = set()
-        for rule in _differing(old, new):
+        for rule in differing(old, new):
             if rule.peers is None or (rule.ref.direction is Direction.EGRESS and named_by((rule,))):
                 return None
             for peer in rule.peers:
@@ -297,7 +289,7 @@ class PolicyIndex:
         """`other` is what the policy was, or is now; between them the rows of `touched` classes differ."""
         same_subject = other is not None and other.subject == policy.subject
         changed = policy.isolates ^ other.isolates if other is not None and same_subject else policy.isolates
-        directions = changed | {rule.ref.direction for rule in _differing(policy, other)}
+        directions = changed | {rule.ref.direction for rule in differing(policy, other)}
         for identity in self._selected.get(policy.subject, ()):
             for subject in self._subjects.get(identity, ()):
                 if touched is None or (other is not None and not same_subject):
@@ -358,32 +350,3 @@ class PolicyIndex:
             for identity in self._selected.get(self._policies[ref].subject, ()):
                 for subject in self._subjects[identity]:
                     self._add_dirty(subject, classes)
-
-
-Force = tuple[PodSelector, frozenset[Direction], tuple[Rule, ...], Tier, int]
-
-
-def _force(policy: Policy | None) -> Force | None:
-    """The part of a policy that decides; where it was written does not."""
-    if policy is None:
-        return None
-    return policy.subject, policy.isolates, policy.rules, policy.tier, policy.priority
-
-
-def _differing(one: Policy | None, other: Policy | None) -> set[Rule]:
-    """Rules that only one of them has, or has in another place where places decide."""
-    return {rule for _, rule in set(_placed(one)) ^ set(_placed(other))}
-
-
-def _placed(policy: Policy | None) -> Iterator[tuple[tuple[int, ...], Rule]]:
-    if policy is None:
-        return
-    for place, rule in enumerate(policy.rules):
-        yield () if policy.tier is Tier.NAMESPACED else (policy.tier, policy.priority, place), rule
-
-
-def _traits(policy: Policy) -> set[Trait]:
-    """What a class must have for the policy to treat it otherwise than any remote."""
-    peers = {peer for rule in policy.rules for peer in rule.peers or ()}
-    named: set[Trait] = set(named_by(r for r in policy.rules if r.ref.direction is Direction.EGRESS))
-    return named | {peer.block if isinstance(peer, CidrBlock) else peer for peer in peers}

@@ -97,8 +97,9 @@ def explain(
     addresses a new agent would give them.
 
     JSON: source, destination, protocol, port, verdict, egress and ingress {direction, subject, verdict, judged,
-    decided_by, policies [{kind, namespace, name, file, line, isolates, reason, rules [{rule, allows, peers, ports}]}]};
-    for a service an array, with one for each backend.
+    decided_by, asks, policies [{kind, namespace, name, file, line, tier, priority, isolates, reason, rules [{rule, action,
+    matches, allows, asks, peers, ports}]}]}; for a service an array, with one for each backend. Verdict redirect: a
+    proxy decides, request by request.
 
     \b
     Examples:
@@ -107,7 +108,7 @@ def explain(
       gatehouse policy explain --manifests m --from shop/web --to service/kube-system/dns --port 53/UDP
 
     \b
-    Exit status: 0 allowed, 1 denied (of a service: at any backend), 2 no such pod, service or port.
+    Exit status: 0 allowed or left to a proxy, 1 denied (of a service: at any backend), 2 no such pod, service or port.
     """
     from agent.cli import offline
     from agent.cli.parties import flows
@@ -122,4 +123,4 @@ def explain(
         emit_json(found if destination.startswith("service/") else found[0])
     else:
         print("\n\n".join("\n".join(explaining.lines(one)) for one in found))
-    sys.exit(0 if all(one.verdict == "allow" for one in found) else 1)
+    sys.exit(1 if any(one.verdict == "deny" for one in found) else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import drawn_policies
 import msgspec
 import pytest
 import strategies
@@ -16,7 +17,7 @@ from policies.check import check
 from policies.evaluate import HOST, Flow, Party, PodFacts, evaluate
 from policies.explain import explain, lines
 from policies.fields import InvalidPolicy
-from policies.model import ContainerPort, Origin, Policy, Verdict
+from policies.model import Action, ContainerPort, Origin, Policy, Verdict
 from policies.networkpolicy import parse, salvage
 from policies.slips import Surroundings
 
@@ -206,3 +207,27 @@ def test_steps_agree_with_the_oracle(cluster: strategies.Cluster, seed: int) -> 
                 asked = [any(m.matched for m in group) or not group for group in (rule.peers, rule.ports)]
                 assert rule.allows is all(asked)
             assert (step.verdict is Verdict.ALLOW) is any(rule.allows for rule in rules)
+
+
+@given(cluster=drawn_policies.clusters(), seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None, print_blob=True)
+def test_steps_of_every_kind_agree_with_the_oracle(cluster: strategies.Cluster, seed: int) -> None:
+    """Who decided is among the steps, with what it did; and every reason can be said."""
+    policies = strategies.policies_of(cluster)
+    for flow in strategies.flows_of(cluster, seed, 10):
+        decision = evaluate(policies, cluster.namespaces, flow)
+        told = explain(policies, cluster.namespaces, flow)
+        assert told.verdict is decision.verdict
+        assert list(lines(told))
+        for side, step in ((decision.egress, told.egress), (decision.ingress, told.ingress)):
+            assert step.verdict is side.verdict
+            assert bool(step.asks) is (side.verdict is Verdict.REDIRECT)
+            rules = {
+                (p.kind, p.name, rule.rule, rule.action) for p in step.policies for rule in p.rules if rule.matches
+            }
+            for refs, action in ((side.allowed_by, Action.ALLOW), (side.denied_by, Action.DENY)):
+                for ref in refs:
+                    where = f"spec.{ref.section or ref.direction}[{ref.index}]"
+                    assert ref.index < 0 or (ref.policy.kind, ref.policy.name, where, action) in rules
+            decided = (*side.denied_by, *side.allowed_by)[:1]
+            assert not decided or decided[0].policy.name in step.decided_by
