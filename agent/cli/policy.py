@@ -97,9 +97,9 @@ def explain(
     addresses a new agent would give them.
 
     JSON: source, destination, protocol, port, verdict, egress and ingress {direction, subject, verdict, judged,
-    decided_by, asks, policies [{kind, namespace, name, file, line, tier, priority, isolates, reason, rules [{rule, action,
-    matches, allows, asks, peers, ports}]}]}; for a service an array, with one for each backend. Verdict redirect: a
-    proxy decides, request by request.
+    decided_by, asks, policies [{kind, namespace, name, file, line, tier, priority, isolates, reason, rules [{rule,
+    action, matches, allows, asks, peers, ports}]}]}; for a service an array, with one for each backend. Verdict
+    redirect: a proxy decides, request by request.
 
     \b
     Examples:
