@@ -39,6 +39,8 @@ FIRST_S = 2.0
 """How long the agent's start waits for a proxy that runs to say what it knows."""
 AGAIN_S = 0.1
 CALL_S = 5.0
+KEY = "dns "
+"""Before the listener's name, in what ports are allocated to."""
 NOWHERE: frozenset[bytes] = frozenset()
 
 log = logs.get("dns")
@@ -115,8 +117,6 @@ class DnsSide:
     def order(self, wanted: Mapping[int, Asked]) -> None:
         """Also to be called when the classes of names may have changed."""
         for number in self._wanted.keys() - wanted.keys():
-            self._ports.release(_key(number))
-            self._no_port.pop(number, None)
             self._serving.pop(number, None)
         self._wanted = dict(wanted)
         if wanted or self._patterns():
@@ -258,7 +258,15 @@ class DnsSide:
             for number, why in answer.problems.items():
                 log.error("not served: these names cannot be asked for", listener=number, reason=why)
         self._problems = answer.problems
+        self._release_ports()
         self.changed.set()
+
+    def _release_ports(self) -> None:
+        """Once it has left them: another proxy may get them. Also those of an earlier agent's listeners."""
+        keep = set(map(_key, self._wanted))
+        for key in self._ports.held():
+            if key.startswith(KEY) and key not in keep:
+                self._ports.release(key)
 
     # ---- what it knows
 
@@ -351,4 +359,4 @@ def changes(known: Mapping[str, frozenset[bytes]], news: Iterable[News]) -> Know
 
 def _key(number: int) -> str:
     """Apart from Envoy's: where both judge one port, they cannot listen at the same."""
-    return f"dns {number:016x}"
+    return f"{KEY}{number:016x}"

@@ -40,12 +40,13 @@ class Names:
         self._stack = ExitStack()
         self.outside = self._stack.enter_context(rig.Outside(node, (*V4, *V6)))
 
-    def start(self, *flags: str) -> None:
+    def start(self, *flags: str, listening: bool = True) -> None:
         self.agent.write("pods.yaml", *PODS)
         self.agent.write("service.yaml", SERVICE)
         self.agent.write("policy.yaml", cnp())
         self.agent.start(*flags)
-        self.agent.await_listeners()
+        if listening:
+            self.agent.await_listeners()
         self.client, self.dns_pod = self.agent.netns(CLIENT), self.agent.netns(DNS)
         self.resolver = self._stack.enter_context(Resolver(self.dns_pod))
         self._stack.enter_context(Server(self.outside, "tcp", PORT))
@@ -247,6 +248,38 @@ def test_a_name_with_ever_other_addresses_is_reached_without_a_drop(names: Names
     assert all(names.reaches(address) for address in V4[::10]), "those of before, too"
 
 
+def test_names_are_learned_of_pods_that_nothing_else_isolates(names: Names) -> None:
+    """enableDefaultDeny: any name may be asked for, and is known to other rules."""
+    names.start()
+    names.resolver.records |= {SECRET: (V4[0],), WWW: (V4[1],)}
+    watched = cnp({"matchPattern": "*"})
+    watched["metadata"]["name"] = "watched"
+    watched["spec"] |= {
+        "endpointSelector": {"matchLabels": {"app": "other"}},
+        "enableDefaultDeny": {"egress": False, "ingress": False},
+    }
+    names.agent.write("watched.yaml", watched)
+    names.agent.settle()
+    names.agent.await_listeners()
+    other = names.agent.netns(OTHER)
+    assert ask(other, names.address["v4"], WWW).addresses == (V4[1],)
+    assert ask(other, names.address["v4"], SECRET).addresses == (V4[0],)
+    assert tcp(other, V4[5], PORT), "it is not isolated"
+    assert names.known(WWW) == {V4[1]}
+    assert names.reaches(V4[1]), "a name is one of everybody"
+
+
+def test_without_the_proxy_by_setting_names_are_denied_and_it_is_said(names: Names) -> None:
+    names.start("--dns-proxy", "off", listening=False)
+    names.resolver.records |= {WWW: (V4[0],)}
+    assert not names.ask(WWW, timeout_s=SHORT_S)
+    assert names.resolver.asked == []
+    status = names.agent.status()
+    assert status["state"] == "degraded"
+    assert any("turned off" in reason for reason in status["reasons"]), status["reasons"]
+    assert status["proxies"]["dns"]["process"]["state"] == "stopped"
+
+
 # ---- what is gone for a while
 
 
@@ -316,6 +349,60 @@ def test_names_are_known_after_both_have_gone(names: Names) -> None:
     names.agent.await_listeners()
     assert names.reaches(V4[0])
     assert names.known(WWW) == {V4[0]}
+
+
+def test_each_is_killed_in_turn_under_load(names: Names) -> None:
+    names.start()
+    turn = itertools.count()
+
+    def other_each_time(wire: bytes) -> list[bytes]:
+        return says(rrset(WWW, "A", V4[next(turn) % len(V4)], ttl_s=1))(wire)
+
+    names.resolver.raw[WWW] = other_each_time
+    names.resolver.records |= {SECRET: (V4[9],), "fixed.allowed.example": (V4[0],)}
+    assert names.ask("fixed.allowed.example").addresses == (V4[0],)
+    wrong: list[str] = []
+    answered = threading.Semaphore(0)
+    over = threading.Event()
+
+    def resolve() -> None:
+        while not over.is_set():
+            reply = names.ask(WWW, timeout_s=0.5)
+            if reply.addresses and not names.reaches(reply.addresses[0], 3.0):
+                wrong.append(f"{reply.addresses} was answered and not reached")
+            if reply:
+                answered.release()
+
+    def stay() -> None:
+        while not over.is_set():
+            if not names.reaches(V4[0], 3.0):
+                wrong.append("what was known was not reached")
+            if names.ask(SECRET, timeout_s=0.2).rcode not in {"REFUSED", ""}:
+                wrong.append("a name that is refused was answered")
+
+    def goes_on() -> None:
+        while answered.acquire(blocking=False):
+            pass
+        for _ in range(10):
+            assert answered.acquire(timeout=20), "names are not answered any more"
+
+    threads = [threading.Thread(target=work) for work in (resolve, resolve, stay)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(2):
+            names.agent.kill_proxy("dns")
+            goes_on()
+            names.agent.kill()
+            goes_on()
+            names.agent.start()
+            goes_on()
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    assert SECRET not in names.resolver.names()
 
 
 def test_an_address_lives_as_long_as_its_connection(names: Names) -> None:
