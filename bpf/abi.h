@@ -381,7 +381,8 @@ struct event {
 	__u8 icmp_code;
 	__u8 egress_judged;         /* the source is a local pod: its egress rules were asked */
 	__u8 ingress_judged;
-	__u8 pad[4];
+	__u8 refused;               /* DROP: the sender was told, for a reason for which he is not always */
+	__u8 pad[3];
 };
 
 /* What the datapath knows of the packet in hand (packet.h); user space has no use for it. */

@@ -89,7 +89,7 @@ INLINE void emit(struct __sk_buff *skb, const struct packet *p, __u8 type, __u8 
 	e->icmp_code = p->icmp_code;
 	e->egress_judged = p->egress_judged;
 	e->ingress_judged = p->ingress_judged;
-	*(half *)e->pad = 0;
+	*(half *)&e->refused = p->is_refused;
 	if (type != EVENT_END && !p->is_reply && !(p->flags & CT_SERVICE) && (p->hook == HOOK_FROM_POD || p->hook == HOOK_TO_POD))
 		name_service(skb, e);
 	bpf_ringbuf_submit(e, 0);

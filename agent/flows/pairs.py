@@ -45,6 +45,7 @@ class Pairs:
         self.table = table_of(abi, entry)
         self._service = constants.CT_SERVICE
         self._ended = constants.CT_ENDED
+        self._of_proxy, self._redirect = constants.CT_TO_PROXY | constants.CT_FROM_PROXY, constants.VERDICT_REDIRECT
         self._no_rule, self._end = constants.RULE_NONE, constants.EVENT_END
         self._from_pod, self._to_pod = constants.HOOK_FROM_POD, constants.HOOK_TO_POD
         self._tuple = abi.records["tuple"]
@@ -112,7 +113,7 @@ class Pairs:
             destination_port_be=destination_port_be,
             service_port_be=forward.destination_port_be if is_service else 0,
             type=self._end,
-            verdict=entry.verdict,
+            verdict=self._redirect if entry.flags & self._of_proxy else entry.verdict,
             protocol=key.protocol,
             hook=self._from_pod if judged_egress else self._to_pod,
             egress_judged=int(judged_egress),

@@ -28,7 +28,7 @@ L7_EVENT = PROXY_HOOK = 128
 """Numbers of what proxies report (agent.flows.judgements): above all that the datapath gives."""
 
 REFUSALS = ("NO_BACKEND", "BACKEND_GONE", "TOO_BIG", "TTL_EXCEEDED")
-"""Drop reasons of which the sender is told, by RST or ICMP."""
+"""Drop reasons of which the sender is always told, by RST or ICMP; of others the event says it."""
 
 _format = functools.lru_cache(maxsize=8192)(format_address)
 
@@ -134,7 +134,7 @@ def verdict_of(abi: Abi) -> Callable[[Any], Verdict]:
     def verdict(event: Any) -> Verdict:
         if event.verdict in passed and event.type != drop:
             return passed[event.verdict]
-        return Verdict.REFUSED if event.reason in refused else Verdict.DROPPED
+        return Verdict.REFUSED if event.reason in refused or event.refused else Verdict.DROPPED
 
     return verdict
 

@@ -35,7 +35,8 @@ def refused(
     device: str, packet: Packet, reason: str = "NO_BACKEND", program: str = "from_pod", **members: object
 ) -> Refusal:
     """`members` of the event that says so."""
-    return Refusal(device, packet, program, reason, drop_event(reason, members))
+    told = {"refused": 1} if reason == "PROXY_UNREADY" else {}
+    return Refusal(device, packet, program, reason, drop_event(reason, told | members))
 
 
 def answer_to(packet: Packet, family: Family) -> Packet:

@@ -124,7 +124,7 @@ def drop_event(reason: str, members: dict[str, Any]) -> Events:
     """What is reported of a drop."""
     if reason == "LINK_CONTROL":
         return ()
-    return event("DROP", reason=f"DROP_{reason}", verdict=0, **members)
+    return event("DROP", reason=f"DROP_{reason}", **({"verdict": 0, "refused": 0} | members))
 
 
 def epoch(kernel: Kernel) -> None:
