@@ -11,6 +11,7 @@ from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 
 from l7proxy.listening import ProxySettings, TlsMaterial
 from l7proxy.matching import packed
+from l7proxy.material import to_end_with
 from l7proxy.resource import CLUSTER, SECRET, Key, Resource, resource
 from policies.l7 import TlsContext
 
@@ -44,15 +45,6 @@ def authority_name(context: TlsContext) -> str:
 def origination_name(context: TlsContext) -> str:
     parts = (context.certificate, context.private_key, context.trusted_ca)
     return f"tls {context.namespace}/{context.name} {' '.join(parts)}".rstrip()
-
-
-def can_terminate(material: TlsMaterial) -> bool:
-    return bool(material.certificate and material.private_key)
-
-
-def can_originate(material: TlsMaterial) -> bool:
-    """Without authorities nobody could be believed."""
-    return bool(material.trusted_ca)
 
 
 def certificate(context: TlsContext, material: TlsMaterial) -> Resource:
@@ -90,7 +82,7 @@ def origination(context: TlsContext, material: TlsMaterial, settings: ProxySetti
     secrets = [authority(context, material)]
     common = tls_pb2.CommonTlsContext(validation_context_sds_secret_config=sds(authority_name(context)))
     common.tls_params.tls_minimum_protocol_version = common_pb2.TlsParameters.TLSv1_2
-    if can_terminate(material):  # a certificate for the other end to check
+    if not to_end_with(material):  # a certificate for the other end to check
         secrets.append(certificate(context, material))
         common.tls_certificate_sds_secret_configs.append(sds(certificate_name(context)))
     name = origination_name(context)

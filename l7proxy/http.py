@@ -29,6 +29,7 @@ HOST_OF_HTTP_10 = "localhost"
 
 DENIED_BODY = "Access denied\n"
 
+_LOG_BYTES = 1 << 16
 _REQUEST_HEADERS_S = 60
 _ERROR_BODY = "The request could not be served (%RESPONSE_CODE%)\n"
 _SNI_TAG = "sni"
@@ -94,6 +95,7 @@ def _log(name: str, settings: ProxySettings, tags: Iterable[Any]) -> Any:
         log_name=name,
         transport_api_version="V3",
         buffer_flush_interval={"nanos": settings.log_flush_ms * 1_000_000},
+        buffer_size_bytes={"value": _LOG_BYTES},
         custom_tags=tags,
     )
     config.grpc_service.envoy_grpc.cluster_name = ACCESS_LOG_CLUSTER

@@ -31,6 +31,7 @@ from l7proxy import clusters
 from l7proxy.http import STAT_PREFIX, connection_manager, tcp_log
 from l7proxy.listening import Listening, Override, ProxySettings, TlsMaterial
 from l7proxy.matching import DESTINATION, TRANSPORT, any_of, exact, first_of, into, is_, packed, prefix, then, when
+from l7proxy.material import to_end_with, to_trust
 from l7proxy.resource import CLUSTER, LISTENER, ROUTES, Key, Resource, resource
 from l7proxy.routes import Way, in_order, route_configuration, server_name_in, ways
 from policies.l7 import L7, Mismatch, TlsContext
@@ -117,8 +118,8 @@ class Listener:
 
     def _certificate(self, context: TlsContext) -> str | None:
         material = self._materials.get(context, TlsMaterial())
-        if not clusters.can_terminate(material):
-            self._problem(f"Secret {context.namespace}/{context.name} holds no certificate and key to end TLS with")
+        if problem := to_end_with(material):
+            self._problem(f"Secret {context.namespace}/{context.name} {problem}: no TLS can be ended with it")
             return None
         self._add(clusters.certificate(context, material))
         return clusters.certificate_name(context)
@@ -127,8 +128,9 @@ class Listener:
         if (context := one.originating) is None:
             return clusters.DIRECT
         material = self._materials.get(context, TlsMaterial())
-        if not clusters.can_originate(material):
-            self._problem(f"Secret {context.namespace}/{context.name} holds no authority to trust in TLS")
+        mine = to_end_with(material) if material.certificate or material.private_key else ""
+        if problem := to_trust(material) or mine:
+            self._problem(f"Secret {context.namespace}/{context.name} {problem}: no TLS can be begun with it")
             return None
         for made in clusters.origination(context, material, self._settings):
             self._add(made)

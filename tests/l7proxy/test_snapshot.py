@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from certificates import Authority
 
 from l7proxy.compile import Compiler, envoy_serves, judges_again
 from l7proxy.listening import Listening, Override, ProxySettings, TlsMaterial
@@ -13,7 +14,9 @@ from policies.model import Direction
 
 SETTINGS = ProxySettings(mark_from_egress=2, mark_from_ingress=3, mark_answers=4)
 CONTEXT = TlsContext("default", "web")
-MATERIAL = TlsMaterial(b"certificate", b"THE KEY", b"authority")
+AUTHORITY = Authority("test")
+PAIR = AUTHORITY.pair("a.test")
+MATERIAL = TlsMaterial(PAIR.certificate, PAIR.private_key, AUTHORITY.pem)
 
 
 def http(*rules: HttpRule) -> Demands:
@@ -82,10 +85,11 @@ def test_needs_are_followed_to_the_end() -> None:
     assert needed.keys() <= {one.key for one in snapshot}
 
 
+@pytest.mark.parametrize("instead", [b"", b"nonsense", AUTHORITY.pair("b.test").private_key])
 @pytest.mark.parametrize("missing", ["certificate", "private_key", "trusted_ca"])
-def test_alternative_without_its_secret_is_left_out_and_said(missing: str) -> None:
+def test_alternative_without_its_secret_is_left_out_and_said(missing: str, instead: bytes) -> None:
     demands: Demands = frozenset({L7(http=frozenset({HttpRule()}), terminating=CONTEXT, originating=CONTEXT)})
-    fields = {name: getattr(MATERIAL, name) for name in MATERIAL.__struct_fields__} | {missing: b""}
+    fields = {name: getattr(MATERIAL, name) for name in MATERIAL.__struct_fields__} | {missing: instead}
     compiler = Compiler(SETTINGS)
     snapshot = compiler.snapshot([listening(1, demands)], materials={CONTEXT: TlsMaterial(**fields)})
     assert "default/web" in compiler.problems[1][0]
@@ -95,8 +99,9 @@ def test_alternative_without_its_secret_is_left_out_and_said(missing: str) -> No
 def test_nothing_shown_holds_a_key() -> None:
     demands: Demands = frozenset({L7(http=frozenset({HttpRule()}), terminating=CONTEXT)})
     snapshot = Compiler(SETTINGS).snapshot([listening(1, demands)], materials={CONTEXT: MATERIAL})
-    assert b"THE KEY" in b"".join(one.value for one in snapshot)
-    assert "THE KEY" not in repr([list(snapshot), MATERIAL, {CONTEXT: MATERIAL}])
+    line = PAIR.private_key.splitlines()[1]
+    assert line in b"".join(one.value for one in snapshot)
+    assert line.decode() not in repr([list(snapshot), MATERIAL, {CONTEXT: MATERIAL}])
 
 
 def test_dns_is_not_envoys() -> None:
