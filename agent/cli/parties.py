@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from agent.cli.offline import facts
 from agent.cli.output import Failure
 from agent.objects import Service
 from agent.services.endpoints import REFUSED, candidates
 from agent.world.world import World
 from policies.address import format_address, is_v4, parse_address
-from policies.evaluate import HOST, Flow, Party
-from policies.model import ObjectRef, Protocol
+from policies.evaluate import HOST, Flow, Party, ServiceFacts
+from policies.model import Entity, ObjectRef, Protocol
 
 ECHO = {True: (1, 8), False: (58, 128)}
 """ICMP and the type of a request, by whether it is IPv4: rules know types as ports."""
@@ -20,10 +22,28 @@ def flows(world: World, source: str, destination: str, port: str, *, ipv6: bool)
     """One flow, or one for each backend where the destination is a service. Raises Failure."""
     v4 = _family(source, destination, ipv4=not ipv6)
     if destination.startswith("service/"):
-        return _to_service(world, _party(world, source, v4), destination, port, v4)
-    to = _party(world, destination, v4)
-    protocol, number = _port(to, port, v4)
-    return [Flow(_party(world, source, v4), to, protocol, number)]
+        found = _to_service(world, _party(world, source, v4), destination, port, v4)
+    else:
+        to = _party(world, destination, v4)
+        found = [Flow(_party(world, source, v4), to, *_port(to, port, v4))]
+    replace = msgspec.structs.replace
+    return [replace(f, source=_known(world, f.source), destination=_known(world, f.destination)) for f in found]
+
+
+def _known(world: World, party: Party) -> Party:
+    """With what else the manifests say of its address. Which DNS names it has they do not say."""
+    services = tuple(
+        ServiceFacts(service.ref.namespace, service.ref.name, service.labels)
+        for service in world.services
+        if any(address == party.address for one in world.slices(service) for address, _ in one.addressed())
+    )
+    name = world.config.name if party.entity == HOST else world.nodes.at(party.address)
+    entity, node = party.entity, None
+    if party.pod is None and name is not None:
+        entity, node = (HOST if entity == HOST else Entity.REMOTE_NODE), world.nodes.labels(name)
+    elif party.pod is None and entity == Entity.WORLD and world.marks.is_apiserver(party.address):
+        entity = Entity.KUBE_APISERVER
+    return msgspec.structs.replace(party, entity=entity, node=node, services=services)
 
 
 def _to_service(world: World, source: Party, text: str, port: str, v4: bool) -> list[Flow]:

@@ -244,6 +244,45 @@ def test_explain(manifests: Path, source: str, destination: str, port: str, stat
     assert says in result.stdout
 
 
+PEERS = """
+apiVersion: v1
+kind: Node
+metadata: {name: far, labels: {zone: z1}}
+status: {addresses: [{type: InternalIP, address: 192.0.2.50}]}
+---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  egress:
+  - toNodes: [{matchLabels: {zone: z1}}]
+  - toServices: [{k8sService: {serviceName: db, namespace: shop}}]
+    toPorts: [{ports: [{port: "5432", protocol: TCP}], rules: {http: [{path: /a}]}}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("destination", "port", "status", "says"),
+    [
+        (
+            "192.0.2.50",
+            "80",
+            0,
+            "allow, by CiliumNetworkPolicy shop/web egress[0]",
+        ),
+        ("192.0.2.51", "80", 1, "no rule allows it"),
+        ("shop/db", "5432", 0, "redirect, by CiliumNetworkPolicy shop/web egress[1], which asks for HTTP"),
+    ],
+)
+def test_explain_knows_nodes_and_services(manifests: Path, destination: str, port: str, status: int, says: str) -> None:
+    (manifests / "peers.yaml").write_text(PEERS)
+    arguments = ["--manifests", str(manifests), "--from", "shop/web", "--to", destination, "--port", port]
+    result = gatehouse("policy", "explain", *arguments)
+    assert (result.returncode, result.stderr) == (status, "")
+    assert says in result.stdout
+
+
 @pytest.mark.parametrize(
     ("destination", "port", "says"),
     [
