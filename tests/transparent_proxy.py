@@ -41,6 +41,8 @@ class TransparentProxy:
 
     def __init__(self, node: Netns, ingress: bool = False, keeps_port: bool = False) -> None:
         self.seen: list[Seen] = []
+        self.refused: list[str] = []
+        """Whom it asked by a datagram, and was told that nobody is there."""
         self._node = node
         self._keeps_port = keeps_port
         self._mark = NUMBERS.MARK_FROM_INGRESS if ingress else NUMBERS.MARK_FROM_EGRESS
@@ -163,8 +165,20 @@ class TransparentProxy:
             far.connect((destination, port))
             near = self._socket(family, socket.SOCK_DGRAM, NUMBERS.MARK_PROXY_ANSWERS, (destination, port))
             self._datagrams[key] = far
-            self._start(_answer, far, near, source)
+            self._start(self._answer, far, near, source)
         self._datagrams[key].send(data)
+
+    def _answer(self, far: socket.socket, near: socket.socket, to: tuple[str, int]) -> None:
+        with near, far:
+            while True:
+                try:
+                    data = far.recv(65536)
+                except ConnectionRefusedError:  # as an ICMP error says
+                    self.refused.append(far.getpeername()[0])
+                    continue
+                if not data:
+                    return
+                near.sendto(data, to)
 
 
 def _reset(sock: socket.socket) -> None:
@@ -195,15 +209,3 @@ def _relay(source: socket.socket, to: socket.socket) -> None:
                 one.shutdown(socket.SHUT_RDWR)
             except OSError:
                 continue
-
-
-def _answer(far: socket.socket, near: socket.socket, to: tuple[str, int]) -> None:
-    with near, far:
-        while True:
-            try:
-                data = far.recv(65536)
-            except ConnectionRefusedError:  # what an ICMP error says of the one before
-                continue
-            if not data:
-                return
-            near.sendto(data, to)

@@ -3,9 +3,11 @@ proxy that lets everything through stands in for Envoy and the DNS proxy."""
 
 from __future__ import annotations
 
+import random
 import socket
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 import rig
 from agents import Document
 from probes import Connection, Server
-from traffic import ANSWERED_S, DROPPED_S, Cluster, objects, pods
+from traffic import ANSWERED_S, DROPPED_S, EXTRA_V4, EXTRA_V6, Cluster, objects, pods
 from transparent_proxy import TransparentProxy
 
 from agent.datapath import abi, apply
@@ -223,6 +225,65 @@ def test_a_proxy_may_get_the_port_of_who_asked(
             assert connection.exchange(ANSWERED_S).label == to
             assert connection.exchange(ANSWERED_S).label == to
         assert all(proxy.take() for proxy in proxies)
+
+
+NOBODY = ["shop/other", "elsewhere"]
+"""Where no server listens."""
+
+
+def address_of(redirected: Redirected, name: str, family: str) -> str:
+    if name == "elsewhere":
+        return (EXTRA_V4 if family == "v4" else EXTRA_V6)[0]
+    return redirected.ip(name, family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("to", NOBODY)
+def test_icmp_errors_find_the_proxy(redirected: Redirected, to: str, family: str) -> None:
+    there = address_of(redirected, to, family)
+    with redirected.by(EGRESS) as (proxy,):
+        with Connection(redirected.cluster.netns("shop/client"), probes.DATAGRAM, there, PORT) as connection:
+            assert connection.exchange(DROPPED_S).result == "timeout", "they are the proxy's to deal with"
+        rig.wait_until(lambda: proxy.refused == [there], ANSWERED_S, "an error that reaches the proxy")
+        assert probes.tcp(redirected.cluster.netns("shop/client"), there, PORT, ANSWERED_S).result == "refused"
+
+
+SIZE = 3_000_000
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("to", NOBODY)
+def test_much_at_once(redirected: Redirected, to: str, family: str) -> None:
+    """Segments that are joined on the way, and windows that fill."""
+    there = address_of(redirected, to, family)
+    netns = redirected.cluster.netns(to) if to != "elsewhere" else redirected.cluster.outside
+    message = random.Random(7).randbytes(SIZE)
+    af = socket.AF_INET6 if family == "v6" else socket.AF_INET
+
+    def serve(listener: socket.socket) -> bytes:
+        got = bytearray()
+        with listener.accept()[0] as sock:
+            sock.settimeout(ANSWERED_S)
+            while len(got) < SIZE:
+                got += sock.recv(65536)
+            sock.sendall(got)
+        return bytes(got)
+
+    with redirected.by(EGRESS) as (proxy,), netns.call(socket.socket, af) as listener, ThreadPoolExecutor(1) as thread:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((there, PORT))
+        listener.listen()
+        listener.settimeout(ANSWERED_S)
+        served = thread.submit(serve, listener)
+        with redirected.cluster.netns("shop/client").call(socket.socket, af) as client:
+            client.settimeout(ANSWERED_S)
+            client.connect((there, PORT))
+            client.sendall(message)
+            got = bytearray()
+            while len(got) < SIZE:
+                got += client.recv(65536)
+        assert bytes(got) == message == served.result(ANSWERED_S)
+        assert len(proxy.take()) == 1
 
 
 LIVE = [

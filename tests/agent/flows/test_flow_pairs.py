@@ -65,6 +65,21 @@ def test_a_side_without_a_rule_was_not_judged(fields: dict[str, int], hook: str,
     assert (end.egress_judged, end.ingress_judged) == judged
 
 
+@pytest.mark.parametrize("flag", ["CT_TO_PROXY", "CT_FROM_PROXY"])
+def test_a_flow_that_a_proxy_judged_ends_as_one(flag: str) -> None:
+    ((key, entry), _) = unpacked(FLOWS["plain"], flags=C[flag])
+    data = PAIRS.end(key, entry, None, 1)
+    assert data is not None
+    assert EVENT.unpack(data).verdict == C.VERDICT_REDIRECT
+
+
+def test_the_other_leg_is_another_flow() -> None:
+    ((key, entry), _) = unpacked(FLOWS["plain"])
+    upstream = entry._replace(after_leg=1)
+    assert TUPLE.unpack(PAIRS.partner(key, upstream)).leg == 1
+    assert PAIRS.partner(key, upstream) != PAIRS.partner(key, entry)
+
+
 def test_an_end_that_the_datapath_reported_is_not_reported_again() -> None:
     ((key, entry), (_, partner)) = unpacked(FLOWS["plain"], flags=C.CT_ENDED)
     assert PAIRS.end(key, entry, partner, 1) is None
