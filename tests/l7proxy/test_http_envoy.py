@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -112,6 +114,50 @@ def test_the_oracle_denies_what_the_corpus_does() -> None:
         judged = normalised(target)
         fits = judged and (judged == "/public" or judged.startswith(("/public/", "/public?"))) and not ambiguous(judged)
         assert not fits or len(target) > 60_000, target
+
+
+HTTP_2_CLIENT = """
+import json, sys
+import grpc
+said = {}
+with grpc.insecure_channel(sys.argv[1]) as channel:
+    for target in json.load(sys.stdin):
+        try:
+            channel.unary_unary(target)(b"", timeout=5)
+            said[target] = "OK"
+        except grpc.RpcError as error:
+            said[target] = error.code().name
+print(json.dumps(said))
+"""
+
+
+def test_denied_targets_of_http_2_reach_nobody(path: EnvoyPath, corpus: Server) -> None:
+    """Any target can be the method of a gRPC client. The server is not even connected to."""
+    targets = [target for target in DENIED_TARGETS if target.isascii() and target.isprintable() and len(target) < 100]
+    targets = [target for target in targets if target.startswith("/")]  # others end the connection
+    before = corpus.accepted
+    command = (sys.executable, "-c", HTTP_2_CLIENT, f"{SERVER_V4}:8080")
+    said = json.loads(path.client.run(*command, input=json.dumps(targets)).stdout)
+    assert said.keys() == set(targets)
+    assert {target: code for target, code in said.items() if code not in ("PERMISSION_DENIED", "INTERNAL")} == {}
+    assert corpus.accepted == before
+    assert len(said) > 40
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "X-Envoy-Original-Dst-Host: 127.0.0.1:1",
+        "X-Envoy-Original-Path: /public",
+        "X-Original-URL: /public",
+        "X-Rewrite-URL: /public",
+    ],
+)
+def test_headers_do_not_speak_for_the_path_or_the_destination(path: EnvoyPath, corpus: Server, header: str) -> None:
+    with Connection(path.connect(8080)) as connection:
+        assert connection.get("/public", header).status == 200
+        assert connection.get("/secret", header).status == 403
+    assert [one.target for one in corpus.take()] == ["/public"]
 
 
 SMUGGLED = b"GET /secret HTTP/1.1\r\nHost: example.com\r\n\r\n"
@@ -387,3 +433,17 @@ def test_v6_override(path: EnvoyPath) -> None:
     path.serve({8104: http(HttpRule())}, {8104: [Override(http(), source=address)]})
     with Server(path.server, SERVER_V6, 8104), Connection(path.connect(8104, SERVER_V6)) as connection:
         assert connection.get("/").status == 403
+
+
+def test_each_change_acts_on_the_next_request_of_every_live_connection(path: EnvoyPath) -> None:
+    path.serve({8105: http(HttpRule())})
+    name = path.serve({})[8105].name
+    with (
+        Server(path.server, SERVER_V4, 8105),
+        Connection(path.connect(8105)) as first,
+        Connection(path.connect(8105)) as second,
+    ):
+        for round_ in range(100):
+            path.apply({8105: [Override(http())]} if round_ % 2 else {})
+            assert path.standing([name]).acked == {name}
+            assert [one.get("/").status for one in (first, second)] == [403 if round_ % 2 else 200] * 2, round_
