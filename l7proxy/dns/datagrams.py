@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Container
 
 from l7proxy.dns.answer import belongs
@@ -31,6 +32,8 @@ TIMEOUT_S = 10.0
 FOREIGN_ANSWERS = 16
 """Answers to no query that one socket bears: somebody is guessing. It is closed then, and its queries fail."""
 MAX_SOCKETS = 8192
+MAX_SOCKETS_OF_POD = 512
+"""It may ask many resolvers at once."""
 
 _Key = tuple[Endpoint, bytes, bool]
 """Resolver, pod, whether its ingress is judged."""
@@ -48,6 +51,7 @@ class Datagrams:
         self._answering = Answering(marks.answers)
         self._current: dict[_Key, _Upstream] = {}
         self._upstreams: set[_Upstream] = set()
+        self._of_pod: Counter[bytes] = Counter()
         self._ids = RandomIds()
 
     def listen(self, rules: Rules, family: socket.AddressFamily, port: int) -> socket.socket:
@@ -95,8 +99,7 @@ class Datagrams:
             return
         way = self._way(asked)
         if way is None or not way.send(asked, message):
-            self._judge.counters.failed += 1
-            self._judge.finish(asked)
+            self._judge.failed(asked)
             self._send(resolver, client, refusal(message, asked.query, SERVFAIL))
 
     def _way(self, asked: Asked) -> _Upstream | None:
@@ -105,7 +108,7 @@ class Datagrams:
         # A port that the pod itself uses would make two flows one.
         if way is not None and way.takes(time.monotonic()) and way.port != asked.client[1]:
             return way
-        if len(self._upstreams) >= MAX_SOCKETS:
+        if len(self._upstreams) >= MAX_SOCKETS or self._of_pod[asked.client[0]] >= MAX_SOCKETS_OF_POD:
             return None
         mark = self._marks.from_ingress if asked.rules.ingress else self._marks.from_egress
         for _ in range(2):
@@ -125,12 +128,16 @@ class Datagrams:
             return None
         way = self._current[key] = _Upstream(key, made, self._judge, self._ids, self)
         self._upstreams.add(way)
+        self._of_pod[way.pod] += 1
         self._loop.add_reader(made.fileno(), way.take)
         return way
 
     def closed(self, way: _Upstream) -> None:
         self._loop.remove_reader(way.socket.fileno())
         self._upstreams.discard(way)
+        self._of_pod[way.pod] -= 1
+        if not self._of_pod[way.pod]:
+            del self._of_pod[way.pod]
         if self._current.get(way.key) is way:
             del self._current[way.key]
 
@@ -163,6 +170,7 @@ class _Upstream:
         datagrams: Datagrams,
     ) -> None:
         self.key = key
+        self.pod = key[1]
         self.socket = connected
         self.port: int = connected.getsockname()[1]
         self._judge = judge

@@ -66,6 +66,7 @@ class _Listener:
 
 class Proxy:
     def __init__(self, judge: Judge, learning: Learning, marks: Marks) -> None:
+        self._judge = judge
         self._datagrams = Datagrams(judge, marks)
         self._streams = Streams(judge, marks)
         self._learning = learning
@@ -105,6 +106,7 @@ class Proxy:
         """The regular work, until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_S)
+            self._judge.sweep()
             self._datagrams.sweep()
             self._learning.expire()
 

@@ -12,7 +12,7 @@ import msgspec
 from l7proxy.dns import answer as answers
 from l7proxy.dns.answer import NOTHING, Answer, Bad, Reader
 from l7proxy.dns.learning import Learning, Release
-from l7proxy.dns.query import NXDOMAIN, REFUSED, Query, Unusable, id_of, read, refusal, type_name
+from l7proxy.dns.query import NXDOMAIN, REFUSED, SERVFAIL, Query, Unusable, id_of, read, refusal, type_name
 from l7proxy.dns.sockets import text
 from l7proxy.records import Dns, L7Record
 from policies.l7 import NamePattern
@@ -26,6 +26,9 @@ MAX_PENDING = 16_384
 """Queries that wait for a resolver."""
 MAX_PENDING_OF_POD = 512
 MAX_QUERY = 4096
+BUSY = 1500
+"""Queries between two sweeps, near what one core can do. Above that a pod that alone asks more than all others together
+is not heard, as long as there are others."""
 
 Transport = Literal["TCP", "UDP"]
 Endpoint = tuple[bytes, int]
@@ -80,11 +83,16 @@ class Judge:
         self._reader = Reader()
         self._pending: Counter[bytes] = Counter()
         self._pending_all = 0
+        self._recent: Counter[bytes] = Counter()
+        self._recent_all = 0
 
     def ask(
         self, rules: Rules, message: bytes, client: Endpoint, resolver: Endpoint, transport: Transport
     ) -> Asked | bytes:
         """A query to pass on, or what to answer at once (b"": nothing). What is passed on must be `finish`ed once."""
+        if self._is_too_loud(client[0]):
+            self.counters.over_limit += 1
+            return b""
         try:
             query = read(message)
         except Unusable as unusable:
@@ -106,6 +114,16 @@ class Judge:
         self.counters.queries += 1
         return asked
 
+    def sweep(self) -> None:
+        """To be called several times a second."""
+        self._recent.clear()
+        self._recent_all = 0
+
+    def _is_too_loud(self, pod: bytes) -> bool:
+        self._recent[pod] += 1
+        self._recent_all += 1
+        return self._recent_all > BUSY and len(self._recent) > 1 and self._recent[pod] * 2 > self._recent_all
+
     def finish(self, asked: Asked) -> None:
         """It has been answered, or given up."""
         pod = asked.client[0]
@@ -121,14 +139,25 @@ class Judge:
             answer = self._reader.read(message, asked.query)
         except Bad:
             self.counters.bad_answers += 1
+            self._note(asked, None, NOTHING)
             release(False)
             return
         code = answers.rcode(message)
-        self._note(asked, code, answer)
+
+        def released(fine: bool) -> None:
+            self._note(asked, code if fine else None, answer if fine else NOTHING)
+            release(fine)
+
         if asked.rules.ingress or code:
-            release(True)
+            released(True)
         else:
-            self._learning.learn(asked.query.name, answer, asked.client[0], release)
+            self._learning.learn(asked.query.name, answer, asked.client[0], released)
+
+    def failed(self, asked: Asked) -> None:
+        """It could not be sent on."""
+        self.counters.failed += 1
+        self.finish(asked)
+        self._note(asked, SERVFAIL, NOTHING)
 
     def timed_out(self, asked: Asked) -> None:
         self.counters.timeouts += 1

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import dns.flags
 import dns.message
@@ -19,8 +20,11 @@ from dnsrig import LENGTH, Resolver, ask, exchange, query, rrset, says
 from rig import OUTSIDE_V4, OUTSIDE_V6, wait_until
 
 from l7proxy.dns import datagrams, rules, streams
+from l7proxy.dns.learning import Learning
 from l7proxy.dns.proxy import Wanted
 from l7proxy.dns.rules import Rules
+from l7proxy.dns.store import Store
+from l7proxy.dns.table import Table
 from l7proxy.records import Dns
 from policies.address import parse_address
 from policies.l7 import NamePattern
@@ -198,6 +202,7 @@ def test_hostile_answers_stay_out(site: DnsSite, resolver: Resolver, proxy: Runn
     assert not ask(site.pod, OUTSIDE_V4, "a.ok", tcp=tcp, timeout_s=0.3)
     assert proxy.judge.counters.bad_answers == 1
     assert len(proxy.learning.table) == 0
+    assert [one.l7.rcode for one in proxy.records if isinstance(one.l7, Dns)] == [""]
     assert ask(site.pod, OUTSIDE_V4, "one.example", tcp=tcp).addresses == (ADDRESS,)
 
 
@@ -257,6 +262,7 @@ def test_an_answer_is_held_until_its_addresses_are_settled(site: DnsSite, resolv
     with Running(site, ALLOWED, tmp_path, needed=ALLOWED) as proxy:
         proxy.settles = False
         assert not ask(site.pod, OUTSIDE_V4, "a.ok", timeout_s=0.5)
+        assert proxy.records == []
         proxy.settles = True
         assert ask(site.pod, OUTSIDE_V4, "a.ok").addresses == (ADDRESS,)
 
@@ -283,6 +289,43 @@ def test_one_pod_cannot_use_up_all(
             pod.send(asked.to_wire())
         wait_until(lambda: proxy.judge.counters.over_limit == 15, what="fifteen over the limit")
         assert ask(site.pod, OUTSIDE_V6, "one.example").addresses == (ADDRESS,)  # by its other address: another client
+
+
+def test_a_pod_that_asks_many_resolvers(
+    site: DnsSite, resolver: Resolver, proxy: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datagrams, "MAX_SOCKETS_OF_POD", 3)
+    monkeypatch.setattr(datagrams, "SOCKET_S", 0.2)
+    servers = [f"198.51.100.{n}" for n in range(1, 6)]  # nobody answers there
+    site.node.ip(*(f"route add {server}/32 dev {site.outside.link}" for server in servers))
+    found = [ask(site.pod, server, "a.ok", timeout_s=0.1).rcode for server in servers]
+    assert found == [""] * 3 + ["SERVFAIL"] * 2
+    assert ask(site.pod, OUTSIDE_V6, "a.ok")  # by its other address: another client
+    monkeypatch.setattr(datagrams, "TIMEOUT_S", 0.2)
+    wait_until(lambda: ask(site.pod, OUTSIDE_V4, "a.ok", timeout_s=1).addresses, what="room again")
+
+
+def test_the_loudest_is_not_heard_when_it_is_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "BUSY", 10)
+    table, store = Table(), Store(tmp_path / "names.json")
+    store.load(table, 0.0)
+    absent = SimpleNamespace(settle=lambda _address, _names: True)
+    learning = Learning(table, store, absent, clock=lambda: 0.0, monotonic=lambda: 0.0)
+    judge = rules.Judge(learning, lambda _record: None)
+    loud, quiet = ((parse_address(text), 1) for text in ("10.0.0.1", "10.0.0.2"))
+    wire, server = query("a.ok").to_wire(), (parse_address(OUTSIDE_V4), 53)
+
+    def heard(pod: rules.Endpoint, times: int) -> int:
+        asked = [judge.ask(Rules.of(1, ALLOWED), wire, pod, server, "UDP") for _ in range(times)]
+        return sum(isinstance(one, rules.Asked) for one in asked)
+
+    assert heard(loud, 50) == 50  # nobody else asks
+    assert heard(quiet, 20) == 20
+    assert heard(loud, 50) == 0
+    assert heard(quiet, 20) == 20
+    judge.sweep()
+    assert heard(loud, 10) == 10
+    store.close()
 
 
 def test_pipelined_queries_are_answered_in_any_order(site: DnsSite, resolver: Resolver, proxy: Running) -> None:
