@@ -292,11 +292,14 @@ def test_connection_to_the_listener_itself_is_refused(path: EnvoyPath) -> None:
 def test_each_client_has_a_connection_of_its_own_to_the_server(path: EnvoyPath) -> None:
     """Clients do not share connections, so none meets an error that another's idle connection has."""
     path.serve({8084: http(PUBLIC)})
+    used: set[tuple[str, int]] = set()
     with Server(path.server, SERVER_V4, 8084) as server:
         for _ in range(3):
             with Connection(path.connect(8084)) as connection:
                 assert [connection.get("/public").status for _ in range(3)] == [200] * 3
-        assert server.accepted == 3
+            peers = {one.peer for one in server.take()}
+            assert not peers & used
+            used |= peers
         rig.wait_until(lambda: server.open == 0, 10, "connections to the server end after their clients'")
 
 
