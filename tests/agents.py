@@ -160,13 +160,14 @@ class RunningAgent:
 
         rig.wait_until(ready, timeout_s, f"the proxies listen: {self.status()['proxies']}\n{self.log()}")
 
+    def proxy_pid(self, name: str) -> int:
+        return int(self.status()["proxies"][name]["process"]["pid"])
+
     def kill_proxy(self, name: str) -> None:
-        """envoy or dns; it is started again by the agent. Returns once it has ended."""
-        pid = self.status()["proxies"][name]["process"]["pid"]
-        ended = os.pidfd_open(pid)
-        os.kill(pid, signal.SIGKILL)
-        select.select([ended], [], [], SETTLE_S)
-        os.close(ended)
+        """envoy or dns; it is started again by the agent. Returns once it has ended, and the agent knows."""
+        pid = self.proxy_pid(name)
+        kill(pid)
+        rig.wait_until(lambda: self.proxy_pid(name) != pid, SETTLE_S, f"the agent knows that {name} has ended")
 
     def await_flows(self, wanted: Callable[[Document], bool], count: int, *flags: str) -> list[Document]:
         """As many flows of `gatehouse observe` as are wanted."""
@@ -220,6 +221,14 @@ class RunningAgent:
         found = rig.Netns.at(self.endpoint(pod)["netns"])
         self._pods.append(found)
         return found
+
+
+def kill(pid: int) -> None:
+    """Returns once it has ended."""
+    ended = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    select.select([ended], [], [], SETTLE_S)
+    os.close(ended)
 
 
 def environment() -> dict[str, str]:
