@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -37,7 +37,8 @@ class LiveFlow(msgspec.Struct, frozen=True, gc=False):
 
 
 class Otherwise(msgspec.Struct, frozen=True, order=True, gc=False):
-    """Requests between these are judged otherwise than their listener says. `demands` None: all are allowed."""
+    """Requests between these are judged otherwise than their listener says. `demands` None: all are allowed; empty:
+    none is."""
 
     source: bytes
     destination: bytes
@@ -45,14 +46,20 @@ class Otherwise(msgspec.Struct, frozen=True, order=True, gc=False):
     demands: Demands | None
 
 
-def judged_otherwise(flows: Iterable[LiveFlow], state: State, names: Names) -> dict[int, tuple[Otherwise, ...]]:
-    """By listener. Flows that are denied now are not among them: the datapath stops those."""
+NOTHING: Demands = frozenset()
+
+
+def judged_otherwise(
+    flows: Iterable[LiveFlow], state: State, names: Names, lingering: Mapping[int, Asked]
+) -> dict[int, tuple[Otherwise, ...]]:
+    """By listener. Also flows that are denied now: the datapath stops their packets, and may let them go on later, by
+    other rules than those they began by. `lingering`: listeners that no row names."""
     found: dict[int, set[Otherwise]] = {}
     for flow in flows:
-        asked = names.listeners.get(flow.listener)
-        if asked is None or (cell := _cell(flow, asked, state, names)) is None or cell.verdict is Verdict.DENY:
+        asked = names.listeners.get(flow.listener) or lingering.get(flow.listener)
+        if asked is None:
             continue
-        demands = cell.demands if cell.verdict is Verdict.REDIRECT else None
+        demands = _demands(_cell(flow, asked, state, names))
         if demands != asked.demands:
             one = Otherwise(flow.source, flow.destination, flow.port, demands)
             found.setdefault(flow.listener, set()).add(one)
@@ -61,6 +68,12 @@ def judged_otherwise(flows: Iterable[LiveFlow], state: State, names: Names) -> d
 
 def _order(one: Otherwise) -> tuple[bytes, bytes, int]:
     return one.source, one.destination, one.port
+
+
+def _demands(cell: Cell | None) -> Demands | None:
+    if cell is None or cell.verdict is Verdict.DENY:
+        return NOTHING
+    return cell.demands if cell.verdict is Verdict.REDIRECT else None
 
 
 def _cell(flow: LiveFlow, asked: Asked, state: State, names: Names) -> Cell | None:

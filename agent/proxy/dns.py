@@ -138,9 +138,9 @@ class DnsSide:
     # ---- agent.proxy.rules.Judges
 
     @property
-    def lingering(self) -> frozenset[int]:
+    def lingering(self) -> Mapping[int, Asked]:
         """None: connections to one that is left out are closed."""
-        return frozenset()
+        return {}
 
     def judge_otherwise(self, overrides: Mapping[int, tuple[Otherwise, ...]], alive: frozenset[int]) -> None:  # noqa: ARG002
         """Connections that began by other rules are closed, and begin anew; datagrams go by those of the day anyhow."""
@@ -189,8 +189,8 @@ class DnsSide:
             await self._items.aclose()
 
     def view(self) -> ProxyView:
-        waiting = len(self._wanted.keys() - self._serving.keys())
-        return self.running.view(len(self._serving), waiting, self.problems())
+        served = self._serving.keys() if self._answers else set[int]()
+        return self.running.view(len(served), len(self._wanted.keys() - served), self.problems())
 
     def problems(self) -> tuple[str, ...]:
         """Why listeners are not served, as far as it is known."""

@@ -97,8 +97,8 @@ class EnvoySide:
         self._publish()
 
     @property
-    def lingering(self) -> frozenset[int]:
-        return frozenset(self._lingering)
+    def lingering(self) -> Mapping[int, Asked]:
+        return self._lingering
 
     def judge_otherwise(self, overrides: Mapping[int, tuple[Otherwise, ...]], alive: frozenset[int]) -> None:
         """`alive`: listeners at which flows live; those that linger without any go."""

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from agent import log as logs
 from agent.datapath.maps import Map
+from agent.plan.ids import Asked
 from agent.plan.live import Otherwise, judged_otherwise
 from agent.plan.plan import Plan
 from agent.proxy.live import live_flows
@@ -25,7 +26,7 @@ class Judges(Protocol):
     """What sides offer."""
 
     @property
-    def lingering(self) -> frozenset[int]: ...
+    def lingering(self) -> Mapping[int, Asked]: ...
 
     def judge_otherwise(self, overrides: Mapping[int, tuple[Otherwise, ...]], alive: frozenset[int]) -> None:
         """Of listeners of all sides."""
@@ -41,14 +42,16 @@ class LiveRules:
         self._plan = plan
         self._map = conntrack
         self._sides = sides
-        self._watched: frozenset[int] = frozenset()
+        self._watched: frozenset[int] = frozenset()  # some flows of theirs are judged otherwise
+        self._changed: frozenset[int] = frozenset()  # not looked at since
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
 
     def changed(self, listeners: frozenset[int]) -> None:
-        if listeners:
-            self._watched |= listeners
+        """Those that are watched already may be judged otherwise again."""
+        self._changed |= listeners
+        if self._changed or self._watched or self._lingering:
             self._settled.clear()
             self._wake.set()
 
@@ -58,35 +61,43 @@ class LiveRules:
 
     async def run(self) -> None:
         """Until cancelled."""
+        again: frozenset[int] = frozenset()
         while True:
             busy = bool(self._watched or self._lingering)
             try:
                 async with asyncio.timeout(ROUND_S if busy else None):
                     await self._wake.wait()
-                self._wake.clear()
-                watched = self._watched
-                await self._look(watched)
-                for side in self._sides:
-                    await side.told()
-                if not self._wake.is_set():
-                    self._settled.set()
-                for pause_s in AGAIN_S:
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(self._wake.wait(), pause_s)
-                        break
-                    await self._look(watched)
             except TimeoutError:
                 await self._look(frozenset())
+                continue
+            again = await self._follow(again)
+
+    async def _follow(self, also: frozenset[int]) -> frozenset[int]:
+        """A change. Returns what is to be looked at again, where another one came meanwhile."""
+        self._wake.clear()
+        looked, self._changed = also | self._changed, frozenset()
+        await self._look(looked)
+        for side in self._sides:
+            await side.told()
+        if not self._wake.is_set():
+            self._settled.set()
+        for pause_s in AGAIN_S:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), pause_s)
+                return looked
+            await self._look(looked)
+        return frozenset()
 
     async def _look(self, also: frozenset[int]) -> None:
-        wanted = self._watched | self._lingering | also
+        wanted = self._watched | self._lingering.keys() | also
         flows = await live_flows(self._map, wanted)
-        alive = frozenset(flow.listener for flow in flows)
-        overrides = judged_otherwise(flows, self._plan.state, self._plan.names)
+        # What began to linger while flows were read was not looked for.
+        alive = frozenset(flow.listener for flow in flows) | (self._lingering.keys() - wanted)
+        overrides = judged_otherwise(flows, self._plan.state, self._plan.names, self._lingering)
         self._watched = frozenset(overrides)
         for side in self._sides:
             side.judge_otherwise(overrides, alive)
 
     @property
-    def _lingering(self) -> frozenset[int]:
-        return frozenset[int]().union(*(side.lingering for side in self._sides))
+    def _lingering(self) -> dict[int, Asked]:
+        return {number: asked for side in self._sides for number, asked in side.lingering.items()}

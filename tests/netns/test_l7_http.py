@@ -14,7 +14,6 @@ from web import Client, WebServer, fetch
 from agent.proxy.privileges import NET_RAW, USER, capabilities
 
 
-
 def begin(agent: RunningAgent, *policies: Document) -> None:
     agent.write("pods.yaml", pod(WEB, app="web"), pod(CLIENT, app="client"), pod(OTHER, app="other"))
     agent.write("policies.yaml", *policies)
@@ -109,6 +108,27 @@ def test_a_revoked_path_is_refused_at_the_next_request_of_a_live_connection(agen
             assert connection.get("/a").status == status, f"with {paths}"
             web.push()
             assert stream.readline() == b"line\n", "a stream that is still allowed goes on"
+
+
+def test_a_connection_that_was_denied_meanwhile_goes_on_by_the_rules_of_the_day(agent: RunningAgent) -> None:
+    def rules(path: str, client: str) -> Document:
+        return cnp(f"shop/{client}", {"app": "web"}, ingress=ingress({"path": path}, client=client))
+
+    begin(agent, rules("/a", "client"))
+    with (
+        WebServer(agent.netns(WEB), PORT) as web,
+        Client(agent.netns(CLIENT), agent.ip(WEB), PORT) as connection,
+    ):
+        assert connection.get("/a").status == 200
+        for meanwhile in (rules("/z", "nobody"), rules("/a", "other")):  # its listener is gone, or another's
+            agent.write("policies.yaml", meanwhile)
+            agent.settle()
+            agent.write("policies.yaml", meanwhile, rules("/b", "client"))
+            agent.settle()
+            agent.await_listeners()
+            assert connection.get("/a").status == 403
+            assert connection.get("/b").status == 200
+        assert web.paths() == ["/a", "/b", "/b"]
 
 
 def test_without_envoy_only_l7_flows_are_denied(agent: RunningAgent) -> None:

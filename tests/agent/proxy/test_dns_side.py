@@ -309,7 +309,7 @@ async def test_connections_that_other_rules_judge_now_are_ended(tmp_path: Path) 
         bench.side.judge_otherwise({1: (one,)}, frozenset({1}))
         await bench.proxy.start()
         await bench.proxy.until(lambda: len(bench.proxy.ended) == 2)
-    assert bench.side.lingering == frozenset()
+    assert bench.side.lingering == {}
 
 
 # ---- names
