@@ -111,7 +111,7 @@ INLINE enum drop_reason judge_again_from_pod(struct packet *p, const struct endp
 		reason = join_proxy(p, known);
 	if (known)
 		conntrack_store_verdict(p, known, reason);
-	if (known && p->is_refused)
+	if (known && reason == DROP_PROXY_UNREADY)
 		conntrack_forsake(p, known);
 	if (!reason && p->flags & CT_FROM_PROXY) /* and not from a pod */
 		return DROP_TUPLE_TAKEN;

@@ -246,7 +246,7 @@ INLINE enum drop_reason join_proxy(struct packet *p, const struct conntrack *kno
 	bool stays = known && p->tuple.protocol == PROTO_TCP;
 
 	if (stays && !(p->flags & flag) && p->listener) {
-		p->is_refused = 1;
+		p->is_refused = !is_syn(p); /* which comes again, and then begins another */
 		return DROP_PROXY_UNREADY;
 	}
 	if (!known && p->listener && needs_listener(p) && !listener_port_be(p, p->listener)) /* a SYN will be sent again */

@@ -193,8 +193,9 @@ INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p
 			conntrack_store_verdict(p, known, reason);
 		else if (p->is_error)
 			reason = DROP_ICMP_UNRELATED;
-		if (known && p->is_refused) { /* which from_pod can do */
+		if (known && reason == DROP_PROXY_UNREADY)
 			conntrack_forsake(p, known);
+		if (known && p->is_refused) { /* which from_pod can do */
 			*act = hand_on(skb, 0);
 			return NULL;
 		}

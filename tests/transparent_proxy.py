@@ -164,11 +164,12 @@ class TransparentProxy:
             far = self._socket(family, socket.SOCK_DGRAM, self._mark, (source[0], source[1] * self._keeps_port))
             far.connect((destination, port))
             near = self._socket(family, socket.SOCK_DGRAM, NUMBERS.MARK_PROXY_ANSWERS, (destination, port))
+            near.connect(source)  # or what it sends on to a server of this node would come to this socket
             self._datagrams[key] = far
-            self._start(self._answer, far, near, source)
+            self._start(self._answer, far, near)
         self._datagrams[key].send(data)
 
-    def _answer(self, far: socket.socket, near: socket.socket, to: tuple[str, int]) -> None:
+    def _answer(self, far: socket.socket, near: socket.socket) -> None:
         with near, far:
             while True:
                 try:
@@ -178,7 +179,7 @@ class TransparentProxy:
                     continue
                 if not data:
                     return
-                near.sendto(data, to)
+                near.send(data)
 
 
 def _reset(sock: socket.socket) -> None:

@@ -49,6 +49,7 @@ _HOST_SIDE_CONF = {
     6: 0,  # send_redirects
     8: 0,  # rp_filter: the datapath checks sources, and redirected replies come by other interfaces
     9: 0,  # accept_source_route
+    23: 1,  # accept_local: what the node answers to a proxy that asks in a pod's name. The datapath checks sources.
 }
 
 _ALIAS_BYTES = 255  # IFALIASZ, less the NUL

@@ -225,6 +225,23 @@ CASES: list[Case] = [
         ],
     ),
     (
+        "a SYN that meets such a connection is dropped once, and begins another when it comes again",
+        [
+            new("a", syn("a", "b"), "b"),
+            *PROXIES,
+            INGRESS,
+            dropped("a", syn("a", "b"), "PROXY_UNREADY", tally="REJUDGED"),
+            begun(syn("a", "b")),
+            sends_on(syn("world", "b", source_port=7), "FROM_INGRESS"),
+            policy("b", "ingress", ANY, OPEN),
+            sends_on(syn("a", "b", source_port=7), "FROM_EGRESS"),
+            INGRESS,
+            Step("b", syn("a", "b", source_port=7), "to_pod", "", reason="PROXY_UNREADY", mark="FROM_EGRESS",
+                 events=drop_event("PROXY_UNREADY", {}), tally="REJUDGED"),
+            HandedOn(syn("a", "b", source_port=7), 15001, mark="FROM_EGRESS"),
+        ],
+    ),
+    (
         "the same, from outside",
         [
             arrives_new("b", syn("world", "b")),

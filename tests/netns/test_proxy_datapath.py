@@ -127,9 +127,10 @@ def redirected(datapath_host: None, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def servers(redirected: Redirected) -> Iterator[dict[str, rig.Netns]]:
-    """Answer on the port in a pod and outside."""
+    """Answer on the port in a pod, outside, and in the node at all addresses: what is for others must not get there."""
     places = {"shop/web": redirected.cluster.netns("shop/web"), "outside": redirected.cluster.outside}
     made = [Server(places["shop/web"], kind, PORT, "shop/web") for kind in PROBES]
+    made += (Server(redirected.cluster.node, kind, PORT, "node") for kind in PROBES)
     for address in (rig.OUTSIDE_V4, rig.OUTSIDE_V6):  # of its many addresses it answers from the one that was asked
         made += (Server(places["outside"], kind, PORT, "outside", address) for kind in PROBES)
     made.append(Server(places["shop/web"], "tcp", 9090, "plain"))
@@ -144,6 +145,7 @@ WAYS = [
     # from, to, who is asked
     ("shop/client", "shop/web", (EGRESS,)),
     ("shop/client", "outside", (EGRESS,)),
+    ("shop/client", "node", (EGRESS,)),
     ("shop/client", "shop/web", (INGRESS,)),
     ("shop/other", "shop/web", (INGRESS,)),
     ("outside", "shop/web", (INGRESS,)),
@@ -208,7 +210,7 @@ def test_through_a_service(
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", PROBES)
-@pytest.mark.parametrize(("source", "to", "listeners"), WAYS)
+@pytest.mark.parametrize(("source", "to", "listeners"), [way for way in WAYS if way[1] != "node"])
 def test_a_proxy_may_get_the_port_of_who_asked(
     redirected: Redirected,
     servers: dict[str, rig.Netns],
@@ -246,6 +248,23 @@ def test_icmp_errors_find_the_proxy(redirected: Redirected, to: str, family: str
             assert connection.exchange(DROPPED_S).result == "timeout", "they are the proxy's to deal with"
         rig.wait_until(lambda: proxy.refused == [there], ANSWERED_S, "an error that reaches the proxy")
         assert probes.tcp(redirected.cluster.netns("shop/client"), there, PORT, ANSWERED_S).result == "refused"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("to", NOBODY)
+def test_answers_in_fragments(redirected: Redirected, to: str, family: str) -> None:
+    there = address_of(redirected, to, family)
+    netns = redirected.cluster.netns(to) if to != "elsewhere" else redirected.cluster.outside
+    message = random.Random(7).randbytes(4000)
+    af = socket.AF_INET6 if family == "v6" else socket.AF_INET
+    with redirected.by(EGRESS), netns.call(socket.socket, af, socket.SOCK_DGRAM) as server:
+        server.bind((there, PORT))
+        server.settimeout(ANSWERED_S)
+        with redirected.cluster.netns("shop/client").call(socket.socket, af, socket.SOCK_DGRAM) as client:
+            client.settimeout(ANSWERED_S)
+            client.sendto(b"x", (there, PORT))
+            server.sendto(message, server.recvfrom(100)[1])
+            assert client.recv(65536) == message
 
 
 SIZE = 3_000_000

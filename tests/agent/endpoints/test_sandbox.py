@@ -106,6 +106,7 @@ POD_SYSCTLS = [
 ]
 HOST_SYSCTLS = [
     ("net.ipv4.conf.{}.rp_filter", "0"),
+    ("net.ipv4.conf.{}.accept_local", "1"),
     ("net.ipv4.conf.{}.forwarding", "1"),
     ("net.ipv4.conf.{}.send_redirects", "0"),
     ("net.ipv4.conf.{}.accept_redirects", "0"),
