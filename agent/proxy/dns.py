@@ -9,7 +9,7 @@ answers. Whoever subscribes is waited for, so nothing is learned behind the agen
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -20,10 +20,11 @@ from agent.api import aio
 from agent.api.protocol import ApiError
 from agent.config import Config
 from agent.dns import configuration
-from agent.dns.configuration import Configuration, Listening, Standing, StandingClass
+from agent.dns.configuration import Configuration, Listening
+from agent.dns.words import Known, Listens, News, changes, listening, standing
 from agent.identity.allocator import Allocator, ExhaustedError
 from agent.instance import Instance
-from agent.plan.ids import Asked, class_id
+from agent.plan.ids import Asked
 from agent.plan.live import Otherwise
 from agent.proxy.privileges import ROOT, reduced
 from agent.proxy.running import Running
@@ -31,9 +32,8 @@ from agent.status import ProxyView
 from agent.supervisor import Supervisor
 from agent.world.names import NameClasses
 from l7proxy.dns import store
-from policies.address import Prefix, format_address, parse_address
+from policies.address import format_address
 from policies.l7 import NamePattern
-from policies.model import Direction
 
 FIRST_S = 2.0
 """How long the agent's start waits for a proxy that runs to say what it knows."""
@@ -41,34 +41,10 @@ AGAIN_S = 0.1
 CALL_S = 5.0
 KEY = "dns "
 """Before the listener's name, in what ports are allocated to."""
-NOWHERE: frozenset[bytes] = frozenset()
 
 log = logs.get("dns")
 
 Learn = Callable[[Mapping[str, frozenset[bytes]]], Awaitable[None]]
-Known = dict[str, frozenset[bytes]]
-"""Addresses (16 bytes) by name."""
-
-
-class News(msgspec.Struct):
-    """One item of what it knows. `full`: there is nothing else."""
-
-    id: int
-    full: bool
-    learned: dict[str, list[str]]
-    gone: list[tuple[str, str]]
-
-
-class Port(msgspec.Struct):
-    tcp: int
-    udp: int
-
-
-class Listens(msgspec.Struct):
-    """What it answers to `configure`. By number in hex; problems under "" are of the whole."""
-
-    ports: dict[str, Port]
-    problems: dict[str, str]
 
 
 class DnsSide:
@@ -321,40 +297,6 @@ class DnsSide:
                 del self._known[name]
             await self._learn(names)
         await aio.call(self._instance.dns_socket, "learned", timeout_s=CALL_S, id=news[-1].id)
-
-
-def listening(asked: Asked, port: int) -> Listening:
-    """Names that some rule of those that meet allows."""
-    names = {pattern for one in asked.demands for pattern in one.dns or ()}
-    return Listening(tuple(sorted(names)), port, "egress" if asked.direction is Direction.EGRESS else "ingress")
-
-
-def standing(classes: NameClasses) -> Standing:
-    """The same in the words of the proxy's file: of classes, those that nothing but prefixes and names tell apart."""
-    known = [
-        StandingClass(class_id(one), one.identity, _texts(one.prefixes), tuple(sorted(names)))
-        for one in classes.classes
-        if len(names := [mark for mark in one.marks if isinstance(mark, NamePattern)]) == len(one.marks)
-    ]
-    known.sort(key=lambda one: one.number)
-    return Standing(_texts(classes.prefixes), _texts(classes.inside), tuple(known))
-
-
-def _texts(prefixes: Iterable[Prefix]) -> tuple[str, ...]:
-    return tuple(map(str, sorted(prefixes)))
-
-
-def changes(known: Mapping[str, frozenset[bytes]], news: Iterable[News]) -> Known:
-    """Names that have other addresses after all of these items; none: they are gone."""
-    after: Known = {}
-    for item in news:
-        if item.full:
-            after = dict.fromkeys(known, NOWHERE)
-        for name, texts in item.learned.items():
-            after[name] = after.get(name, known.get(name, NOWHERE)) | set(map(parse_address, texts))
-        for name, text in item.gone:
-            after[name] = after.get(name, known.get(name, NOWHERE)) - {parse_address(text)}
-    return {name: now for name, now in after.items() if now != known.get(name, NOWHERE)}
 
 
 def _key(number: int) -> str:

@@ -15,11 +15,12 @@ import pytest
 from agent.api.server import Handler, Server, serve
 from agent.config import Config
 from agent.dns import configuration
+from agent.dns.words import Known, News, changes
 from agent.identity.allocator import Allocator
 from agent.instance import Instance
 from agent.plan.ids import Asked, class_id
 from agent.plan.live import Otherwise
-from agent.proxy.dns import DnsSide, Known, News, changes
+from agent.proxy.dns import DnsSide
 from agent.world.names import NameClasses
 from policies.address import Prefix, format_address, parse_address
 from policies.l7 import L7, HttpRule, NamePattern
