@@ -182,11 +182,13 @@ def _decided_by_namespaced(matching: Matching, isolated: bool) -> SideDecision |
         return None
     allowing = [rule for rule in rules if rule.action is Action.ALLOW]
     by_itself = [rule for rule in allowing if rule.l7 is None]
+    if by_itself and (looked_at := _looked_at(matching)) is not None:
+        return msgspec.structs.replace(looked_at, allowed_by=_refs(by_itself))
     return _allowed(by_itself or allowing, tier) if allowing else SideDecision(Verdict.DENY, tier=tier)
 
 
 def _looked_at(matching: Matching) -> SideDecision | None:
-    """cilium.io/v2 enableDefaultDeny: what is allowed anyhow still goes by the DNS proxy, so that names are learned."""
+    """What is allowed anyhow still goes by the DNS proxy, so that names are learned."""
     looking = [
         rule
         for policy, _, rule in matching

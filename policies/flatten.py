@@ -116,7 +116,8 @@ class _Precedence:
         if not self._isolated:
             return self._not_isolated(covering)
         if plain := covering & self._plain:
-            return Verdict.ALLOW, self._claims[_lowest(plain)].rule, None
+            rule = self._claims[_lowest(plain)].rule
+            return (Verdict.REDIRECT, rule, LEARNING) if covering & self._learning else (Verdict.ALLOW, rule, None)
         if asking := covering & self._asking:
             asked = [claim.l7 for rank, claim in enumerate(self._claims) if asking >> rank & 1]
             return Verdict.REDIRECT, self._claims[_lowest(asking)].rule, frozenset(l7 for l7 in asked if l7 is not None)

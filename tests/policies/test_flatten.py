@@ -144,6 +144,9 @@ SETTLED: list[tuple[list[Said], bool, Row]] = [
     ([([tcp(53, 53)], A, NAMESPACED, DNS), ([tcp(53, 53)], D, BASELINE, None)], False,
      (LAST, cell(6, 53, 53, 1, DENY))),
     ([([tcp(53, 53)], A, ADMIN, None), ([tcp(53, 53)], A, NAMESPACED, DNS)], False, (LAST, cell(6, 53, 53, 0))),
+    # Where another rule lets everything pass, too.
+    ([([tcp(53, 53)], A, NAMESPACED, DNS), ([tcp(53, 54)], A, NAMESPACED, None)], True,
+     (asked(6, 53, 53, 1, *LEARNING), cell(6, 54, 54, 1))),
     # The first of the admin tier; what it passes on; the baseline tier only where nothing isolates.
     ([(WEB, A, ADMIN, None), (None, D, ADMIN, None)], True, (cell(None, *ANY, 1, DENY), cell(6, 80, 80, 0))),
     ([(WEB, D, ADMIN, None), (None, A, NAMESPACED, None)], True, (cell(None, *ANY, 1), cell(6, 80, 80, 0, DENY))),
