@@ -91,7 +91,7 @@ class Side:
         """Whether a rule can make less of what is allowed from anywhere."""
         if tier is not Tier.NAMESPACED or rule.action is not Action.ALLOW:
             return True
-        return not self._isolated and rule.l7 is not None and rule.l7.dns is not None
+        return rule.l7 is not None and rule.l7.dns is not None
 
     def rows(
         self, classes: ClassIndex, wanted: Set[RemoteClass] | None = None
