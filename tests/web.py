@@ -88,7 +88,7 @@ class WebServer:
                 self.close_connection = True
                 self.rfile.read(1)  # until the client goes
 
-            do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = answer
+            do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = answer  # noqa: N815
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -138,7 +138,9 @@ class Client:
             return made
 
         self._connection.sock = netns.call(connect)
-        self.source_port: int = self._connection.sock.getsockname()[1]
+        self.source: str
+        self.source_port: int
+        self.source, self.source_port = self._connection.sock.getsockname()[:2]
 
     def __enter__(self) -> Client:
         return self
