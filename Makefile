@@ -16,7 +16,7 @@ MAKEFLAGS += --no-print-directory
 
 DEBIAN := python3 python3-venv python3-bpfcc linux-libc-dev iproute2 procps iputils-ping make gcc libc6-dev
 BENCH_DEBIAN := util-linux
-KERNEL_TESTS := apply maps tc
+KERNEL_TESTS := apply bytecode cgroup devices maps network programs sockets tc
 PY := .venv/bin/python
 JOBS ?= auto
 ARGS ?=

@@ -149,6 +149,7 @@ class Agent:
         stays = {ref: found for ref, found in adopted.items() if self._fits(ref, found)}
         writes = self.turns.start({ref: found.interface for ref, found in stays.items()})
         self.proxies.start()
+        await self.live_rules.start()
         await self.envoy.start()
         self.dns.running.leave()
         if self.proxy_feature.is_on and not (self.envoy.running.is_wanted or self.dns.running.is_wanted):

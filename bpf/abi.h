@@ -153,7 +153,8 @@ enum conntrack_flags {
 	CT_CLOSED = 32,      /* RST, or FIN in both: short time-out; a SYN starts anew */
 	CT_ENDED = 64,       /* the end has been reported */
 	CT_LOCAL = 128,      /* both ends are local pods: never legitimate at to-pod */
-	CT_GONE = 256,       /* set by user space: the backend is no more, the next packet is refused */
+	CT_GONE = 256,       /* set by user space: the backend is no more, or the rules by which its proxy judges it; the next
+	                      * packet is refused */
 	CT_TO_PROXY = 512,   /* this entry's packets go to a proxy's socket … */
 	CT_FROM_PROXY = 1024, /* … or come from one: those of the flow's other direction go there */
 	CT_FROM_INGRESS = 2048 /* of leg 1: what the proxy of an ingress rule sends on, having judged it */

@@ -60,12 +60,6 @@ def envoy_serves(demands: Demands) -> bool:
     return any(one.dns is None for one in demands)
 
 
-def judges_again(demands: Demands) -> bool:
-    """Whether overrides reach the flows of such a listener that live: requests are judged one by one, a connection that
-    is passed on only once. Flows that are not judged again have to be ended."""
-    return all(one.http is not None for one in demands if one.dns is None)
-
-
 def contexts(demands: Iterable[Iterable[L7]]) -> frozenset[TlsContext]:
     """Which Secrets these name."""
     named = (context for some in demands for one in some for context in (one.terminating, one.originating))

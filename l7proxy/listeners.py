@@ -168,6 +168,7 @@ class Listener:
                 _option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, clusters.KEEPALIVE_S),
             ],
         )
+        listener.enable_reuse_port.value = settings.reuse_port
         if settings.ipv6:
             listener.additional_addresses.add(address=_loopback("::1", asked.port))
         if settings.transparent:

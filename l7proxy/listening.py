@@ -44,6 +44,12 @@ class Override(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
     port: int | None = None
 
 
+def judges_again(demands: Demands) -> bool:
+    """Whether overrides reach the flows of such a listener that live: requests are judged one by one, a connection that
+    is passed on only once. Flows that are not judged again have to be ended."""
+    return all(one.http is not None for one in demands if one.dns is None)
+
+
 class TlsMaterial(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
     """What a Secret holds for a TlsContext, in PEM; b"": it does not. Never shown."""
 
@@ -62,6 +68,7 @@ class ProxySettings(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
     mark_from_ingress: int
     mark_answers: int
     ipv6: bool = True
+    reuse_port: bool = True  # a listening socket for each worker; bpf_sk_assign takes these from Linux 6.6 on
     log_flush_ms: int = 200
     connect_timeout_s: int = 10
     max_header_kb: int = 60

@@ -42,10 +42,15 @@ def check_root(uid: int | None = None) -> str:
     return "Gatehouse loads programs into the kernel and needs root: run it with sudo."
 
 
+def is_kernel(wanted: tuple[int, int], release: str = "") -> bool:
+    """Whether the kernel is of this version or newer."""
+    version = re.match(r"(\d+)\.(\d+)", release or platform.release())
+    return version is not None and (int(version[1]), int(version[2])) >= wanted
+
+
 def check_kernel(release: str = "") -> str:
     release = release or platform.release()
-    version = re.match(r"(\d+)\.(\d+)", release)
-    if version and (int(version[1]), int(version[2])) >= OLDEST_KERNEL:
+    if is_kernel(OLDEST_KERNEL, release):
         return ""
     wanted = ".".join(map(str, OLDEST_KERNEL))
     return f"This kernel is {release} and Gatehouse needs {wanted} or newer: upgrade it (Debian 12 has 6.1) and reboot."

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from agent.plan.blocks import ROW_VALUE, ROWS, Block
 from agent.plan.ids import NUMBERS
-from agent.plan.state import Changes, State
+from agent.plan.state import ENDPOINTS, INTERFACES, IPCACHE, Changes, State, ipcache_class
 
 
 def listeners_of(block: Block) -> frozenset[int]:
@@ -31,9 +31,15 @@ class ListenerUses:
 
     def replaced(self, state: State, changes: Changes) -> frozenset[int]:
         """Listeners of which some flows may be judged otherwise once the state takes the changes over."""
-        if not changes.moves_nobody:
+        if not self._rows:
+            return frozenset()
+        if changes.tables[ENDPOINTS] or changes.tables[INTERFACES]:
             return self.named
         rows = {state.row(side, remote) for side, remotes in changes.policy.items() for remote in remotes}
+        for key in changes.tables[IPCACHE]:
+            value = state.tables[IPCACHE].get(key) or state.covering(key)
+            remote = ipcache_class(value) if value else 0
+            rows.update(state.row(side, remote) for side in state.policy)
         return frozenset().union(*(named for row, named in self._rows.items() if row in rows))
 
     def settle(self, state: State) -> None:

@@ -17,6 +17,7 @@ from agent.plan.state import (
     State,
     ipcache_class,
 )
+from l7proxy.listening import judges_again
 from policies.address import is_v4
 from policies.flatten import lookup
 from policies.l7 import Demands
@@ -27,8 +28,9 @@ HOST_BITS = 128
 
 class LiveFlow(msgspec.Struct, frozen=True, gc=False):
     """As the proxy sees it: addresses (16 bytes) and port of the destination after service translation. `listener`:
-    where it began."""
+    where it began; `key`: of its entry in conntrack."""
 
+    key: bytes
     listener: int
     source: bytes
     destination: bytes
@@ -47,6 +49,30 @@ class Otherwise(msgspec.Struct, frozen=True, order=True, gc=False):
 
 
 NOTHING: Demands = frozenset()
+
+
+def cannot_go_on(
+    flows: Iterable[LiveFlow], overrides: Mapping[int, tuple[Otherwise, ...]], names: Names
+) -> list[LiveFlow]:
+    """Those judged otherwise whose proxy looks at a connection only when it begins."""
+    found = []
+    for flow in flows:
+        asked = names.listeners.get(flow.listener)
+        if asked is not None and not judges_again(asked.demands) and _fits(flow, overrides.get(flow.listener, ())):
+            found.append(flow)
+    return found
+
+
+def out_of_date(flows: Iterable[LiveFlow], state: State, names: Names) -> list[LiveFlow]:
+    """Those that began by other rules than hold now, or by rules that nobody knows any more."""
+    flows = list(flows)
+    overrides = judged_otherwise(flows, state, names, {})
+    return [f for f in flows if f.listener not in names.listeners or _fits(f, overrides.get(f.listener, ()))]
+
+
+def _fits(flow: LiveFlow, overrides: Iterable[Otherwise]) -> bool:
+    between = (flow.source, flow.destination, flow.port)
+    return any((one.source, one.destination, one.port) == between for one in overrides)
 
 
 def judged_otherwise(

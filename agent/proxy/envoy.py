@@ -13,6 +13,7 @@ from agent.api import aio
 from agent.api.protocol import ApiError
 from agent.config import Config
 from agent.datapath import abi
+from agent.datapath.mounts import is_kernel
 from agent.identity.allocator import Allocator, ExhaustedError
 from agent.instance import Instance
 from agent.objects import Secret
@@ -36,6 +37,8 @@ CERTIFICATE, PRIVATE_KEY, AUTHORITY = "tls.crt", "tls.key", "ca.crt"
 """Keys of a Secret's data where the rule names none (kubernetes.io/tls)."""
 LISTENS_S, AGAIN_S = 2.0, 0.002
 TAKES_S = 2.0
+REUSE_PORT_KERNEL = (6, 6)
+"""From here on sk_assign takes sockets that share a port."""
 LOGS_S = 1.0
 """Envoy waits for nobody who is to take its log longer than that."""
 
@@ -58,7 +61,11 @@ class EnvoySide:
         self._ports = ports
         self._secret = secret
         settings = ProxySettings(
-            NUMBERS.MARK_FROM_EGRESS, NUMBERS.MARK_FROM_INGRESS, NUMBERS.MARK_PROXY_ANSWERS, ipv6=_has_ipv6()
+            NUMBERS.MARK_FROM_EGRESS,
+            NUMBERS.MARK_FROM_INGRESS,
+            NUMBERS.MARK_PROXY_ANSWERS,
+            ipv6=_has_ipv6(),
+            reuse_port=is_kernel(REUSE_PORT_KERNEL),
         )
         self._compiler = Compiler(settings)
         self._instance = instance

@@ -10,12 +10,13 @@ from typing import Protocol
 from agent import log as logs
 from agent.datapath.maps import Map
 from agent.plan.ids import Asked
-from agent.plan.live import Otherwise, judged_otherwise
+from agent.plan.live import LiveFlow, Otherwise, cannot_go_on, judged_otherwise, out_of_date
 from agent.plan.plan import Plan
-from agent.proxy.live import live_flows
+from agent.proxy.live import end, live_flows
 
 AGAIN_S = (0.05, 0.25, 1.0)
 """After a change flows are looked for at once, and again: some had begun and were not in conntrack yet."""
+TCP = 6
 ROUND_S = 5.0
 """While there is something to be undone."""
 
@@ -54,6 +55,13 @@ class LiveRules:
         if self._changed or self._watched or self._lingering:
             self._settled.clear()
             self._wake.set()
+
+    async def start(self) -> None:
+        """Once the maps hold the plan: connections that began by rules which changed while there was no agent end, for
+        Envoy has not been told, and it may be a while until it is."""
+        flows = await live_flows(self._map)
+        streams = [flow for flow in flows if flow.protocol == TCP]
+        self._end(out_of_date(streams, self._plan.state, self._plan.names))
 
     async def settled(self) -> None:
         """Until the last change holds for connections that live."""
@@ -95,8 +103,13 @@ class LiveRules:
         alive = frozenset(flow.listener for flow in flows) | (self._lingering.keys() - wanted)
         overrides = judged_otherwise(flows, self._plan.state, self._plan.names, self._lingering)
         self._watched = frozenset(overrides)
+        self._end(cannot_go_on(flows, overrides, self._plan.names))
         for side in self._sides:
             side.judge_otherwise(overrides, alive)
+
+    def _end(self, flows: list[LiveFlow]) -> None:
+        if flows and (ended := end(self._map, flows)):
+            log.info("connections ended that their proxy would judge by other rules than hold now", connections=ended)
 
     @property
     def _lingering(self) -> dict[int, Asked]:

@@ -165,3 +165,23 @@ def test_envoy_has_no_privilege_but_to_speak_for_pods(agent: RunningAgent) -> No
     pid = agent.status()["proxies"]["envoy"]["process"]["pid"]
     assert Path(f"/proc/{pid}").stat().st_uid == USER
     assert set(capabilities(pid).values()) == {1 << NET_RAW}
+
+
+def test_rules_that_change_while_there_is_no_agent_hold_from_its_start_on(agent: RunningAgent) -> None:
+    kept = cnp("shop/other", {"app": "other"}, egress=egress({"path": "/a"}))
+    begin(agent, cnp("shop/client", {"app": "client"}, egress=egress({"path": "/(a|b)"})), kept)
+    with (
+        WebServer(agent.netns(WEB), PORT) as web,
+        Client(agent.netns(CLIENT), agent.ip(WEB), PORT) as changed,
+        Client(agent.netns(OTHER), agent.ip(WEB), PORT) as other,
+    ):
+        assert changed.get("/b").status == other.get("/a").status == 200
+        agent.kill()
+        agent.write("policies.yaml", cnp("shop/client", {"app": "client"}, egress=egress({"path": "/a"})), kept)
+        agent.start()
+        assert changed.get("/b").status != 200
+        assert other.get("/a").status == 200, "what did not change goes on"
+        assert web.paths().count("/b") == 1
+        agent.await_listeners()
+        assert fetch(agent.netns(CLIENT), agent.ip(WEB), PORT, "/a").status == 200
+        assert fetch(agent.netns(CLIENT), agent.ip(WEB), PORT, "/b").status == 403

@@ -5,10 +5,10 @@ from __future__ import annotations
 from agent.datapath import abi
 from agent.plan.blocks import ROWS, row
 from agent.plan.ids import Asked, Names
-from agent.plan.live import LiveFlow, judged_otherwise
+from agent.plan.live import LiveFlow, Otherwise, cannot_go_on, judged_otherwise, out_of_date
 from agent.plan.state import ENDPOINT, ENDPOINTS, IPCACHE, IPCACHE_KEY, IPCACHE_VALUE, Changes, State
 from policies.address import parse_address
-from policies.l7 import L7, Demands, HttpRule
+from policies.l7 import L7, Demands, HttpRule, NamePattern
 from policies.model import Cell, Direction, ObjectRef, RuleRef, Verdict
 
 RULE = RuleRef(ObjectRef("CiliumNetworkPolicy", "blue", "p"), Direction.EGRESS, 0)
@@ -24,7 +24,7 @@ class World:
     def __init__(self) -> None:
         self.names, self.state = Names(), State()
         self.listener = self.names.listener(Asked(Direction.EGRESS, GET))
-        self.flow = LiveFlow(self.listener, POD, REMOTE, 6, 80)
+        self.flow = LiveFlow(b"", self.listener, POD, REMOTE, 6, 80)
         changes = Changes()
         empty = ENDPOINT.unpack(bytes(ENDPOINT.size))._asdict()
         changes.tables[ENDPOINTS][POD] = ENDPOINT.pack(**empty | {"subject": SUBJECT, "class_v4": 301})
@@ -66,3 +66,20 @@ def test_a_listener_that_lingers_is_known_though_its_name_was_forgotten() -> Non
     assert judged_otherwise([world.flow], world.state, world.names, {}) == {}
     lingering = {world.listener: Asked(Direction.EGRESS, GET)}
     assert world.listener in judged_otherwise([world.flow], world.state, world.names, lingering)
+
+
+def test_connections_that_are_looked_at_once_cannot_go_on_by_other_rules() -> None:
+    world = World()
+    between = Otherwise(POD, REMOTE, 80, None)
+    assert cannot_go_on([world.flow], {world.listener: (between,)}, world.names) == []
+    named = frozenset({L7(server_names=frozenset({NamePattern(exact="a.example")}))})
+    listener = world.names.listener(Asked(Direction.EGRESS, named))
+    flow = LiveFlow(b"", listener, POD, REMOTE, 6, 80)
+    assert cannot_go_on([flow], {listener: (between,)}, world.names) == [flow]
+    assert cannot_go_on([flow], {listener: (Otherwise(POD, REMOTE, 81, None),)}, world.names) == []
+
+
+def test_flows_of_listeners_nobody_knows_are_out_of_date() -> None:
+    world = World()
+    unknown = LiveFlow(b"", 77, POD, REMOTE, 6, 80)
+    assert unknown in out_of_date([unknown], world.state, world.names)

@@ -51,7 +51,7 @@ class Bench:
         await asyncio.sleep(0)
         self.meanwhile()
         self.meanwhile = lambda: None
-        return [LiveFlow(listener, ONE, OTHER, 6, 80) for listener in wanted]
+        return [LiveFlow(b"", listener, ONE, OTHER, 6, 80) for listener in wanted]
 
     def _judged(self, flows: list[LiveFlow], *_: Any) -> dict[int, tuple[Otherwise, ...]]:
         found = {flow.listener for flow in flows} & self.otherwise
