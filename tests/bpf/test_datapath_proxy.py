@@ -415,6 +415,15 @@ CASES: list[Case] = [
             sent("b", ack("b", "a", 1000, 80, "SA"), "a"),
         ],
     ),
+    (
+        "also where the pod's has just been closed: what comes late is told from answers to the proxy",
+        [
+            *PROXIES,
+            new("a", syn("a", "b"), "b"),
+            sent("a", ack("a", "b", flags="R"), "b", events=event("END")),
+            _sent_on_by_another_port(syn("a", "b"), "FROM_EGRESS"),
+        ],
+    ),
 ]  # fmt: skip
 
 
