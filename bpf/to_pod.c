@@ -60,10 +60,16 @@ INLINE __u32 mark_of_entry(const struct packet *p, const struct conntrack *e)
 	return e->flags & CT_FROM_INGRESS ? MARK_FROM_INGRESS : MARK_FROM_EGRESS;
 }
 
+/* User space has found that this flow's proxy judges it by rules of an earlier day. */
+INLINE bool is_to_end(const struct conntrack *e)
+{
+	return e->flags & CT_GONE && e->flags & CT_TO_PROXY;
+}
+
 /* The next packet of a flow whose verdict stands. */
 INLINE bool is_settled_to_pod(const struct __sk_buff *skb, const struct packet *p, const struct conntrack *e, __u32 mark)
 {
-	return e && is_current(p, e) && !e->sender_ifindex && e->receiver_ifindex == skb->ifindex &&
+	return e && is_current(p, e) && !e->sender_ifindex && e->receiver_ifindex == skb->ifindex && !is_to_end(e) &&
 	       (!(e->flags & CT_OF_PROXY) || mark_of_entry(p, e) == mark);
 }
 
@@ -132,6 +138,10 @@ INLINE enum drop_reason judge_again_to_pod(struct packet *p, const struct endpoi
 	enum drop_reason reason;
 
 	p->first_icmp_type = known ? known->icmp_type : p->icmp_type;
+	if (known && is_to_end(known) && !p->is_error) {
+		p->is_refused = 1;
+		return DROP_PROXY_UNREADY;
+	}
 	if (!known && is_sent_on(mark))
 		p->flags |= CT_FROM_PROXY | (mark == MARK_FROM_INGRESS ? CT_FROM_INGRESS : 0);
 	reason = judge_to_pod(p, near, mark);
