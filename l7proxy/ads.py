@@ -22,8 +22,6 @@ from l7proxy.snapshot import Snapshot
 from l7proxy.streams import DeltaStream, Rejected, StateOfTheWorldStream, Stream
 
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
-PATH_BYTES = 107
-"""How long the path of a UNIX socket may be."""
 
 
 class Standing(msgspec.Struct, frozen=True, gc=False):
@@ -39,8 +37,6 @@ class AdsServer:
     """Used in one event loop. `on_change` is called after each answer of a client, and when one comes or goes."""
 
     def __init__(self, path: Path, on_change: Callable[[], None] = lambda: None) -> None:
-        if len(os.fsencode(path)) > PATH_BYTES:
-            raise ValueError(f"{path} is too long for a UNIX socket ({PATH_BYTES} bytes): choose another directory")
         self._path = path
         self._on_change = on_change
         self._snapshot: Snapshot | None = None
@@ -71,12 +67,14 @@ class AdsServer:
         with suppress(FileNotFoundError):
             self._path.unlink()
         before = os.umask(0o177)
+        folder = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY)  # the path by way of it is never too long
         try:
-            self._server.add_insecure_port(f"unix:{self._path}")
+            self._server.add_insecure_port(f"unix:/proc/self/fd/{folder}/{self._path.name}")
         except RuntimeError as error:
             raise OSError(f"no xDS server can listen at {self._path}: {error}") from error
         finally:
             os.umask(before)
+            os.close(folder)
         await self._server.start()
 
     async def stop(self) -> None:

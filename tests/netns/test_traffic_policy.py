@@ -475,7 +475,7 @@ CASES = [
         blue/web     green/web    TCP/8080/v6  dropped
         blue/web     green/api    TCP/8080/v4  dropped
     """),
-    Case("labels that imitate a namespace or a service account are labels and nothing more, lesson 7", """
+    Case("labels that imitate a namespace or a service account mean nothing, lesson 7", """
         blue/p:
           podSelector: {matchLabels: {app: web}}
           ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: green}}}]}]
@@ -486,8 +486,8 @@ CASES = [
         green/web    blue/web     TCP/8080   answered  NetworkPolicy blue/p ingress[0]
         plain/liar   blue/web     TCP/8080   dropped
         plain/liar   blue/api     TCP/8080   dropped
-        blue/admin   blue/api     TCP/8080   dropped   # the service account is no label
-        blue/liar    blue/api     TCP/8080   answered  # the label is, as anybody may select it
+        blue/admin   blue/api     TCP/8080   answered  NetworkPolicy blue/q ingress[0]  # by its service account
+        blue/liar    blue/api     TCP/8080   dropped   # a label of that name is not looked at
         blue/liar    blue/web     TCP/8080   dropped
     """),
 ]  # fmt: skip
