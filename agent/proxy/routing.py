@@ -46,14 +46,7 @@ def install() -> None:
                     table=NUMBERS.PROXY_TABLE,
                 )
             if not _rules(route, family):
-                route.rule(
-                    "add",
-                    family=family,
-                    priority=RULE_PRIORITY,
-                    fwmark=NUMBERS.MARK_TO_PROXY,
-                    fwmask=0xFFFFFFFF,
-                    table=NUMBERS.PROXY_TABLE,
-                )
+                _rule(route, "add", family)
 
 
 def is_installed() -> bool:
@@ -67,14 +60,7 @@ def remove() -> int:
     with IPRoute() as route:
         for family in FAMILIES:
             for _ in range(_rules(route, family)):
-                route.rule(
-                    "del",
-                    family=family,
-                    priority=RULE_PRIORITY,
-                    fwmark=NUMBERS.MARK_TO_PROXY,
-                    fwmask=0xFFFFFFFF,
-                    table=NUMBERS.PROXY_TABLE,
-                )
+                _rule(route, "del", family)
                 removed += 1
             removed += _flush(route, family)
     if removed:
@@ -87,6 +73,13 @@ def _flush(route: IPRoute, family: int) -> int:
     if found:
         route.flush_routes(family=family, table=NUMBERS.PROXY_TABLE)
     return len(found)
+
+
+def _rule(route: IPRoute, command: str, family: int) -> None:
+    mark = NUMBERS.MARK_TO_PROXY
+    route.rule(
+        command, family=family, priority=RULE_PRIORITY, fwmark=mark, fwmask=0xFFFFFFFF, table=NUMBERS.PROXY_TABLE
+    )
 
 
 def _rules(route: IPRoute, family: int) -> int:

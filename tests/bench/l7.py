@@ -20,12 +20,10 @@ import rig
 from agents import Document
 from web import fetch
 
-from agent.datapath.programs import ensure_loaded
-from agent.datapath.tc import Hooks
 from bench import cluster
 from bench.cluster import NAMESPACE
 from bench.report import Figure, quantile
-from bench.setting import Bench, Site, site, wait_for
+from bench.setting import Bench, Site, site, wait_for, without_programs
 from l7proxy.envoy import binary
 
 PORT, PLAIN_PORT = 8080, 18080
@@ -75,7 +73,7 @@ class Web:
             serving = self._pods[name].popen(str(self._program), "server", str(PORT), stdout=subprocess.PIPE)
             assert serving.stdout is not None and serving.stdout.readline() == b"listening\n"
         self._place.agent.await_listeners()
-        self._detach("plain-client", "plain-server")
+        without_programs(self._place, [f"{NAMESPACE}/plain-client", f"{NAMESPACE}/plain-server"])
         self._start_plain_envoy()
         self._verify()
         return self
@@ -124,16 +122,6 @@ class Web:
         self._undo.callback(process.kill)
         pod, address, port = self._target("plain")
         wait_for(lambda: fetch(self._pods[pod], address, port, PATH).status == 200, "the plain Envoy answers")
-
-    def _detach(self, *pods: str) -> None:
-        node = self._place.node
-        with ensure_loaded(self._place.maps, self._place.agent.instance.pins) as programs:
-            hooks = node.call(Hooks, programs)
-            for pod in pods:
-                link = self._place.agent.endpoint(f"{NAMESPACE}/{pod}")["interface"]
-                hooks.detach(int(node.run("ip", "-o", "link", "show", "dev", link).stdout.partition(":")[0]))
-                node.run("tc", "qdisc", "del", "dev", link, "clsact")
-            hooks.close()
 
 
 def _turn(client: subprocess.Popen[bytes]) -> tuple[float, float, float]:

@@ -25,13 +25,11 @@ import probes
 from agents import Document
 
 from agent.datapath.mounts import ensure_cgroup2
-from agent.datapath.programs import ensure_loaded
-from agent.datapath.tc import Hooks
 from agent.endpoints import cgroups
 from bench import cluster
 from bench.cluster import NAMESPACE
 from bench.report import Figure
-from bench.setting import Bench, Site, apart, site
+from bench.setting import Bench, Site, apart, site, without_programs
 
 RULES = 1000
 RULES_IN_A_POLICY = 10
@@ -91,7 +89,7 @@ class Pairs:
             "service": (SERVICE_IP, SERVICE_PORT),
             "socket": (SERVICE_IP, SERVICE_PORT),
         }
-        self._detach("plain-client", "plain-server")
+        without_programs(self._place, [f"{NAMESPACE}/plain-client", f"{NAMESPACE}/plain-server"])
         self._verify()
 
     def __enter__(self) -> Pairs:
@@ -129,16 +127,6 @@ class Pairs:
             client = self._pods["plain-client" if path == "plain" else "client"].popen(*join, *words, **pipes)
         with client:  # the end of its input is its own
             yield client
-
-    def _detach(self, *pods: str) -> None:
-        node = self._place.node
-        with ensure_loaded(self._place.maps, self._place.agent.instance.pins) as programs:
-            hooks = node.call(Hooks, programs)
-            for pod in pods:
-                link = self._place.agent.endpoint(f"{NAMESPACE}/{pod}")["interface"]
-                hooks.detach(int(node.run("ip", "-o", "link", "show", "dev", link).stdout.partition(":")[0]))
-                node.run("tc", "qdisc", "del", "dev", link, "clsact")
-            hooks.close()
 
     def _verify(self) -> None:
         """What no rule allows is dropped; of the plain pair it reaches the closed port and is refused."""

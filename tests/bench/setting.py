@@ -15,6 +15,8 @@ import rig
 from agents import Document, RunningAgent
 
 from agent.datapath.maps import Maps
+from agent.datapath.programs import ensure_loaded
+from agent.datapath.tc import Hooks
 from bench import cluster
 
 START_S = 120.0
@@ -102,6 +104,17 @@ def check(agent: RunningAgent) -> None:
     status = agent.status()
     if status["state"] != "ready" or status["problems"] or status["map_full"]:
         raise AssertionError(f"the agent is {status['state']}: {status['reasons']} {status['problems'][:3]}")
+
+
+def without_programs(place: Site, pods: Iterable[str]) -> None:
+    """Take the programs and their qdisc off the veths of these pods (NAMESPACE/NAME): plain routing is left."""
+    with ensure_loaded(place.maps, place.agent.instance.pins) as programs:
+        hooks = place.node.call(Hooks, programs)
+        for pod in pods:
+            link = place.agent.endpoint(pod)["interface"]
+            hooks.detach(int(place.node.run("ip", "-o", "link", "show", "dev", link).stdout.partition(":")[0]))
+            place.node.run("tc", "qdisc", "del", "dev", link, "clsact")
+        hooks.close()
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> int:
