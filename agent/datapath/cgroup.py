@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -157,15 +157,23 @@ def _name_of(number: int) -> str:
 def _pinned_elsewhere(pins: Pins) -> frozenset[int]:
     """Numbers of the socket programs that other instances have pinned."""
     numbers = set()
-    for path in pins.root.parent.glob(f"*/programs-*/{NAME_PREFIX}*"):
-        if pins.root not in path.parents:
-            try:
-                program = bpf.open_pinned(path)
-            except bpf.NoEntry:
-                continue
-            numbers.add(bpf_programs.program_info(program).id)
-            os.close(program)
+    for instance in _entries(pins.root.parent):
+        programs = [] if instance == pins.root else [f for f in _entries(instance) if f.name.startswith("programs-")]
+        for path in (path for folder in programs for path in _entries(folder)):
+            if path.name.startswith(NAME_PREFIX):
+                with suppress(bpf.NoEntry):
+                    program = bpf.open_pinned(path)
+                    numbers.add(bpf_programs.program_info(program).id)
+                    os.close(program)
     return frozenset(numbers)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """None of a folder that is gone meanwhile: other instances come and go."""
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 @contextmanager
