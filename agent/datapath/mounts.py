@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import importlib.util
 import os
 import platform
@@ -10,10 +11,12 @@ import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 BPFFS = Path("/sys/fs/bpf")
 OWN_CGROUP2 = Path("/run/gatehouse/cgroup2")
+MOUNTING = Path("/run/gatehouse/mounting.lock")
 INCLUDE = Path("/usr/include")
 OLDEST_KERNEL = (6, 1)
 
@@ -87,19 +90,41 @@ def ensure_bpffs() -> Path:
     It is mounted for the mount namespace of the caller, and pins end with that: whoever may have been started by
     `ip netns exec` joins the machine's mounts first (agent.endpoints.namespaces.join_machine_mounts).
     """
-    if not is_mounted(BPFFS, "bpf", Path("/proc/self/mountinfo").read_text()):
-        _mount("bpf", BPFFS, "bpf")
+    if not _has_bpffs():
+        with _alone():
+            if not _has_bpffs():
+                _mount("bpf", BPFFS, "bpf")
     return BPFFS
 
 
 def ensure_cgroup2() -> Path:
     """Where the unified cgroup hierarchy is mounted; it is mounted where it is not. Raises Unmet."""
-    for folder, kind in mounted(Path("/proc/self/mountinfo").read_text()):
-        if kind == "cgroup2":
+    if (folder := _cgroup2()) is not None:
+        return folder
+    with _alone():
+        if (folder := _cgroup2()) is not None:
             return folder
-    OWN_CGROUP2.mkdir(parents=True, exist_ok=True)
-    _mount("cgroup2", OWN_CGROUP2, "cgroup2")
-    return OWN_CGROUP2
+        OWN_CGROUP2.mkdir(parents=True, exist_ok=True)
+        _mount("cgroup2", OWN_CGROUP2, "cgroup2")
+        return OWN_CGROUP2
+
+
+def _has_bpffs() -> bool:
+    return is_mounted(BPFFS, "bpf", Path("/proc/self/mountinfo").read_text())
+
+
+def _cgroup2() -> Path | None:
+    found = mounted(Path("/proc/self/mountinfo").read_text())
+    return next((folder for folder, kind in found if kind == "cgroup2"), None)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """No other process that mounts: a second file system over the first would hide what is pinned there."""
+    MOUNTING.parent.mkdir(parents=True, exist_ok=True)
+    with MOUNTING.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
 
 
 def require_cgroup2(folder: Path) -> None:

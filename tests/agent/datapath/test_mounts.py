@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,14 @@ def test_file_systems_are_there_after_asking() -> None:
         folder = ensure()
         assert ensure() == folder
         assert mounts.is_mounted(folder, kind, Path("/proc/self/mountinfo").read_text())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+def test_who_starts_at_once_mounts_once() -> None:
+    """Otherwise what one of them has pinned is hidden by the file system of the other."""
+    ask = f"{sys.executable} -c 'from agent.datapath.mounts import ensure_bpffs; ensure_bpffs()'"
+    start = f"for n in 1 2 3 4 5; do {ask} & done; wait"
+    script = f"while umount /sys/fs/bpf 2>/dev/null; do :; done; {start}; cat /proc/self/mountinfo"
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=True)
+    found = [kind for folder, kind in mounts.mounted(done.stdout) if folder == mounts.BPFFS]
+    assert found == ["bpf"]
