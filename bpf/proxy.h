@@ -79,13 +79,14 @@ INLINE bool is_syn(const struct packet *p)
 }
 
 /* Of exactly these two ends: the kernel's search ends with sockets that listen for anybody. A SYN begins a new connection
- * where an old one has ended. */
-INLINE struct bpf_sock *tcp_connection(struct __sk_buff *skb, struct packet *p)
+ * where an old one has ended; but what `lingers` of that has to hear of it first: it answers, the originator resets it, and
+ * the next SYN finds the listener, which would not take one whose place in the kernel's table is occupied. */
+INLINE struct bpf_sock *tcp_connection(struct __sk_buff *skb, struct packet *p, bool lingers)
 {
 	int size = set_socket_tuple(p, 0);
 	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &p->sockets, size, CURRENT_NETNS, 0);
 
-	if (sk && (sk->state == STATE_LISTEN || (sk->state == STATE_TIME_WAIT && is_syn(p)))) {
+	if (sk && (sk->state == STATE_LISTEN || (sk->state == STATE_TIME_WAIT && is_syn(p) && !lingers))) {
 		bpf_sk_release(sk);
 		return NULL;
 	}
@@ -134,7 +135,7 @@ INLINE bool has_connection(struct __sk_buff *skb, struct packet *p)
 	struct bpf_sock *sk;
 
 	if (p->tuple.protocol == PROTO_TCP) {
-		sk = tcp_connection(skb, p);
+		sk = tcp_connection(skb, p, false);
 		if (!sk)
 			return false;
 		bpf_sk_release(sk);
@@ -173,7 +174,7 @@ INLINE bool assign(struct __sk_buff *skb, struct packet *p, __u16 port_be)
 	long failed;
 
 	if (p->tuple.protocol == PROTO_TCP) {
-		sk = tcp_connection(skb, p);
+		sk = tcp_connection(skb, p, true);
 		if (!sk && port_be)
 			sk = tcp_listener(skb, p, port_be);
 		if (!sk)

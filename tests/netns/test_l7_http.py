@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +186,24 @@ def test_rules_that_change_while_there_is_no_agent_hold_from_its_start_on(agent:
         agent.await_listeners()
         assert fetch(agent.netns(CLIENT), agent.ip(WEB), PORT, "/a").status == 200
         assert fetch(agent.netns(CLIENT), agent.ip(WEB), PORT, "/b").status == 403
+
+
+def test_a_port_is_used_again_at_once_after_envoy_has_closed(agent: RunningAgent) -> None:
+    """Its side of the old connection lingers (TIME_WAIT) and must not swallow the new one."""
+    begin(agent, cnp("shop/web", {"app": "web"}, ingress=ingress({"path": "/a"})))
+    client = agent.netns(CLIENT)
+
+    def ask(address: str) -> bytes:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as made:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.settimeout(10)
+            made.bind(("", 40404))
+            made.connect((address, PORT))
+            made.sendall(b"GET /a HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n")
+            return b"".join(iter(lambda: made.recv(4096), b""))
+
+    with WebServer(agent.netns(WEB), PORT):
+        for address in addresses(agent, WEB):
+            for _ in range(3):
+                assert client.call(ask, address).startswith(b"HTTP/1.1 200")
