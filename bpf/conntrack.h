@@ -269,7 +269,8 @@ INLINE void conntrack_store_verdict(struct packet *p, struct conntrack *e, enum 
 		add_to_tally(TALLY_REJUDGED);
 	e->rule_egress = p->rule_egress;
 	e->rule_ingress = p->rule_ingress;
-	e->listener = p->listener;
+	if (!reason) /* a flow that is denied may go on later, at the proxy where it began */
+		e->listener = p->listener;
 	e->source_identity = p->source.identity;
 	e->destination_identity = p->destination.identity;
 	e->flags = flags;

@@ -166,6 +166,16 @@ class Client:
     def get(self, path: str, **headers: str) -> Reply:
         return self.request("GET", path, headers)
 
+    def ask(self, path: str) -> None:
+        """Without waiting for the answer."""
+        self._connection.request("GET", path)
+
+    def answer(self) -> int:
+        """The status of what was asked; retransmissions are waited for."""
+        found = self._connection.getresponse()
+        found.read()
+        return found.status
+
     def open_stream(self) -> Any:
         """GET /stream; the answer, from which lines are read."""
         self._connection.request("GET", "/stream")
