@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-
 import msgspec
 
 from agent.datapath import abi
@@ -17,8 +14,7 @@ FIRST = bytes(4)
 
 
 class Feature(msgspec.Struct):
-    """In the network namespace of the process. Routes are made in a thread: their library has an event loop of its own,
-    and the agent's runs already."""
+    """In the network namespace of the thread that calls."""
 
     config: Map
 
@@ -28,22 +24,17 @@ class Feature(msgspec.Struct):
         return value is not None and bool(CONFIG.unpack(value).features & FEATURE_PROXY)
 
     def turn_on(self) -> None:
-        _in_thread(routing.install)
+        routing.install()
         self._write(on=True)
 
     def turn_off(self) -> None:
         self._write(on=False)
-        _in_thread(routing.remove)
+        routing.remove()
 
     def _write(self, on: bool) -> None:
         value = self.config.lookup(FIRST)
         assert value is not None, "an array has all its elements"
         self.config.update(FIRST, with_proxies(value, on=on))
-
-
-def _in_thread(work: Callable[[], object]) -> None:
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(work).result()
 
 
 def with_proxies(value: bytes, *, on: bool) -> bytes:
