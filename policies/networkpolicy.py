@@ -9,7 +9,6 @@ from __future__ import annotations
 from sys import intern
 from typing import Any
 
-from policies.address import Prefix
 from policies.fields import Field, FieldProblem, InvalidPolicy
 from policies.labelselector import parse_selector
 from policies.metadata import check_kind, parse_metadata
@@ -27,7 +26,7 @@ from policies.model import (
     Rule,
     RuleRef,
 )
-from policies.syntax import parse_cidr, port_name_problem
+from policies.syntax import parse_cidr, port_name_problem, read_cidr
 
 API_VERSION = "networking.k8s.io/v1"
 KIND = "NetworkPolicy"
@@ -158,30 +157,19 @@ def _block(field: Field) -> CidrBlock:
         cidr.problem("must be given")
         block = None
     else:
-        block = _cidr(cidr)
+        block = read_cidr(cidr, cidr.string())
     excepts = []
     for item in field.get("except").items():
         if not item.given:
             item.problem("must be a CIDR block, not null")
             continue
-        inner = _cidr(item)
+        inner = read_cidr(item, item.string())
         if inner is None:
             continue
         if block is not None and (inner.bits <= block.bits or not block.covers(inner)):
             item.problem(f"{item.value} must lie within cidr {cidr.value} and be smaller")
         excepts.append(inner)
     return CidrBlock(block or _NOWHERE, tuple(excepts))
-
-
-def _cidr(field: Field) -> Prefix | None:
-    text = field.string()
-    if text is None:
-        return None
-    try:
-        return parse_cidr(text)
-    except ValueError as error:
-        field.problem(str(error))
-        return None
 
 
 def _port(field: Field) -> Port:

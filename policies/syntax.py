@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from policies.address import Prefix
+from policies.fields import Field
 
 _LABEL_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -73,3 +74,14 @@ def parse_cidr(text: str) -> Prefix:
     if ":" in text and prefix.is_v4:
         raise ValueError(f"{text!r} is an IPv4-mapped IPv6 block: write it as an IPv4 block")
     return prefix
+
+
+def read_cidr(field: Field, text: str | None) -> Prefix | None:
+    """What a field says, given its text; a problem is noted where that is no block. None: there is none."""
+    if text is None:
+        return None
+    try:
+        return parse_cidr(text)
+    except ValueError as error:
+        field.problem(str(error))
+        return None

@@ -7,7 +7,7 @@ from contextlib import suppress
 from policies.address import Prefix, parse_address
 from policies.fields import Field
 from policies.model import CidrBlock
-from policies.syntax import parse_cidr
+from policies.syntax import read_cidr
 
 NOWHERE = Prefix.host(bytes(16))
 """In place of a block that is none."""
@@ -19,7 +19,7 @@ def parse_block(field: Field) -> CidrBlock:
     if text is not None and "/" not in text:
         with suppress(ValueError):  # what it is not is said below
             text = str(Prefix.host(parse_address(text)))
-    return CidrBlock(_prefix(field, text) or NOWHERE, inside=False)
+    return CidrBlock(read_cidr(field, text) or NOWHERE, inside=False)
 
 
 def parse_block_with_excepts(field: Field) -> CidrBlock:
@@ -30,10 +30,10 @@ def parse_block_with_excepts(field: Field) -> CidrBlock:
     for name in ("cidrGroupRef", "cidrGroupSelector"):
         field.get(name).refuse("is not supported: list the group's blocks")
     cidr = field.get("cidr")
-    block = _prefix(cidr, _text(cidr))
+    block = read_cidr(cidr, _text(cidr))
     excepts = []
     for item in field.get("except").items():
-        inner = _prefix(item, _text(item))
+        inner = read_cidr(item, _text(item))
         if inner is not None and block is not None and not block.covers(inner):
             item.problem(f"{item.value} must lie within cidr {cidr.value}")
         if inner is not None:
@@ -45,13 +45,3 @@ def _text(field: Field) -> str | None:
     if not field.given:
         field.problem("must be given")
     return field.string()
-
-
-def _prefix(field: Field, text: str | None) -> Prefix | None:
-    if text is None:
-        return None
-    try:
-        return parse_cidr(text)
-    except ValueError as error:
-        field.problem(str(error))
-        return None
