@@ -117,10 +117,8 @@ class Turns:
         self._over = True
         self._release([done for _, done in self._learnt])
         self._learnt.clear()
-        while self._interfaces:
-            _, _, done = self._interfaces.popleft()
-            if not done.done():
-                done.set_result(None)
+        self._release([done for _, _, done in self._interfaces])
+        self._interfaces.clear()
 
     async def settled(self) -> None:
         """Until all that has been read is in force."""
