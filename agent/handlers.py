@@ -19,11 +19,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from agent import memory
 from agent.api import aio
 from agent.api.protocol import ApiError, Batch
 from agent.api.server import Handler
@@ -43,6 +43,7 @@ from agent.status import (
     NodeView,
     PolicyView,
     ProgramView,
+    ProxyView,
     Revision,
     StatusView,
     TraceView,
@@ -124,15 +125,17 @@ class Handlers:
             async with asyncio.timeout(request.timeout):
                 await self._agent.settled()
         except TimeoutError:
-            reasons = "; ".join(self._reasons(self._agent.world.problems())) or "it is still at work"
-            raise ApiError(f"not everything is in force after {request.timeout:g} s: {reasons}") from None
+            reasons = self._reasons(self._agent.world.problems(), self._agent.proxy_views())
+            why = "; ".join(reasons) or "it is still at work"
+            raise ApiError(f"not everything is in force after {request.timeout:g} s: {why}") from None
         return {}
 
     async def status(self, _arguments: dict[str, Any]) -> StatusView:
         agent = self._agent
         flows = await self._flows_stats()
         problems = agent.world.problems()
-        reasons = self._reasons(problems)
+        proxies = agent.proxy_views()
+        reasons = self._reasons(problems, proxies)
         numbers = abi.load().constants
         tallies = agent.maps["tallies"].sums()
         sockets = await asyncio.to_thread(_entries, agent.maps, SOCKET_MAPS)
@@ -148,7 +151,7 @@ class Handlers:
             .isoformat(timespec="milliseconds")
             .replace("+00:00", "Z"),
             uptime_s=round(time.time() - self._started, 3),
-            resident_bytes=_resident_bytes(),
+            resident_bytes=memory.resident_bytes(os.getpid()),
             kernel=os.uname().release,
             revision=agent.turns.revision(agent.source.unread()),
             datapath=self._datapath(flows, sockets),
@@ -168,7 +171,7 @@ class Handlers:
                 events_lost=tallies[numbers.TALLY_EVENTS_LOST],
                 records_lost=flows.get("records_lost", 0),
             ),
-            proxies=agent.proxy_views(),
+            proxies=proxies,
         )
 
     # ---- parts
@@ -176,7 +179,7 @@ class Handlers:
     def _revision(self, ref: Any) -> Revision:
         return self._agent.turns.revision_of(ref, self._agent.source.unread())
 
-    def _reasons(self, problems: Sequence[Problem]) -> list[str]:
+    def _reasons(self, problems: Sequence[Problem], proxies: Mapping[str, ProxyView]) -> list[str]:
         """Why the agent is degraded, one sentence each. `problems`: of the world."""
         agent = self._agent
         reasons = [
@@ -200,7 +203,7 @@ class Handlers:
             reasons.append(agent.turns.collision)
         failed = [local for local in agent.pods if local.state == "failed"]
         reasons += [f"pod {p.pod.ref.namespace}/{p.pod.ref.name} failed: {p.problem}" for p in failed]
-        for name, proxy in agent.proxy_views().items():
+        for name, proxy in proxies.items():
             reasons += [f"{name}: {problem}" for problem in proxy.problems]
             if proxy.wanted and proxy.process.problem and proxy.process.state != "running":
                 reasons.append(f"{name} does not run: {proxy.process.problem}")
@@ -266,8 +269,3 @@ def sizes(state: State) -> dict[str, int]:
 def _entries(maps: Mapping[str, Map], names: Iterable[str]) -> dict[str, int]:
     """Counted in the kernel: nobody sweeps these."""
     return {name: sum(len(keys) for keys, _ in maps[name].chunks()) // maps[name].spec.key_size for name in names}
-
-
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
+from contextlib import suppress
+from pathlib import Path
 
 MMAP_BYTES = 128 << 10
 """Blocks of memory from this size on are mapped one by one."""
@@ -26,3 +29,10 @@ def keep() -> None:
     gc.freeze()
     if hasattr(_LIBC, "malloc_trim"):
         _LIBC.malloc_trim(0)
+
+
+def resident_bytes(pid: int) -> int:
+    """Of a process; 0 where there is none."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from agent import log as logs
-from agent.status import ProcessView, ProxyView
+from agent import memory
+from agent.status import ProxyView
 from agent.supervisor import Supervisor, end_listener
 
 log = logs.get("proxy")
@@ -58,9 +57,6 @@ class Running:
     async def stop(self) -> None:
         await self._supervisor.stop()
 
-    def process(self) -> ProcessView:
-        return self._supervisor.view()
-
     def view(self, listeners: int, waiting: int, problems: tuple[str, ...]) -> ProxyView:
         process = self._supervisor.view()
         off = ("it is turned off, and rules ask for it: their flows are denied",) if self.is_off and waiting else ()
@@ -69,12 +65,6 @@ class Running:
             process=process,
             listeners=listeners,
             waiting=waiting,
-            resident_bytes=_resident_bytes(process.pid) if process.pid else 0,
+            resident_bytes=memory.resident_bytes(process.pid) if process.pid else 0,
             problems=(*off, *problems),
         )
-
-
-def _resident_bytes(pid: int) -> int:
-    with suppress(OSError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
