@@ -34,6 +34,7 @@ from l7proxy.dns.rules import Judge, Rules
 from l7proxy.dns.sockets import Marks
 from l7proxy.dns.store import Store
 from l7proxy.dns.table import Limits, Table
+from l7proxy.listening import listener_name
 from policies.address import format_address, parse_address
 
 NUMBERS = abi.load().constants
@@ -124,7 +125,7 @@ class Service:
         except configuration.Unusable as unusable:
             log.error("configuration refused: the one before stays in force", problem=str(unusable))
             return {"ports": self._ports(), "problems": {"": str(unusable)}}
-        return {"ports": self._ports(), "problems": {f"{number:016x}": why for number, why in problems.items()}}
+        return {"ports": self._ports(), "problems": {listener_name(number): why for number, why in problems.items()}}
 
     async def learn(self, _arguments: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         log.info("agent subscribed", names=len(self._table))
@@ -185,11 +186,11 @@ class Service:
             listeners[number] = Wanted(Rules.of(number, one.names, one.direction == "ingress"), one.port)
         problems = self._proxy.serve(listeners)
         for number, why in problems.items():
-            log.error("no listener: its flows are denied", listener=f"{number:016x}", problem=why)
+            log.error("no listener: its flows are denied", listener=listener_name(number), problem=why)
         return problems
 
     def _ports(self) -> dict[str, dict[str, int]]:
-        return {f"{number:016x}": {"tcp": port, "udp": port} for number, port in self._proxy.ports.items()}
+        return {listener_name(number): {"tcp": port, "udp": port} for number, port in self._proxy.ports.items()}
 
     async def _expire(self) -> None:
         while True:

@@ -32,6 +32,7 @@ from agent.status import ProxyView
 from agent.supervisor import Supervisor
 from agent.world.names import NameClasses
 from l7proxy.dns import store
+from l7proxy.listening import listener_name
 from policies.address import format_address
 from policies.l7 import NamePattern
 
@@ -183,7 +184,7 @@ class DnsSide:
             except ExhaustedError as error:
                 self._no_port[number] = f"{error}: widen --proxy-ports"
                 continue
-            listeners[f"{number:016x}"] = listening(asked, port)
+            listeners[listener_name(number)] = listening(asked, port)
         return Configuration(
             listeners=listeners,
             patterns=tuple(sorted(classes.patterns)),
@@ -218,7 +219,7 @@ class DnsSide:
         ending, self._ending = self._ending, set()
         try:
             answer = await aio.call(self._instance.dns_socket, "configure", timeout_s=CALL_S)
-            flows = [{"listener": f"{number:016x}", "pod": format_address(pod)} for number, pod in ending]
+            flows = [{"listener": listener_name(number), "pod": format_address(pod)} for number, pod in ending]
             if flows:
                 await aio.call(self._instance.dns_socket, "end", timeout_s=CALL_S, flows=flows)
         except ApiError:
@@ -301,4 +302,4 @@ class DnsSide:
 
 def _key(number: int) -> str:
     """Apart from Envoy's: where both judge one port, they cannot listen at the same."""
-    return f"{KEY}{number:016x}"
+    return KEY + listener_name(number)

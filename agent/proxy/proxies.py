@@ -18,6 +18,7 @@ from agent.plan.ids import Asked
 from agent.plan.listeners import ListenerUses
 from agent.plan.plan import Plan
 from agent.plan.state import Changes
+from l7proxy.listening import listener_name
 
 VALUE = abi.load().records["listener_value"]
 KEY = abi.load().maps["listeners"].key
@@ -147,7 +148,7 @@ class Proxies:
                 self._map.update(_key(number), VALUE.pack_values(*map(abi.be16, ports)))
             except MapFull:
                 self.full += 1
-                log.error("no room for a listener: its flows are denied", listener=f"{number:016x}")
+                log.error("no room for a listener: its flows are denied", listener=listener_name(number))
                 continue
             self._entered[number] = ports
 
