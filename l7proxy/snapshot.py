@@ -86,8 +86,5 @@ class Snapshot:
                     yield f"{_say((LISTENER, owner))} and {_say(one.key)} both listen on port {port}"
 
 
-EMPTY = Snapshot(())
-
-
 def _say(key: Key) -> str:
     return f"{SHORT.get(key[0], key[0])} {key[1]}"

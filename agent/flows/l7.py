@@ -98,10 +98,6 @@ class EnvoyLog:
         self._redacted = redacted
         self._service: AccessLog | None = None
 
-    @property
-    def is_open(self) -> bool:
-        return self._service is not None
-
     async def open(self) -> None:
         """Raises OSError. Does nothing where it is open."""
         if self._service is not None:
