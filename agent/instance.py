@@ -30,7 +30,7 @@ class Instance:
         self.flows_socket = self.state_dir / "flows.sock"
         self.flows_log = self.state_dir / "flows.log"
         self.envoy = self.state_dir / "envoy"
-        """Envoy works in it, as a user of its own. See agent.proxy.privileges."""
+        """Envoy works in it, as a user of its own. See agent.privileges."""
         self.xds_socket = self.envoy / "xds.sock"
         self.access_log_socket = self.envoy / "accesslog.sock"
         self.envoy_socket = self.envoy / "admin" / "envoy.sock"

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent import log as logs
+from agent import privileges
 from agent.api.address import socket_address
 from agent.datapath.abi import Abi
 from agent.datapath.maps import Maps
 from agent.flows.clock import WallClock
 from agent.flows.judgements import Ends, Judged, Judgements
 from agent.flows.store import Store
-from agent.proxy import privileges
 from l7proxy.records import L7, L7Record
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from agent.identity.allocator import Allocator, ExhaustedError
 from agent.instance import Instance
 from agent.plan.ids import Asked
 from agent.plan.live import Otherwise
-from agent.proxy.privileges import ROOT, reduced
+from agent.privileges import ROOT, reduced
 from agent.proxy.running import Running
 from agent.status import ProxyView
 from agent.supervisor import Supervisor

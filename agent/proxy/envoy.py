@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent import log as logs
+from agent import privileges
 from agent.api import aio
 from agent.api.protocol import ApiError
 from agent.config import Config
@@ -19,7 +20,6 @@ from agent.instance import Instance
 from agent.objects import Secret
 from agent.plan.ids import Asked
 from agent.plan.live import Otherwise
-from agent.proxy import privileges
 from agent.proxy.proxies import Ports
 from agent.proxy.running import Running
 from agent.status import ProxyView

@@ -18,7 +18,7 @@ from dnsrig import Asking, Raw, Reply, Resolver, Wire, ask, exchange, query, rrs
 from probes import STREAM, Connection, Server, tcp
 
 from agent.api import client as api
-from agent.proxy.privileges import NET_RAW, capabilities
+from agent.privileges import NET_RAW, capabilities
 
 CLIENT, TWIN, OTHER, DNS = "shop/client", "shop/twin", "shop/other", "kube-system/dns"
 PORT = 9000

@@ -12,7 +12,7 @@ from l7_policies import CLIENT, OTHER, PORT, WEB, cnp, egress, ingress
 from probes import Server, tcp
 from web import Client, WebServer, fetch
 
-from agent.proxy.privileges import NET_RAW, USER, capabilities
+from agent.privileges import NET_RAW, USER, capabilities
 
 
 def begin(agent: RunningAgent, *policies: Document) -> None:

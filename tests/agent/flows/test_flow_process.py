@@ -33,7 +33,7 @@ from agent.datapath import bpf
 from agent.datapath.maps import Maps, possible_cpus
 from agent.datapath.pins import Pins
 from agent.flows.sweeper import SHORTEST_S
-from agent.proxy.privileges import USER
+from agent.privileges import USER
 from l7proxy.logname import LogName
 
 HOUR = 3600 * 10**9

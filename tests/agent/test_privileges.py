@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import rig
 
-from agent.proxy.privileges import (
+from agent.privileges import (
     NET_RAW,
     ROOT,
     USER,
