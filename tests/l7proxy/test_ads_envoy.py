@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import envoy_admin
 import grpc
 import pytest
 import rig
@@ -17,7 +18,7 @@ from envoy_at import SERVER_V4, EnvoyPath, await_
 from http_client import Connection
 from http_server import Server
 
-from l7proxy import admin, envoy
+from l7proxy import envoy
 from l7proxy.ads import SERVICE, AdsServer
 from l7proxy.resource import CLUSTER, LISTENER, ROUTES, Resource
 from l7proxy.snapshot import Snapshot
@@ -90,11 +91,11 @@ def test_envoy_does_not_notice_that_the_agent_restarts(path: EnvoyPath) -> None:
         stream.socket.sendall(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
         assert stream.answer(body=False).status == 200
         assert live.get("/public").status == 200
-        before = admin.stats(path.admin)
+        before = envoy_admin.stats(path.admin)
         path.restart_server()
         standing = path.standing()
         assert len(standing.acked) == 1
-        after = admin.stats(path.admin)
+        after = envoy_admin.stats(path.admin)
         for name in ("listener_manager.listener_modified", "listener_manager.listener_removed"):
             assert after[name] == before[name] == 0
         assert after["listener_manager.listener_added"] == before["listener_manager.listener_added"]
@@ -123,23 +124,23 @@ def test_server_without_a_snapshot_takes_nothing_away(path: EnvoyPath) -> None:
 def test_removed_listener_is_gone(path: EnvoyPath) -> None:
     path.serve({80: PUBLIC})
     path.set_snapshot(path.compiler.snapshot([]))
-    rig.wait_until(lambda: admin.view(path.admin).listeners == 0)
+    rig.wait_until(lambda: envoy_admin.view(path.admin).listeners == 0)
 
 
 def test_figures(path: EnvoyPath) -> None:
     path.serve({80: PUBLIC})
-    view = admin.view(path.admin)
+    view = envoy_admin.view(path.admin)
     assert (view.listeners, view.warming) == (1, 0)
     assert view.heap_bytes > 1 << 20
     assert view.version.count(".") == 2
     assert stat.S_IMODE(path.admin.stat().st_mode) == 0o600
-    with pytest.raises(admin.Unreachable):
-        admin.ask(path.admin, "/quitquitquit")
+    with pytest.raises(envoy_admin.Unreachable):
+        envoy_admin.ask(path.admin, "/quitquitquit")
 
 
 def test_nothing_to_ask() -> None:
-    with pytest.raises(admin.Unreachable, match="does not answer"):
-        admin.view(Path("/nowhere/admin.sock"))
+    with pytest.raises(envoy_admin.Unreachable, match="does not answer"):
+        envoy_admin.view(Path("/nowhere/admin.sock"))
 
 
 def test_no_envoy() -> None:
@@ -232,10 +233,10 @@ def test_client_of_either_variant(variant: Any, tmp_path: Path) -> None:
 def test_five_hundred_rule_sets_and_one_change(path: EnvoyPath) -> None:
     """One change is one resource on the wire, whatever else there is."""
     path.serve({2000 + at: http(HttpRule("GET", f"/{at}")) for at in range(500)})
-    before = admin.stats(path.admin)
+    before = envoy_admin.stats(path.admin)
     started = time.monotonic()
     path.serve({3000: http(HttpRule("POST", "/new"))})
     print(f"{time.monotonic() - started:.3f} s")
-    after = admin.stats(path.admin)
+    after = envoy_admin.stats(path.admin)
     assert after["listener_manager.listener_added"] - before["listener_manager.listener_added"] == 1
     assert after["listener_manager.listener_modified"] == before["listener_manager.listener_modified"] == 0

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import envoy_admin
 import pytest
 import rig
 from agents import Document, RunningAgent, pod
@@ -20,8 +21,6 @@ from cryptography import x509
 from http_client import Connection
 from http_server import Server
 from l7_policies import CLIENT, WEB, cnp
-
-from l7proxy import admin
 
 NAMED, ENDED, LATER = 8443, 9443, 9444
 """Ports: TLS by its name, TLS that is looked into, and the same by a Secret that comes later."""
@@ -229,7 +228,7 @@ def test_keys_are_for_nobodys_eyes(running: RunningAgent) -> None:
     assert not any(tells(text.encode()) for text in said)
     state = running.instance.state_dir
     assert stat.S_IMODE(running.instance.envoy_socket.stat().st_mode) == 0o600
-    dump = admin.ask(running.instance.envoy_socket, "/config_dump")
+    dump = envoy_admin.ask(running.instance.envoy_socket, "/config_dump")
     assert b"shown" in dump
     assert not tells(dump)
     holders = [path for path in state.rglob("*") if path.is_file() and tells(path.read_bytes())]
