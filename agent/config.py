@@ -22,6 +22,7 @@ DEFAULT_STATE_DIR = "/var/lib/gatehouse"
 TIMEOUTS = {"tcp": 21600.0, "syn": 60.0, "close": 10.0, "udp": 60.0, "other": 30.0}
 """Conntrack time-outs in seconds: TCP established, not yet answered, closed; UDP and SCTP answered; all else."""
 MAX_PORT = 65535
+MIN_MTU = 1280
 
 # A Service named gatehouse makes Kubernetes put GATEHOUSE_SERVICE_HOST, GATEHOUSE_PORT_53_UDP … into pods' environment.
 _SERVICE_LINK = re.compile(r"GATEHOUSE_(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP|SCTP).*)?)")
@@ -36,8 +37,21 @@ def _doc(text: str) -> Meta:
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    manifests: Annotated[str, _doc("Folder of manifests (*.yaml, *.yml, *.json).")]
-    source: Annotated[Literal["directory"], _doc("Where objects come from.")] = "directory"
+    manifests: Annotated[str, _doc("Folder of manifests (*.yaml, *.yml, *.json), for --source directory.")] = ""
+    source: Annotated[
+        Literal["directory", "kubernetes"], _doc("Where objects come from: a folder, or the API server.")
+    ] = "directory"
+    kubeconfig: Annotated[
+        str, _doc("File that says how to reach the API server; default: the service account the agent runs under.")
+    ] = ""
+    api_wait_s: Annotated[
+        float,
+        Meta(ge=0, le=600),
+        _doc("How long to wait for the API server at the start, where there is state on disk."),
+    ] = 10.0
+    secret_namespaces: Annotated[
+        tuple[str, ...], _doc("Namespaces whose Secrets TLS rules may name (read from the API server).")
+    ] = ()
     state_dir: Annotated[str, _doc("Sockets, allocations and logs; one agent per folder.")] = DEFAULT_STATE_DIR
     node: Annotated[str, _doc("Name of this node; default: the host's name.")] = ""
     pod_cidrs: Annotated[tuple[str, ...], _doc("Blocks pods get their addresses from, one a family.")] = (
@@ -117,7 +131,41 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int, Meta(ge=1, le=100_000), _doc("How many addresses of one name toFQDNs rules know; the oldest give way.")
     ] = 1000
     l7_unredacted: Annotated[bool, _doc("Show the values of requests' queries in flows, which may be secrets.")] = False
-    mtu: Annotated[int, Meta(ge=1280, le=65535), _doc("MTU of the pods' interfaces.")] = 1500
+    pods: Annotated[
+        Literal["auto", "processes", "cni"],
+        _doc("How pods of this node come to be: run by the agent, or by a runtime over CNI; auto: as the source is."),
+    ] = "auto"
+    cni_conf_dir: Annotated[
+        str, _doc("Where to write the CNI configuration, such as /etc/cni/net.d; default: nowhere.")
+    ] = ""
+    cni_bin_dir: Annotated[str, _doc("Where to put the CNI plugin, such as /opt/cni/bin; default: nowhere.")] = ""
+    cni_chain: Annotated[
+        str, _doc("CNI configuration in --cni-conf-dir behind whose plugins to stand; default: be the network oneself.")
+    ] = ""
+    ipam: Annotated[
+        Literal["cidrs", "node", "pool"],
+        _doc("Where pods' addresses come from: --pod-cidrs, the Node's podCIDRs, or a block of --pool of its own."),
+    ] = "cidrs"
+    pool: Annotated[tuple[str, ...], _doc("Blocks of the cluster from which nodes take one each, one a family.")] = ()
+    pool_block_bits: Annotated[
+        tuple[int, ...], _doc("Length of the blocks nodes take from --pool, in its order, such as 24,64.")
+    ] = ()
+    routing: Annotated[
+        Literal["native", "vxlan", "off"],
+        _doc("How packets reach pods of other nodes: by routes, in VXLAN, or as somebody else has seen to."),
+    ] = "native"
+    tunnel_port: Annotated[int, Meta(ge=1, le=65535), _doc("UDP port of VXLAN.")] = 8472
+    policy_enforcement: Annotated[
+        Literal["default", "always"],
+        _doc("Which pods are isolated: those that a policy selects (default), or every one (always)."),
+    ] = "default"
+    helpers: Annotated[
+        Literal["children", "containers"],
+        _doc("Who runs Envoy, the DNS proxy and the flows process: the agent, or containers of their own."),
+    ] = "children"
+    mtu: Annotated[
+        int, Meta(ge=0, le=65535), _doc("MTU of the pods' interfaces; 0: what the node's devices and routing allow.")
+    ] = 1500
     map_sizes: Annotated[dict[str, int], _doc("Capacity of BPF maps, such as conntrack=1000000.")] = {}
     timeouts: Annotated[dict[str, float], _doc("Conntrack time-outs in seconds: tcp, syn, close, udp, other.")] = {}
     labels_include: Annotated[tuple[str, ...], _doc("Only labels that match one of these make an identity.")] = ()
@@ -215,6 +263,7 @@ def _split(setting: Setting, text: str) -> Any:
 
 
 def _check(config: Config) -> None:
+    _check_source(config)
     for field in ("pod_cidrs", "service_cidrs"):
         families = [_prefix(field, text).is_v4 for text in getattr(config, field)]
         if len(set(families)) != len(families):
@@ -240,6 +289,13 @@ def _check(config: Config) -> None:
     for field in ("timeouts", "map_sizes"):
         if bad := [name for name, number in getattr(config, field).items() if number <= 0]:
             raise ConfigError(f"{_flag(field)}: {bad[0]} must be above 0")
+
+
+def _check_source(config: Config) -> None:
+    if config.source == "directory" and not config.manifests:
+        raise ConfigError("--manifests is missing: name a folder, or read from the API server (--source kubernetes)")
+    if 0 < config.mtu < MIN_MTU:
+        raise ConfigError(f"--mtu: {config.mtu} is below {MIN_MTU}, which IPv6 needs")
 
 
 def _check_services(config: Config) -> None:

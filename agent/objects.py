@@ -63,6 +63,42 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
     restart_always: bool = True
     ready: bool = True  # status.conditions Ready; true where there is no status
     terminating: bool = False  # metadata.deletionTimestamp is set
+    uid: str = ""  # metadata.uid; of a static pod's mirror what the kubelet knows the pod by
+
+
+class SecurityIdentity(msgspec.Struct, frozen=True, gc=False):
+    """gatehouse.io/v1alpha1: a number for a namespace, labels and a service account, for the whole cluster. In no
+    namespace; its name is the number, so that an API server lets nobody give it twice."""
+
+    ref: ObjectRef
+    origin: Origin
+    number: int
+    namespace: str
+    service_account: str
+    labels: dict[str, str]  # without any of SERVICE_ACCOUNT
+    unused_since: str = ""  # RFC 3339; set: it is about to be collected, and is not to be used before that is undone
+
+
+class NodeEndpoint(msgspec.Struct, frozen=True, gc=False):
+    """A pod of another node, as its node tells of it. `digest`: agent.identity.labels.key_digest of the key that
+    `identity` stood for when it was told; where the number means anything else by now, the pod is unmanaged."""
+
+    pod: ObjectRef
+    addresses: tuple[bytes, ...]  # 16 bytes each
+    identity: int
+    digest: str
+    ports: tuple[DeclaredPort, ...] = ()  # named ones
+
+
+class NodeEndpoints(msgspec.Struct, frozen=True, gc=False):
+    """gatehouse.io/v1alpha1: what a node tells the others. In no namespace; its name is the node's."""
+
+    ref: ObjectRef
+    origin: Origin
+    addresses: tuple[bytes, ...] = ()  # of the node, 16 bytes each, the preferred first
+    pod_cidrs: tuple[Prefix, ...] = ()
+    endpoints: tuple[NodeEndpoint, ...] = ()
+    public_key: bytes = b""  # of WireGuard, 32 bytes; empty: it does not encrypt
 
 
 class ServicePort(msgspec.Struct, frozen=True, gc=False):
@@ -206,7 +242,9 @@ class PolicySet(msgspec.Struct, frozen=True, gc=False):
     salvaged: bool = False
 
 
-Object = Namespace | Node | Pod | Service | EndpointSlice | Secret | Policy | PolicySet
+Object = (
+    Namespace | Node | Pod | Service | EndpointSlice | Secret | SecurityIdentity | NodeEndpoints | Policy | PolicySet
+)
 
 
 class Problem(msgspec.Struct, frozen=True, order=True, gc=False):

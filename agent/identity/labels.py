@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Mapping
 from fnmatch import translate
+from hashlib import blake2b
 
 NOISY: tuple[str, ...] = (
     "pod-template-hash",
@@ -53,6 +54,11 @@ def identity_key(namespace: str, labels: Mapping[str, str], service_account: str
         f"service-account={_escape(service_account)}",
         *sorted(f"pod:{_escape(key)}={_escape(value)}" for key, value in labels.items()),
     )
+
+
+def key_digest(key: Iterable[str]) -> str:
+    """16 hexadecimal digits by which nodes tell each other what they take a number to mean."""
+    return blake2b("\n".join(key).encode(), digest_size=8).hexdigest()
 
 
 def _escape(text: str) -> str:

@@ -141,4 +141,6 @@ def test_what_there_is_to_choose_from_is_told() -> None:
     choices = {s.field: s.choices for s in settings() if s.shape == "choice"}
     assert choices["xdp"] == ("auto", "generic", "native", "off")
     proxies = {"l7_proxy", "dns_proxy", "dns_refuse"}
-    assert set(choices) == {"xdp", "socket_lb", "algorithm", "forwarding", "log_format", "log_level", *proxies}
+    cluster = {"source", "pods", "ipam", "routing", "policy_enforcement", "helpers"}
+    services = {"xdp", "socket_lb", "algorithm", "forwarding"}
+    assert set(choices) == {"log_format", "log_level", *services, *proxies, *cluster}
