@@ -26,9 +26,9 @@ from agent.endpoints.endpoints import Adopted, Endpoints
 from agent.handlers import Handlers
 from agent.health.checks import HealthChecks
 from agent.instance import Instance
+from agent.localpods import LocalPods
 from agent.naming import NameFeed
 from agent.plan.plan import Plan
-from agent.pods import LocalPods
 from agent.proxy.dns import DnsSide
 from agent.proxy.envoy import EnvoySide
 from agent.proxy.feature import Feature
@@ -88,7 +88,7 @@ class Agent:
         self.proxies = Proxies(self.realizer.plan, maps["listeners"], (self.envoy, self.dns), self.live_rules.changed)
         self.turns = Turns(
             self.world, self.realizer, self.names, self._save, self._forget, self._retire, self.health.ports.update,
-            self.proxies,
+            self.proxies, self._turned,
         )  # fmt: skip
         self.source = source
         self.attachments = Attachments(config, instance, maps, loaded, node.addresses)
@@ -122,8 +122,8 @@ class Agent:
             self.phase = "stopping"
             self.health.liveness.stopping = True
             self.turns.stop()
-            await self.pods.close()
-        await self.endpoints.close(keep=not self.config.remove_on_exit)
+            await self.pods.stop()
+        await self.pods.close(keep=not self.config.remove_on_exit)
         self.source.close()
         self._state.flush()
         await self.envoy.stop()
@@ -140,7 +140,7 @@ class Agent:
         self.kube_proxy.look()
         earlier = self._restore()
         written = {change.ref for change in batch.changes if change.ref.kind == "Pod"}
-        adopted = await self.endpoints.adopt(written | earlier)
+        adopted = await self.pods.adopt(written | earlier)
         self._restore_addresses(adopted)
         started = time.monotonic()
         for name, addresses in (await self.dns.restore()).items():
@@ -206,6 +206,9 @@ class Agent:
 
     async def _learn(self, names: Names) -> None:
         await self.turns.learn(names)
+
+    def _turned(self) -> None:
+        """What other nodes are told, and the ways to them, may be others now."""
 
     # ---- what is remembered
 

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from agent import log as logs
@@ -18,7 +19,7 @@ from agent.objects import Interface, Pod, Problem
 from agent.plan.ids import CollisionError
 from agent.plan.serving import Serving
 from agent.plan.state import Changes
-from agent.pods import LocalPods
+from agent.pods import PodGone, Pods
 from agent.realize import Realizer
 from agent.sources.directory import Batch
 from agent.status import Revision
@@ -43,11 +44,29 @@ class Redirects(Protocol):
         """The plan is in force, as far as there was room: what it uses may be reached, all else goes."""
 
 
+class _Attachment:
+    """`interface` None: the pod's network is to be gone."""
+
+    def __init__(self, ref: ObjectRef, addresses: tuple[bytes, ...], interface: Interface | None) -> None:
+        self.ref = ref
+        self.addresses = addresses
+        self.interface = interface
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settle(self, error: PodGone | None = None) -> None:
+        if not self.done.done():
+            if error is None:
+                self.done.set_result(None)
+            else:
+                self.done.set_exception(error)
+
+
 class Turns:
     """`desired` counts the batches read, `realized` is the newest of which everything is in the kernel.
 
     `freed` is called with the addresses that pods gave up, once nobody is known by them; `retired` when `serving` has
-    flows that must end, once no new ones go the same way; `services_changed` with services that may have changed.
+    flows that must end, once no new ones go the same way; `services_changed` with services that may have changed;
+    `turned` after each turn, for who tells others of this node.
     `behind_since`: since when (CLOCK_MONOTONIC, seconds) not all that is desired is realized; None: all is.
     """
 
@@ -61,6 +80,7 @@ class Turns:
         retired: Callable[[], None],
         services_changed: Callable[[Iterable[ObjectRef]], None],
         proxies: Redirects,
+        turned: Callable[[], None],
     ) -> None:
         self.behind_since: float | None = time.monotonic()
         self.desired = 0
@@ -75,12 +95,15 @@ class Turns:
         self._retired = retired
         self._services_changed = services_changed
         self._proxies = proxies
+        self._turned = turned
         self.serving = Serving()
         self._taken = 0
         self._promised = 0
         self._over = False
         self._batches: deque[Batch] = deque()
         self._interfaces: deque[tuple[ObjectRef, Interface, asyncio.Future[None]]] = deque()
+        self._attachments: deque[_Attachment] = deque()
+        self._unidentified: dict[ObjectRef, _Attachment] = {}
         self._learnt: deque[tuple[Names, asyncio.Future[None]]] = deque()
         self._wake = asyncio.Event()
         self._done = asyncio.Event()
@@ -103,6 +126,23 @@ class Turns:
         self._wake.set()
         await done
 
+    async def attach(self, ref: ObjectRef, addresses: tuple[bytes, ...], interface: Interface) -> None:
+        """A runtime gave the pod this network. Returns once the kernel enforces the pod's policy on it; raises PodGone
+        where the pod is not known (any more), its network is detached meanwhile, or all is over."""
+        await self._put_attachment(_Attachment(ref, addresses, interface))
+
+    async def detach(self, ref: ObjectRef) -> None:
+        """The pod's network is to be gone. Returns once nobody is known by its addresses (or all is over)."""
+        with suppress(PodGone):
+            await self._put_attachment(_Attachment(ref, (), None))
+
+    async def _put_attachment(self, attachment: _Attachment) -> None:
+        if self._over:
+            raise PodGone(f"{attachment.ref}: the agent stops")
+        self._attachments.append(attachment)
+        self._wake.set()
+        await attachment.done
+
     async def learn(self, names: Names) -> None:
         """DNS names have these addresses now. Returns once rules about them hold for these (or all is over)."""
         if self._over:
@@ -119,10 +159,14 @@ class Turns:
         self._learnt.clear()
         self._release([done for _, _, done in self._interfaces])
         self._interfaces.clear()
+        for attachment in (*self._attachments, *self._unidentified.values()):
+            attachment.settle(PodGone(f"{attachment.ref}: the agent stops"))
+        self._attachments.clear()
+        self._unidentified.clear()
 
     async def settled(self) -> None:
         """Until all that has been read is in force."""
-        while self.realized < self.desired or self._interfaces:
+        while self.realized < self.desired or self._interfaces or self._attachments:
             self._done.clear()
             await self._done.wait()
 
@@ -147,7 +191,7 @@ class Turns:
 
     # ---- turns
 
-    async def run(self, pods: LocalPods) -> None:
+    async def run(self, pods: Pods) -> None:
         while True:
             delay = self._realizer.retry_in_s
             try:
@@ -157,16 +201,18 @@ class Turns:
                 self._realizer.catch_up()
                 self._finish(self._taken)
             self._wake.clear()
-            while self._learnt or self._batches or self._interfaces:
+            while self._learnt or self._batches or self._attachments or self._interfaces:
                 if self._learnt:  # a pod waits for each
                     await self._take_names()
                 elif self._batches:
                     await self._take_batch(self._batches.popleft(), pods)
+                elif self._attachments:
+                    await self._take_attachments()
                 else:
                     await self._take_interfaces()
                 await asyncio.sleep(0)
 
-    async def _take_batch(self, batch: Batch, pods: LocalPods) -> None:
+    async def _take_batch(self, batch: Batch, pods: Pods) -> None:
         changes = batch.changes
         self._names.watch(change.ref for change in changes)
         before = {address for change in changes for address in self._addresses(change.ref)}
@@ -209,6 +255,39 @@ class Turns:
         self._release(finished)
         self._finish(self._taken)
 
+    async def _take_attachments(self) -> None:
+        """Some of those that are there. Who has no identity yet waits for one: the pod is denied everything."""
+        taken = [self._attachments.popleft() for _ in range(min(len(self._attachments), INTERFACES_A_TURN))]
+        freed: set[bytes] = set()
+        for attachment in taken:
+            ref, interface = attachment.ref, attachment.interface
+            if earlier := self._unidentified.pop(ref, None):
+                earlier.settle(PodGone(f"{ref}: its network was taken down"))
+            if interface is None:
+                freed.update(self._addresses(ref))
+                self._world.detach(ref)
+            else:
+                self._world.attach(ref, attachment.addresses, interface)
+                self._unidentified[ref] = attachment
+        await self._realize(attachment.ref for attachment in taken)
+        self._finish(self._taken)
+        for attachment in taken:
+            if attachment.interface is None:
+                attachment.settle()
+        if freed := {address for address in freed if self._world.addresses.owner(address) is None}:
+            self._freed(freed)
+
+    def _settle_attachments(self) -> None:
+        """Those whose pods are enforced by now, or are gone."""
+        for ref, attachment in list(self._unidentified.items()):
+            if self._world.pods.get(ref) is None:
+                attachment.settle(PodGone(f"{ref} was deleted"))
+            elif self._world.subject(ref) is None:
+                continue
+            else:
+                attachment.settle()
+            del self._unidentified[ref]
+
     async def _realize(self, refs: Iterable[ObjectRef]) -> int:
         dirty = self._world.take_dirty()
         self._names.publish({*refs, *dirty.endpoints, *dirty.services})
@@ -224,6 +303,8 @@ class Turns:
         if self.serving.update(self._world, dirty.services):
             self._retired()
         self._services_changed(dirty.services)
+        self._settle_attachments()
+        self._turned()
         return writes
 
     def _finish(self, taken: int) -> None:
@@ -236,7 +317,7 @@ class Turns:
 
     # ---- pods
 
-    def want(self, ref: ObjectRef, pods: LocalPods) -> None:
+    def want(self, ref: ObjectRef, pods: Pods) -> None:
         """Have a pod of this node made, changed or removed, as the world has it."""
         pod = self.local(ref)
         if pod is not None:
@@ -249,7 +330,8 @@ class Turns:
         state = self._world.pods.get(ref)
         if state is None or state.pod.node not in ("", self._world.config.name):
             return None
-        return state.pod if state.pod.host_network or state.pod.addresses else None
+        attached = self._world.config.attached  # its network, and with it its addresses, comes from a runtime
+        return state.pod if attached or state.pod.host_network or state.pod.addresses else None
 
     def revision(self, unread: bool) -> Revision:
         """`unread`: events have come that were not read yet, and may be changes: those are desired already."""

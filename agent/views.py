@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from agent.datapath import abi
 from agent.flows.names import reserved_labels
 from agent.objects import Node, Problem
-from agent.pods import LocalPods
+from agent.pods import Pods
 from agent.status import (
     EndpointView,
     IdentityView,
@@ -33,7 +33,7 @@ class Views:
     """`revision`: of an endpoint of this node."""
 
     world: World
-    pods: LocalPods
+    pods: Pods
     revision: Callable[[ObjectRef], Revision]
 
     # ---- endpoints

@@ -34,3 +34,9 @@ class NodeConfig(msgspec.Struct, frozen=True):
     implicit_namespaces: bool = True
     """A namespace that no manifest declares has the label kubernetes.io/metadata.name once it has a pod. False, where
     an API server declares every namespace: until it does, no namespaceSelector matches its pods."""
+    cluster: bool = False
+    """Identity numbers are those of SecurityIdentity objects; none is invented here."""
+    attached: bool = False
+    """Pods of this node have the addresses and interfaces that a runtime attached, whatever their status says."""
+    enforce_always: bool = False
+    """Every pod is isolated in both directions, whatever selects it."""
