@@ -14,7 +14,7 @@ import msgspec
 
 from agent.endpoints import links, namespaces
 from agent.endpoints.netlink import NetlinkError, RouteSocket
-from agent.endpoints.sandbox import write_sysctls
+from agent.endpoints.wiring import write_sysctls
 from policies.address import is_v4
 
 # Keys are paths under /proc/sys. `all` goes together with the interface's own: of rp_filter the greater counts, of

@@ -24,7 +24,7 @@ from agent.endpoints.netlink import (
     is_gone,
     number,
 )
-from agent.endpoints.sandbox import write_sysctls
+from agent.endpoints.wiring import write_sysctls
 
 NUMBERS = abi.load().constants
 FAMILIES = (socket.AF_INET, socket.AF_INET6)

@@ -20,7 +20,8 @@ import rig
 
 from agent.endpoints import namespaces
 from agent.endpoints.netlink import NetlinkError
-from agent.endpoints.sandbox import Sandboxes, derive_mac
+from agent.endpoints.sandbox import Sandboxes
+from agent.endpoints.wiring import derive_mac
 from agent.objects import Interface
 from policies.address import parse_address
 from policies.model import ObjectRef
