@@ -216,6 +216,7 @@ class Interface(msgspec.Struct, frozen=True):
     host_mac: bytes
     netns: str  # path
     netns_cookie: int = 0  # the kernel's number of that namespace; 0: not known
+    resolves: bool = False  # the pod asks by ARP and neighbour discovery for its gateway: a veth that somebody else made
 
 
 class Secret(msgspec.Struct, frozen=True, gc=False):
