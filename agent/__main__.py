@@ -78,7 +78,7 @@ async def _run(config: Config, instance: Instance) -> None:
         source = DirectorySource(Path(config.manifests), instance.last_good)
         with ThreadPoolExecutor(1) as thread:  # compilers work while manifests are read
             loading = thread.submit(load_units, maps, pins, units(config))
-            batch = source.initial()
+            batch = await source.initial()
         with loading.result() as loaded:
             if (failure := loaded.failures.get(PODS.name)) is not None:
                 raise failure

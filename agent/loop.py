@@ -36,8 +36,9 @@ from agent.proxy.proxies import Proxies
 from agent.proxy.rules import LiveRules
 from agent.realize import Realizer
 from agent.retirement import Retirement
-from agent.sources.directory import Batch, DirectorySource
+from agent.sources.directory import DirectorySource
 from agent.sources.slices import derive
+from agent.sources.source import Batch
 from agent.state import Damaged, State, StateFile
 from agent.status import ProxyView
 from agent.supervisor import Supervisor

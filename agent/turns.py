@@ -21,7 +21,7 @@ from agent.plan.serving import Serving
 from agent.plan.state import Changes
 from agent.pods import PodGone, Pods
 from agent.realize import Realizer
-from agent.sources.directory import Batch
+from agent.sources.source import Batch
 from agent.status import Revision
 from agent.world.world import World
 from policies.model import ObjectRef

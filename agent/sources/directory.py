@@ -16,27 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from errno import EISDIR
 from pathlib import Path
 
-import msgspec
-
-from agent.objects import Change, Object, Problem
+from agent.objects import Object, Problem
 from agent.sources.lastgood import LastGood, Update
 from agent.sources.manifest import parse, unreadable
+from agent.sources.source import Batch
 from agent.sources.tree import Tree
 from agent.sources.watches import Watches
 from policies.model import ObjectRef
 
 MAX_FILE_BYTES = 64 << 20
-
-
-class Batch(msgspec.Struct, frozen=True):
-    """`changes` in the order they should take effect; `problems` are all there are now.
-
-    received_ns: CLOCK_MONOTONIC, when the events that led to it were seen.
-    """
-
-    changes: list[Change]
-    problems: list[Problem]
-    received_ns: int
 
 
 class DirectorySource:
@@ -53,7 +41,7 @@ class DirectorySource:
         self._save_problem: list[Problem] = []
         self._shown: list[Problem] = []
 
-    def initial(self) -> Batch:
+    async def initial(self) -> Batch:
         """Everything there is now. Raises NotADirectoryError where there is no directory."""
         received_ns = time.monotonic_ns()
         if not self._path.is_dir():

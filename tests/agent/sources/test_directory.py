@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from agent.objects import Change, Object, Problem
 from agent.sources import directory, inotify
-from agent.sources.directory import Batch, DirectorySource
+from agent.sources.directory import DirectorySource
+from agent.sources.source import Batch
 from agent.sources.tree import ALL_KEPT, KEPT
 from policies.model import ObjectRef, Policy
 
@@ -41,7 +42,10 @@ class Running:
         self.objects: dict[ObjectRef, Object] = {}
         self.problems: list[Problem] = []
         self._batches = source.watch()
-        self.take(source.initial())
+
+    async def begin(self) -> Running:
+        self.take(await self.source.initial())
+        return self
 
     def take(self, batch: Batch) -> list[Change]:
         for change in batch.changes:
@@ -82,7 +86,7 @@ class Place:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Running]:
-        running = Running(DirectorySource(self.root, self.last_good))
+        running = await Running(DirectorySource(self.root, self.last_good)).begin()
         try:
             yield running
         finally:
@@ -211,7 +215,7 @@ async def test_the_directory_itself_goes_and_comes_back(place: Place) -> None:
 def test_no_directory_is_refused(tmp_path: Path) -> None:
     source = DirectorySource(tmp_path / "none", tmp_path / "last-good")
     with pytest.raises(NotADirectoryError, match="directory that holds the manifests"):
-        source.initial()
+        asyncio.run(source.initial())
     source.close()
 
 
@@ -366,7 +370,7 @@ def test_a_file_that_vanishes_between_listing_and_reading(place: Place, monkeypa
 
     monkeypatch.setattr(os, "open", opened)
     source = DirectorySource(place.root, place.last_good)
-    batch = source.initial()
+    batch = asyncio.run(source.initial())
     assert [change.ref.name for change in batch.changes] == ["b"]
     assert batch.problems == []
     source.close()
@@ -554,7 +558,7 @@ def test_any_edits_end_like_a_fresh_start(tmp_path_factory: pytest.TempPathFacto
                 else:
                     edit(place, what, file, argument)
             fresh = DirectorySource(place.root, place.last_good.with_name("other"))
-            batch = fresh.initial()
+            batch = await fresh.initial()
             fresh.close()
             assert running.objects == {change.ref: change.object for change in batch.changes}
             assert running.problems == batch.problems
