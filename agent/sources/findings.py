@@ -21,7 +21,13 @@ from policies.syntax import (
 
 T = TypeVar("T", bound=Hashable)
 
-CLUSTER_SCOPED = ("Namespace", "Node", *(kind.name for kind in KINDS.values() if not kind.namespaced))
+CLUSTER_SCOPED = (
+    "Namespace",
+    "Node",
+    "SecurityIdentity",
+    "NodeEndpoints",
+    *(kind.name for kind in KINDS.values() if not kind.namespaced),
+)
 """Kinds whose objects are in no namespace."""
 
 Check = Callable[[str], str | None]

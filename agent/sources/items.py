@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from agent.objects import Object, PolicySet, Problem
-from agent.sources import endpointslices, nodes, pods, schema, secrets, services
+from agent.sources import clusterstate, endpointslices, nodes, pods, schema, secrets, services
 from agent.sources.documents import JsonSource, YamlSource
 from agent.sources.explain import type_error
 from agent.sources.findings import CLUSTER_SCOPED, Findings
@@ -231,6 +231,10 @@ _READERS: dict[str, Callable[[Written, Findings], Object]] = {
     "Service": lambda w, f: services.service(w.source.convert(schema.ServiceDoc), w.origin, f),
     "EndpointSlice": lambda w, f: endpointslices.endpoint_slice(w.source.convert(schema.EndpointSliceDoc), w.origin, f),
     "Secret": lambda w, f: secrets.secret(w.source.convert(schema.SecretDoc), w.origin, f),
+    "SecurityIdentity": lambda w, f: clusterstate.security_identity(
+        w.source.convert(schema.SecurityIdentityDoc), w.origin, f
+    ),
+    "NodeEndpoints": lambda w, f: clusterstate.node_endpoints(w.source, w.origin, f),
 }
 VERSIONS: Mapping[str, tuple[str, ...]] = {
     "Namespace": ("v1",),
@@ -239,6 +243,8 @@ VERSIONS: Mapping[str, tuple[str, ...]] = {
     "Service": ("v1",),
     "EndpointSlice": ("discovery.k8s.io/v1",),
     "Secret": ("v1",),
+    "SecurityIdentity": ("gatehouse.io/v1alpha1",),
+    "NodeEndpoints": ("gatehouse.io/v1alpha1",),
     **{kind.name: kind.versions for kind in KINDS.values()},
 }
 _LOWER = {kind.lower(): kind for kind in VERSIONS}

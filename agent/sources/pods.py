@@ -23,6 +23,8 @@ from policies.model import Origin, Protocol
 
 RESTART_POLICIES = ("Always", "OnFailure", "Never")
 NAME_LABEL = "kubernetes.io/metadata.name"
+MIRROR = "kubernetes.io/config.mirror"
+"""Annotation of a static pod's mirror: the uid by which the kubelet knows the pod, and asks for its network."""
 
 
 def namespace(doc: schema.NamespaceDoc, origin: Origin, findings: Findings) -> Namespace:
@@ -64,6 +66,7 @@ def pod(doc: schema.PodDoc, origin: Origin, findings: Findings) -> Pod:
         restart_always=restart == "Always",
         ready=_ready(status),
         terminating=doc.metadata.deletion_timestamp is not None,
+        uid=(doc.metadata.annotations or {}).get(MIRROR) or doc.metadata.uid or "",
     )
 
 

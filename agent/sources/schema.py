@@ -19,6 +19,7 @@ class Metadata(_Raw):
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
     deletion_timestamp: str | None = None
+    uid: str | None = None
 
 
 class Name(_Raw):
@@ -213,3 +214,50 @@ class EndpointSliceDoc(_Raw):
     address_type: str | None = None
     endpoints: list[Endpoint] | None = None
     ports: list[SlicePort] | None = None
+
+
+class SecurityIdentitySpec(_Raw):
+    namespace: str | None = None
+    service_account: str | None = None
+    labels: dict[str, str] | None = None
+
+
+class SecurityIdentityDoc(_Raw):
+    metadata: Metadata
+    spec: SecurityIdentitySpec | None = None
+
+
+class NodeEndpoint(_Raw):
+    pod: str | None = None
+    ips: list[str] | None = None
+    identity: int | None = None
+    digest: str | None = None
+    ports: list[SlicePort] | None = None
+
+
+class NodeEndpointsHead(_Raw):
+    """What a NodeEndpoints object says of its node."""
+
+    addresses: list[str] | None = None
+    pod_cidrs: list[str] | None = field(default=None, name="podCIDRs")
+    public_key: str | None = None
+
+
+class NodeEndpointsSpec(NodeEndpointsHead):
+    endpoints: list[NodeEndpoint] | None = None
+
+
+class NodeEndpointsDoc(_Raw):
+    metadata: Metadata
+    spec: NodeEndpointsSpec | None = None
+
+
+class LooseEndpointsSpec(NodeEndpointsHead):
+    """Of a document in which some endpoint has fields of other types."""
+
+    endpoints: list[object] | None = None
+
+
+class LooseEndpointsDoc(_Raw):
+    metadata: Metadata
+    spec: LooseEndpointsSpec | None = None

@@ -20,10 +20,28 @@ KEPT = "the last good version stays in force"
 ISOLATED = "the pods it selects are isolated"
 ALL_KEPT = "what the file held before stays in force"
 
-# Policies come before the pods they are about. Pods and services go first, so that what replaces them finds
-# their addresses free; policies go last, when nothing they were about is left unguarded.
-_COMING = {"Namespace": 3, "Node": 3, "Secret": 3, "Service": 5, "EndpointSlice": 6, "Pod": 7} | dict.fromkeys(KINDS, 4)
-_GOING = {"Pod": 0, "EndpointSlice": 1, "Service": 2, "Namespace": 9, "Node": 9, "Secret": 9} | dict.fromkeys(KINDS, 8)
+# Policies come before the pods they are about, and what numbers mean before who has them. Pods and services go first,
+# so that what replaces them finds their addresses free; policies go last, when nothing they were about is unguarded.
+_COMING = {
+    "Namespace": 3,
+    "Node": 3,
+    "Secret": 3,
+    "SecurityIdentity": 3,
+    "Service": 5,
+    "EndpointSlice": 6,
+    "NodeEndpoints": 7,
+    "Pod": 7,
+} | dict.fromkeys(KINDS, 4)
+_GOING = {
+    "Pod": 0,
+    "NodeEndpoints": 0,
+    "EndpointSlice": 1,
+    "Service": 2,
+    "Namespace": 9,
+    "Node": 9,
+    "Secret": 9,
+    "SecurityIdentity": 9,
+} | dict.fromkeys(KINDS, 8)
 
 
 class Tree:

@@ -218,22 +218,34 @@ EVERY_KIND = {
     "Namespace": ns("x"),
     "Node": "apiVersion: v1\nkind: Node\nmetadata: {name: x}\n",
     "Secret": "apiVersion: v1\nkind: Secret\nmetadata: {name: x}\n",
+    "NodeEndpoints": "apiVersion: gatehouse.io/v1alpha1\nkind: NodeEndpoints\nmetadata: {name: x}\n",
+    "SecurityIdentity": (
+        "apiVersion: gatehouse.io/v1alpha1\nkind: SecurityIdentity\nmetadata: {name: '256'}\n"
+        "spec: {namespace: n, serviceAccount: x}\n"
+    ),
 }
 
 
 def test_order_of_changes(driver: Driver) -> None:
     """Policies before what they are about, and gone after it."""
     policies = [kind for kind in EVERY_KIND if kind in KINDS]
-    first = ["Namespace", "Node", "Secret", *policies, "Service", "EndpointSlice", "Pod"]
-    assert shown(driver.put(a_yaml=docs(*EVERY_KIND.values()))) == [f"+{kind} x" for kind in first]
-    last = ["Pod", "EndpointSlice", "Service"]
-    assert shown(driver.put(a_yaml=docs(*EVERY_KIND.values()).replace("name: x", "name: y"))) == [
-        *[f"-{kind} x" for kind in last],
-        *[f"+{kind} y" for kind in first],
-        *[f"-{kind} x" for kind in [*policies, "Namespace", "Node", "Secret"]],
+    whole = ["Namespace", "Node", "Secret", "SecurityIdentity"]
+    first = [*whole, *policies, "Service", "EndpointSlice", "Pod", "NodeEndpoints"]
+    last = ["Pod", "NodeEndpoints", "EndpointSlice", "Service"]
+    before = docs(*EVERY_KIND.values())
+    after = before.replace("name: x", "name: y").replace("'256'", "'257'")
+
+    def named(sign: str, kinds: list[str], name: str, number: str) -> list[str]:
+        return [f"{sign}{kind} {number if kind == 'SecurityIdentity' else name}" for kind in kinds]
+
+    assert shown(driver.put(a_yaml=before)) == named("+", first, "x", "256")
+    assert shown(driver.put(a_yaml=after)) == [
+        *named("-", last, "x", "256"),
+        *named("+", first, "y", "257"),
+        *named("-", [*policies, *whole], "x", "256"),
     ]
-    whole = {*EVERY_KIND, "BaselineAdminNetworkPolicy"}  # of which there is but one, called default
-    assert set(tree_module._COMING) == set(tree_module._GOING) == whole == set(VERSIONS)
+    kinds = {*EVERY_KIND, "BaselineAdminNetworkPolicy"}  # of which there is but one, called default
+    assert set(tree_module._COMING) == set(tree_module._GOING) == kinds == set(VERSIONS)
 
 
 CNP = ObjectRef("CiliumNetworkPolicy", "default", "x")
