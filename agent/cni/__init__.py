@@ -1,0 +1,1 @@
+"""Pods whose networks a container runtime asks for, by the Container Network Interface."""
