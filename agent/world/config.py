@@ -40,3 +40,9 @@ class NodeConfig(msgspec.Struct, frozen=True):
     """Pods of this node have the addresses and interfaces that a runtime attached, whatever their status says."""
     enforce_always: bool = False
     """Every pod is isolated in both directions, whatever selects it."""
+    cluster: bool = False
+    """Numbers of identities and pods of other nodes are what the API server says (SecurityIdentity, NodeEndpoints)."""
+    attached: bool = False
+    """Pods of this node have the addresses that were attached (CNI), and no others."""
+    enforce_always: bool = False
+    """Every pod is isolated in both directions, whatever selects it."""
