@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from agent.endpoints.netlink import (
@@ -26,7 +27,7 @@ from policies.address import V4_MAPPED, format_address, is_v4
 # linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/neighbour.h
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH = 20, 21, 22, 24, 26, 28
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_OPERSTATE, IFLA_LINKINFO = 1, 3, 4, 5, 16, 18
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_OPERSTATE, IFLA_LINKINFO = 1, 3, 4, 5, 10, 16, 18
 IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 20, 26, 27, 28
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
@@ -66,6 +67,10 @@ class Link(NamedTuple):
     peer: int  # interface index of the other side, in its own namespace; 0: none
     up: bool  # administratively
     operational: bool  # carrier, and the kernel sends by it
+    kind: str = ""  # "veth", "vxlan" …
+    mtu: int = 0
+    alias: str = ""
+    master: int = 0  # interface index of the bridge or bond it is part of; 0: none
 
 
 class Bound(NamedTuple):
@@ -132,8 +137,20 @@ def get_link_by_index(index: int) -> Request:
     return Request(RTM_GETLINK, 0, _ifinfo(index), f"look up link {index}")
 
 
+def list_links() -> Request:
+    return Request(RTM_GETLINK, NLM_F_DUMP, _ifinfo(), "list links")
+
+
 def set_group(index: int, group: int) -> Request:
     return Request(RTM_SETLINK, 0, _ifinfo(index) + number(IFLA_GROUP, group), f"put link {index} into group {group}")
+
+
+def delete_link(name: str) -> Request:
+    return Request(RTM_DELLINK, 0, _ifinfo() + text(IFLA_IFNAME, name), f"delete link {name}")
+
+
+def set_mtu(index: int, mtu: int) -> Request:
+    return Request(RTM_SETLINK, 0, _ifinfo(index) + number(IFLA_MTU, mtu), f"set MTU of link {index} to {mtu}")
 
 
 def delete_group(group: int) -> Request:
@@ -198,12 +215,24 @@ def read_link(reply: Reply) -> Link:
     found = dict(attributes(reply.body[_LINK.size :]))
     return Link(
         index,
-        found[IFLA_IFNAME].rstrip(b"\0").decode(errors="replace"),
+        _text(found[IFLA_IFNAME]),
         found.get(IFLA_ADDRESS, b""),
-        struct.unpack("=I", found[IFLA_LINK])[0] if IFLA_LINK in found else 0,
+        _number(found, IFLA_LINK),
         bool(flags & IFF_UP),
         found.get(IFLA_OPERSTATE) == bytes([OPERSTATE_UP]),
+        _text(dict(attributes(found.get(IFLA_LINKINFO, b""))).get(IFLA_INFO_KIND, b"")),
+        _number(found, IFLA_MTU),
+        _text(found.get(IFLA_IFALIAS, b"")),
+        _number(found, IFLA_MASTER),
     )
+
+
+def _text(raw: bytes) -> str:
+    return raw.rstrip(b"\0").decode(errors="replace")
+
+
+def _number(found: Mapping[int, bytes], kind: int) -> int:
+    return int(struct.unpack("=I", found[kind])[0]) if kind in found else 0
 
 
 def is_local_route(reply: Reply) -> bool:

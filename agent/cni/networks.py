@@ -1,0 +1,221 @@
+"""Networks of pods whose namespaces a container runtime made: a veth into each, wired as agent.endpoints.wiring says.
+
+Built in two steps, as a directory-mode pod's network is: `connect` leaves the host side down, so that nothing passes
+while the datapath is attached; `activate` brings it up. The host side's name is derived from the pod's first address,
+which is no other pod's: so what a killed ADD left is known by what was on record before it began.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from agent.cni.place import NotConnected, Place, find, opened
+from agent.endpoints import links, namespaces, routes, wiring
+from agent.endpoints.links import Link
+from agent.endpoints.netlink import NetlinkError, RouteSocket, is_gone
+from agent.endpoints.routes import Neighbour
+from agent.endpoints.wiring import route_in, write_sysctls
+from agent.objects import Interface
+from policies.address import format_address, is_v4
+from policies.model import ObjectRef
+
+LOOPBACK = "lo"
+_NAME = re.compile(r"gh[0-9a-f]{12}")
+_ALIAS = re.compile(r"([^/]+)/([^/ ]+) ([^/ ]+)")  # NAMESPACE/POD INTERFACE
+
+# Of the pod's interface. What else there is in a namespace is the runtime's and the pod's to say.
+_SYSCTLS_V4 = {"rp_filter": "0", "accept_redirects": "0"}
+_SYSCTLS_V6 = {"disable_ipv6": "0", "accept_ra": "0", "accept_dad": "0", "accept_redirects": "0"}
+
+
+class Connected(msgspec.Struct, frozen=True):
+    """The host side of a pod's veth as found. `pod` and `ifname` are what its alias says."""
+
+    name: str
+    ifindex: int
+    pod: ObjectRef
+    ifname: str
+    up: bool
+
+
+def host_link(addresses: Sequence[bytes]) -> str:
+    """Name of the host side of the veth of the pod that has these addresses (16 bytes each, the first one counts)."""
+    return f"gh{hashlib.sha256(b'link' + addresses[0]).hexdigest()[:12]}"
+
+
+class Networks:
+    """Around one node's network namespace: that of the thread that makes this object.
+
+    Calls block (`connect` some 5 ms, `disconnect` 20 ms), and may be made by many threads at once, about one pod by
+    one. Errors are OSError (NotConnected where the runtime or its settings are at fault).
+    """
+
+    def __init__(self) -> None:
+        self._node = namespaces.open_current()
+
+    def close(self) -> None:
+        """Networks stay."""
+        os.close(self._node)
+
+    def connect(self, netns: str, ifname: str, addresses: Sequence[bytes], pod: ObjectRef, mtu: int) -> Interface:
+        """A veth into the namespace at the path `netns`; `lo` there is up, the pod's side is up, the host's is not.
+
+        What stands already is returned as it is, if it is complete, and else built anew; an interface of that name that
+        is not ours, or has other addresses, is refused.
+        """
+        if not addresses:
+            raise ValueError(f"{pod} has no address")
+        name = host_link(addresses)
+        with opened(netns) as place, route_in(self._node) as route:
+            _bring_up(place.inside, LOOPBACK)
+            if (found := find(place.inside, ifname)) is not None:
+                standing = _standing(route, place, found, addresses)
+                if standing is not None:
+                    return standing
+            _delete(route, name)
+            try:
+                route.request(links.add_veth(name, ifname, place.netns, mtu))
+                return self._wire(route, place, ifname, addresses, pod)
+            except OSError:
+                _delete(route, name)
+                raise
+
+    def activate(self, interface: Interface, addresses: Sequence[bytes]) -> None:
+        """Host side up, routes and neighbours to the pod; returns when the pod can send. May be repeated."""
+        with route_in(self._node) as route:
+            wiring.activate(route, interface, addresses)
+
+    def disconnect(self, link: Interface | str) -> bool:
+        """Remove a pod's veth, by its interface or the name of its host side; False where it is gone already."""
+        name = link if isinstance(link, str) else link.name
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name} is no link that Gatehouse made")
+        with route_in(self._node) as route:
+            return _delete(route, name)
+
+    def existing(self) -> list[Connected]:
+        """Host sides that `connect` made, whether or not anybody still wants them."""
+        with route_in(self._node) as route:
+            found = [links.read_link(reply) for reply in route.request(links.list_links())]
+        connected = []
+        for link in found:
+            said = _ALIAS.fullmatch(link.alias)
+            if said and _NAME.fullmatch(link.name):
+                pod = ObjectRef("Pod", said[1], said[2])
+                connected.append(Connected(link.name, link.ifindex, pod, said[3], link.up))
+        return connected
+
+    def check(self, netns: str, ifname: str, addresses: Sequence[bytes], interface: Interface) -> list[str]:
+        """What of a pod's network is not as `connect` and `activate` left it, one sentence each (CNI CHECK)."""
+        try:
+            with opened(netns) as place, route_in(self._node) as route:
+                found = find(place.inside, ifname)
+                if found is None:
+                    return [f"there is no interface {ifname} in {netns}"]
+                return [
+                    *_pod_side(place.inside, found, addresses, interface),
+                    *_host_side(route, found, addresses, interface),
+                ]
+        except NotConnected as error:
+            return [error.strerror or ""]
+
+    def _wire(
+        self, route: RouteSocket, place: Place, ifname: str, addresses: Sequence[bytes], pod: ObjectRef
+    ) -> Interface:
+        name, (mac, host_mac) = host_link(addresses), wiring.macs(addresses)
+        *_, reply = route.request(links.configure_host_side(name), links.get_link(name))
+        host = links.read_link(reply)
+        route.request(links.name_host_side(host.ifindex, host_mac, f"{pod.namespace}/{pod.name} {ifname}"))
+        with namespaces.entered(self._node):
+            write_sysctls(wiring.host_side_sysctls(name))
+        with namespaces.entered(place.netns):
+            write_sysctls(_sysctls(ifname, addresses))
+        place.inside.request(
+            links.set_up_without_link_local(host.peer), *wiring.pod_side(host.peer, mac, host_mac, addresses)
+        )
+        return Interface(host.ifindex, name, mac, host_mac, place.path, place.inside.netns_cookie)
+
+
+def _standing(route: RouteSocket, place: Place, found: Link, addresses: Sequence[bytes]) -> Interface | None:
+    """What an earlier call built; None if it did not come to its end. Raises NotConnected for anybody else's."""
+    name, (mac, host_mac) = host_link(addresses), wiring.macs(addresses)
+    host = find(route, name)
+    if host is None or (host.ifindex, host.peer) != (found.peer, found.ifindex):
+        raise NotConnected(
+            errno.EEXIST,
+            f"{place.path} has an interface {found.name} already that is not this pod's with these addresses: "
+            "delete it first (CNI DEL), or name another",
+        )
+    interface = Interface(host.ifindex, name, mac, host_mac, place.path, place.inside.netns_cookie)
+    whole = host.mac == host_mac and not _pod_side(place.inside, found, addresses, interface)
+    return interface if whole else None
+
+
+def _sysctls(ifname: str, addresses: Sequence[bytes]) -> dict[str, str]:
+    values = {f"net/ipv4/conf/{ifname}/{key}": value for key, value in _SYSCTLS_V4.items()}
+    if all(map(is_v4, addresses)):
+        return values
+    # Of all interfaces first, for that sets it for each: what the pod sends to itself goes by lo.
+    values["net/ipv6/conf/all/disable_ipv6"] = "0"
+    return values | {f"net/ipv6/conf/{ifname}/{key}": value for key, value in _SYSCTLS_V6.items()}
+
+
+def _bring_up(inside: RouteSocket, name: str) -> None:
+    link = links.read_link(inside.request(links.get_link(name))[0])
+    if not link.up:
+        inside.request(links.set_up(link.ifindex))
+
+
+def _delete(route: RouteSocket, name: str) -> bool:
+    try:
+        route.request(links.delete_link(name))
+    except NetlinkError as error:
+        if not is_gone(error):
+            raise
+        return False
+    return True
+
+
+def _pod_side(inside: RouteSocket, found: Link, addresses: Sequence[bytes], interface: Interface) -> list[str]:
+    """What differs in the pod's namespace."""
+    name = found.name
+    bound = [links.read_address(reply) for reply in inside.request(links.list_addresses())]
+    there = {one.address for one in bound if one.ifindex == found.ifindex and one.is_global}
+    gateways = wiring.gateways_of(addresses)
+    ways = {one.gateway for one in routes.list_routes(inside) if one.ifindex == found.ifindex and _is_default(one)}
+    known = routes.list_neighbours(inside)
+    wanted = [Neighbour(found.ifindex, gateway, interface.host_mac) for gateway in gateways]
+    return [
+        *(f"{name} has not the address {format_address(a)}" for a in addresses if a not in there),
+        *(f"{name} has the address {format_address(a)} as well" for a in sorted(there - {*addresses})),
+        *([f"{name} has the MAC address {found.mac.hex(':')}"] if found.mac != interface.mac else []),
+        *([] if found.up else [f"{name} is down"]),
+        *(f"there is no default route via {format_address(g)} by {name}" for g in gateways if g not in ways),
+        *(f"{format_address(n.address)} is no permanent neighbour of {name}" for n in wanted if n not in known),
+    ]
+
+
+def _is_default(route: routes.Route) -> bool:
+    return route.block.bits == (96 if route.block.is_v4 else 0)
+
+
+def _host_side(route: RouteSocket, found: Link, addresses: Sequence[bytes], interface: Interface) -> list[str]:
+    """What differs in the node's namespace."""
+    host = find(route, interface.name)
+    if host is None or host.ifindex != interface.index or host.peer != found.ifindex:
+        return [f"{found.name} does not lead to {interface.name} of the node"]
+    ways = {one.block.network for one in routes.list_routes(route) if one.ifindex == host.ifindex}
+    known = routes.list_neighbours(route)
+    wanted = [Neighbour(host.ifindex, address, interface.mac) for address in addresses]
+    return [
+        *([] if host.up else [f"{host.name} is down"]),
+        *([f"{host.name} has the MAC address {host.mac.hex(':')}"] if host.mac != interface.host_mac else []),
+        *(f"the node has no route to {format_address(a)} by {host.name}" for a in addresses if a not in ways),
+        *(f"{format_address(n.address)} is no permanent neighbour of {host.name}" for n in wanted if n not in known),
+    ]
