@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -89,7 +89,7 @@ class ApiClient:
     async def get(self, path: str, query: Query | None = None) -> bytes:
         return await self._body("GET", path, query)
 
-    async def pages(self, path: str, query: Query | None = None, *, limit: int = PAGE) -> AsyncIterator[Page]:
+    async def pages(self, path: str, query: Query | None = None, *, limit: int = PAGE) -> AsyncGenerator[Page, None]:
         """A whole list, as it was at one moment. Where it takes so long that the server forgets that moment, the error
         is `expired`: start again."""
         asked = dict(query or {}, limit=str(limit))
@@ -104,7 +104,7 @@ class ApiClient:
             if not page.metadata.continue_:
                 return
 
-    async def watch(self, path: str, query: Query | None = None) -> AsyncIterator[bytes]:
+    async def watch(self, path: str, query: Query | None = None) -> AsyncGenerator[bytes, None]:
         """Lines, each an event. Ends when the server ends it; raises ApiUnreachable where it breaks off or stalls.
 
         To be iterated under contextlib.aclosing, so that its connection ends when the iteration does.
