@@ -1,4 +1,4 @@
-"""`python -m agent CONFIG`: the agent process, its configuration as JSON. `gatehouse agent` starts it like this."""
+"""`python -m agent WORD`: the agent process. `gatehouse agent` becomes it; the word says where its settings are."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import msgspec
-
 from agent import log as logs
 from agent import memory
 from agent.api.protocol import ApiError
 from agent.attachments import units
-from agent.config import Config, port_range
+from agent.config import Config, handover, port_range
 from agent.datapath.bpf import BpfError
 from agent.datapath.bytecode import CompileFailed
 from agent.datapath.maps import MapMismatch, Maps
@@ -37,11 +35,12 @@ SWITCH_INTERVAL_S = 0.001
 
 
 def main() -> None:
-    config = msgspec.json.decode(sys.argv[1], type=Config)
+    resolved = handover.take(sys.argv[1])
+    config = resolved.config
     logs.configure(config.log_format, config.log_level)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     memory.give_back()
-    instance = Instance(Path(config.state_dir))
+    instance = Instance(Path(config.state_dir), handover.shown(resolved))
     _leave_passing_mounts()
     try:
         held = lock(instance.state_dir)

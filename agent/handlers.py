@@ -2,6 +2,7 @@
 
 status                                         status.StatusView
 endpoints identities policies nodes            lists of status.…View
+config                                         list of config.handover.Shown: the settings, and where from
 services {namespace, name, problems}           stream of status.ServiceView; see service_views.Wanted
 trace {source, destination, port, …}           status.TraceView; see tracing.Asked
 names                                          stream for the flows process (agent.naming)
@@ -27,6 +28,7 @@ from agent import memory
 from agent.api import aio
 from agent.api.protocol import ApiError, Batch
 from agent.api.server import Handler
+from agent.config.handover import Shown
 from agent.datapath import abi
 from agent.datapath.maps import Map
 from agent.datapath.programs import statistics
@@ -96,7 +98,11 @@ class Handlers:
             "nodes": self.nodes,
             "names": self._agent.names.stream,
             "settled": self.settled,
+            "config": self.config,
         }
+
+    async def config(self, _arguments: dict[str, Any]) -> Sequence[Shown]:
+        return self._agent.instance.settings
 
     async def endpoints(self, _arguments: dict[str, Any]) -> list[EndpointView]:
         return self._views.endpoints()
@@ -185,7 +191,7 @@ class Handlers:
         reasons = [
             *agent.notices,
             *agent.attachments.problems,
-            *([agent.health.problem] if agent.health.problem else []),
+            *agent.health.problems,
         ]
         if agent.kube_proxy.problem:
             reasons.append(agent.kube_proxy.problem)

@@ -6,17 +6,21 @@ A note under /run/gatehouse says which state directories there are, so that `gat
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from agent.config import Config
+from agent.config.handover import Shown
 from agent.datapath.pins import Pins, instance_name
 
 NOTES = Path("/run/gatehouse/agents")
 
 
 class Instance:
-    def __init__(self, state_dir: Path) -> None:
+    """`settings`: of an agent that runs, as people are shown them."""
+
+    def __init__(self, state_dir: Path, settings: Sequence[Shown] = ()) -> None:
+        self.settings = settings
         self.state_dir = state_dir.resolve()
         self.name = instance_name(self.state_dir)
         self.short_name = self.name.rpartition("-")[2]

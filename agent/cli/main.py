@@ -13,6 +13,7 @@ from agent.config import ConfigError
 
 COMMANDS = {
     "agent": "node",
+    "config": "settings",
     "status": "listings",
     "endpoints": "listings",
     "identities": "listings",

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from typing import Annotated, Any
 
 import typer
 
+from agent.cli import given
 from agent.cli.output import STATE_DIR, Failure, StateDir
-from agent.config import Setting, build, environment, settings
 
 AGENT_HELP = """Run the node agent for the network namespace it is started in.
 
@@ -19,7 +18,9 @@ namespaces on veths and the commands of their containers run inside. The datapat
 kill it, and what was allowed stays allowed, what was denied stays denied; the next agent takes over. Remove
 everything with --remove-on-exit, or later with `gatehouse cleanup`.
 
-Lists are separated by commas, sizes and time-outs are NAME=NUMBER pairs. Every flag has a GATEHOUSE_ variable.
+Lists are separated by commas, sizes and time-outs are NAME=NUMBER pairs. Every flag has a GATEHOUSE_ variable
+(GATEHOUSE_POD_CIDRS), and is a setting of the YAML file of --config (pod_cidrs: [10.1.0.0/24]). A flag wins over its
+variable, a variable over the file. `gatehouse config` shows what is in force and where each value came from.
 
 \b
 Examples:
@@ -28,6 +29,7 @@ Examples:
   gatehouse agent --manifests ./m --node-sysctls --devices eth0 --forwarding hybrid --healthz 0.0.0.0:10256
   gatehouse agent --manifests ./m --timeouts udp=30,tcp=86400 --map-sizes conntrack=1000000
   ip netns exec node-b gatehouse agent --manifests ./m --node b --state-dir /run/gatehouse-b
+  gatehouse agent --config /etc/gatehouse/agent.yaml --log-level debug
 
 \b
 Exit status: 0 after an orderly stop, 2 where it cannot start (one sentence on stderr says why).
@@ -35,54 +37,22 @@ Exit status: 0 after an orderly stop, 2 where it cannot start (one sentence on s
 
 
 def register(app: typer.Typer) -> None:
-    agent.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [_parameter(setting) for setting in settings()]
-    )
+    agent.__signature__ = given.signature()  # type: ignore[attr-defined]
     app.command(help=AGENT_HELP)(agent)
     app.command()(cleanup)
 
 
-def _parameter(setting: Setting) -> inspect.Parameter:
-    flags = [setting.flag]
-    if setting.shape == "switch":
-        flags = ["--remove-on-exit/--keep" if setting.field == "remove_on_exit" else f"{flags[0]}/--no-{flags[0][2:]}"]
-    default: Any = setting.default
-    if isinstance(default, (tuple, list)):
-        default = ",".join(default)
-    text = setting.description if default in ("", None, {}, False) else f"{setting.description} [default: {default}]"
-    option = typer.Option(*flags, envvar=setting.variable, help=text, show_default=False, metavar=_metavar(setting))
-    kind: Any = bool | None if setting.shape == "switch" else str | None
-    return inspect.Parameter(
-        setting.field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
-    )
-
-
-def _metavar(setting: Setting) -> str | None:
-    if setting.shape == "choice":
-        return "|".join(setting.choices)
-    return {"list": "LIST", "pairs": "PAIRS", "text": "TEXT"}.get(setting.shape)
-
-
-def agent(**flags: Any) -> None:
+def agent(ctx: typer.Context, **flags: Any) -> None:
     """Hand over to a lean process of the same pid: typer and what it imports are not needed by an agent."""
-    import msgspec
-
+    from agent.config import handover
     from agent.datapath import mounts
 
-    texts = environment()
-    texts |= {field: str(value) for field, value in flags.items() if value is not None}
-    config = build({field: _absolute(field, text) for field, text in texts.items()})
+    resolved = given.resolve(ctx, flags)
     try:
         mounts.require_host()
     except mounts.Unmet as unmet:
         raise Failure(str(unmet)) from None
-    argument = msgspec.json.encode(config).decode()
-    os.execv(sys.executable, [sys.executable, "-m", "agent", argument])  # noqa: S606
-
-
-def _absolute(field: str, text: str) -> str:
-    """The agent may leave the mounts of `ip netns exec`, and the working directory with them."""
-    return os.path.abspath(text) if field in ("manifests", "state_dir") else text  # noqa: PTH100 - links stay links
+    os.execv(sys.executable, [sys.executable, "-m", "agent", handover.give(resolved)])  # noqa: S606
 
 
 def cleanup(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from agent.cli import given
 from agent.cli.output import Failure
-from agent.config import Config, build, environment
+from agent.config import CONFIG_VARIABLE, Config, check
 from agent.objects import Pod
 from agent.settings import node_config
 from agent.sources import yaml_reader
@@ -70,9 +72,18 @@ def documents(paths: Iterable[Path]) -> Iterator[Written]:
             continue  # `read` says what is wrong
 
 
+OF_A_CLUSTER = frozenset(
+    {"source", "kubeconfig", "pods", "cni_conf_dir", "cni_bin_dir", "cni_chain", "ipam", "pool", "pool_block_bits"}
+)
+"""Settings that say where an agent's objects, pods and addresses come from: here they come from the manifests."""
+
+
 def config_of(folder: Path) -> Config:
-    """As an agent would be started with this environment."""
-    return build(environment() | {"manifests": str(folder)})
+    """As an agent of these manifests would be started with this environment."""
+    file = os.environ.get(CONFIG_VARIABLE)
+    resolved = given.gathered(Path(file) if file else None, {"manifests": str(folder)}, without=OF_A_CLUSTER)
+    check(resolved)
+    return resolved.config
 
 
 def world_of(tree: Tree, config: Config) -> World:

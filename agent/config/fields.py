@@ -1,35 +1,38 @@
-"""What an agent is told: one typed value, filled from flags and GATEHOUSE_* variables.
-
-Each field is a flag of `gatehouse agent` (pod_cidrs: --pod-cidrs) and a variable (GATEHOUSE_POD_CIDRS);
-a flag wins over its variable. Lists are comma-separated, sizes and time-outs are NAME=NUMBER pairs.
-"""
+"""Every setting of an agent: one typed value, and what people are told of each field."""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, inspect
 
-from agent.services.maglev import is_prime
-from policies.address import Prefix, parse_address
-
 PREFIX = "GATEHOUSE_"
 DEFAULT_STATE_DIR = "/var/lib/gatehouse"
 TIMEOUTS = {"tcp": 21600.0, "syn": 60.0, "close": 10.0, "udp": 60.0, "other": 30.0}
 """Conntrack time-outs in seconds: TCP established, not yet answered, closed; UDP and SCTP answered; all else."""
-MAX_PORT = 65535
-MIN_MTU = 1280
-
-# A Service named gatehouse makes Kubernetes put GATEHOUSE_SERVICE_HOST, GATEHOUSE_PORT_53_UDP … into pods' environment.
-_SERVICE_LINK = re.compile(r"GATEHOUSE_(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP|SCTP).*)?)")
+SECRETS = frozenset({"maglev_seed"})
+"""Fields whose values are not shown."""
+PATHS = frozenset({"manifests", "kubeconfig", "state_dir", "cni_conf_dir", "cni_bin_dir", "envoy"})
+"""Fields that name a file or folder."""
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used; the message is one sentence that says what to do."""
+    """A setting that cannot be used. `sentence` says what to do; where `field` is given, it is about that one."""
+
+    def __init__(self, sentence: str, field: str = "", place: str = "") -> None:
+        before = place or (flag(field) if field else "")
+        super().__init__(f"{before}: {sentence}" if before else sentence)
+        self.sentence = sentence
+        self.field = field
+
+
+def flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def variable(field: str) -> str:
+    return PREFIX + field.upper()
 
 
 def _doc(text: str) -> Meta:
@@ -109,6 +112,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     masquerade_exclude: Annotated[
         tuple[str, ...], _doc("Blocks to which pods' traffic goes with their own address.")
     ] = ()
+    metrics: Annotated[str, _doc("Address and port of /metrics, such as 0.0.0.0:9965; default: none.")] = ""
     healthz: Annotated[str, _doc("Address and port of /healthz and /livez, such as 0.0.0.0:10256; default: none.")] = ""
     l7_proxy: Annotated[
         Literal["auto", "on", "off"],
@@ -182,21 +186,25 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """A field of Config as people are told of it. `shape`: "list", "pairs", "switch", "choice" or "text"."""
+    """A field of Config as people are told of it. `shape`: "list", "pairs", "switch", "choice" or "text".
+
+    `number`: int or float, where it is a number or its elements are.
+    """
 
     field: str
     shape: str
     description: str
     default: Any
     choices: tuple[str, ...] = ()
+    number: type[int] | type[float] | None = None
 
     @property
     def flag(self) -> str:
-        return "--" + self.field.replace("_", "-")
+        return flag(self.field)
 
     @property
     def variable(self) -> str:
-        return PREFIX + self.field.upper()
+        return variable(self.field)
 
 
 def settings() -> list[Setting]:
@@ -206,12 +214,12 @@ def settings() -> list[Setting]:
     found = []
     for field in info.fields:
         assert isinstance(field.type, inspect.Metadata)
-        kind = field.type.type
+        kind = element = field.type.type
         shape = "text"
         if isinstance(kind, inspect.VarTupleType):
-            shape = "list"
+            shape, element = "list", kind.item_type
         elif isinstance(kind, inspect.DictType):
-            shape = "pairs"
+            shape, element = "pairs", kind.value_type
         elif isinstance(kind, inspect.BoolType):
             shape = "switch"
         choices = kind.values if isinstance(kind, inspect.LiteralType) else ()
@@ -220,160 +228,11 @@ def settings() -> list[Setting]:
         text = (field.type.extra_json_schema or {}).get("description", "")
         default = field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
         default = None if default is msgspec.NODEFAULT else default
-        found.append(Setting(field.name, shape, text, default, tuple(map(str, choices))))
+        found.append(Setting(field.name, shape, text, default, tuple(map(str, choices)), _number(element)))
     return found
 
 
-def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Field → text of the GATEHOUSE_* variables that are set. Raises ConfigError for one that means nothing."""
-    found: dict[str, str] = {}
-    for name, text in environ.items():
-        if not name.startswith(PREFIX) or _SERVICE_LINK.fullmatch(name):
-            continue
-        field = name.removeprefix(PREFIX).lower()
-        if field not in Config.__struct_fields__:
-            raise ConfigError(f"{name} is not a setting of Gatehouse; see `gatehouse agent --help`")
-        found[field] = text
-    return found
-
-
-def build(texts: Mapping[str, str]) -> Config:
-    """A checked Config from field → text, as flags and variables give it. Raises ConfigError."""
-    if unknown := set(texts) - set(Config.__struct_fields__):
-        raise ConfigError(f"{sorted(unknown)[0]} is not a setting of Gatehouse; see `gatehouse agent --help`")
-    values = {s.field: _split(s, texts[s.field]) for s in settings() if s.field in texts}
-    values["node"] = values.get("node") or os.uname().nodename
-    try:
-        config = msgspec.convert(values, Config, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(_say(str(error))) from None
-    _check(config)
-    return config
-
-
-def _split(setting: Setting, text: str) -> Any:
-    items = [item.strip() for item in text.split(",") if item.strip()]
-    if setting.shape == "list":
-        return items
-    if setting.shape == "pairs":
-        if bad := [item for item in items if "=" not in item]:
-            raise ConfigError(f"{setting.flag}: {bad[0]!r} is not NAME=NUMBER")
-        return dict(item.split("=", 1) for item in items)
-    return text
-
-
-def _check(config: Config) -> None:
-    _check_source(config)
-    for field in ("pod_cidrs", "service_cidrs"):
-        families = [_prefix(field, text).is_v4 for text in getattr(config, field)]
-        if len(set(families)) != len(families):
-            raise ConfigError(f"{_flag(field)}: give at most one block for each of IPv4 and IPv6")
-    if not config.pod_cidrs:
-        raise ConfigError("--pod-cidrs: give at least one block")
-    pods = [_prefix("pod_cidrs", t) for t in config.pod_cidrs]
-    for service in (_prefix("service_cidrs", t) for t in config.service_cidrs):
-        if any(pod.covers(service) or service.covers(pod) for pod in pods):
-            raise ConfigError(f"--service-cidrs: {service} overlaps a block of --pod-cidrs")
-    for field in ("cluster_cidrs", "node_port_addresses", "masquerade_exclude"):
-        for text in getattr(config, field):
-            _prefix(field, text)
-    for text in config.node_addresses:
-        try:
-            parse_address(text)
-        except ValueError as error:
-            raise ConfigError(f"--node-addresses: {error}") from None
-    _check_services(config)
-    _check_devices(config)
-    if unknown := set(config.timeouts) - set(TIMEOUTS):
-        raise ConfigError(f"--timeouts: {sorted(unknown)[0]!r} is none of {', '.join(TIMEOUTS)}")
-    for field in ("timeouts", "map_sizes"):
-        if bad := [name for name, number in getattr(config, field).items() if number <= 0]:
-            raise ConfigError(f"{_flag(field)}: {bad[0]} must be above 0")
-
-
-def _check_source(config: Config) -> None:
-    if config.source == "directory" and not config.manifests:
-        raise ConfigError("--manifests is missing: name a folder, or read from the API server (--source kubernetes)")
-    if 0 < config.mtu < MIN_MTU:
-        raise ConfigError(f"--mtu: {config.mtu} is below {MIN_MTU}, which IPv6 needs")
-
-
-def _check_services(config: Config) -> None:
-    node_ports, snat_ports = port_range("node_ports", config.node_ports), port_range("snat_ports", config.snat_ports)
-    if _overlap(node_ports, snat_ports):
-        raise ConfigError("--snat-ports: they overlap --node-ports, and an answer could be for either; keep them apart")
-    proxy_ports = port_range("proxy_ports", config.proxy_ports)
-    for field, others in (("node_ports", node_ports), ("snat_ports", snat_ports)):
-        if _overlap(proxy_ports, others):
-            raise ConfigError(f"--proxy-ports: they overlap {_flag(field)}; keep them apart")
-    if not is_prime(config.maglev_size):
-        raise ConfigError(f"--maglev-size: {config.maglev_size} is not a prime number; 16381 and 65521 are")
-    if config.healthz:
-        listen_address(config.healthz)
-    if config.cgroup and not config.cgroup.startswith("/"):
-        raise ConfigError(f"--cgroup: {config.cgroup!r} is not an absolute path")
-    if config.socket_lb == "host" and not config.cgroup:
-        raise ConfigError("--socket-lb: host needs the cgroup of the node's processes: give it with --cgroup")
-
-
-def _check_devices(config: Config) -> None:
-    if "auto" in config.devices and len(config.devices) > 1:
-        raise ConfigError("--devices: give either `auto` or names")
-    wanted = {
-        "forwarding": config.forwarding if config.forwarding != "snat" else "",
-        "xdp": config.xdp if config.xdp != "off" else "",
-        "masquerade": "it" if config.masquerade else "",
-    }
-    for field, what in wanted.items():
-        if what and not config.devices:
-            raise ConfigError(f"{_flag(field)}: {what} is done at the node's devices: name them (--devices)")
-
-
-def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    return one[0] <= other[1] and other[0] <= one[1]
-
-
-def port_range(field: str, text: str) -> tuple[int, int]:
-    """First and last port of "30000-32767", the value of a setting. Raises ConfigError."""
-    first, dash, last = text.partition("-")
-    if not (first.isdecimal() and (last.isdecimal() or not dash)):
-        raise ConfigError(f"{_flag(field)}: {text!r} is not a range of ports such as 30000-32767")
-    low, high = int(first), int(last or first)
-    if not 1 <= low <= high <= MAX_PORT:
-        raise ConfigError(f"{_flag(field)}: {text!r} does not go upwards within 1-{MAX_PORT}")
-    return low, high
-
-
-def listen_address(text: str) -> tuple[bytes, int]:
-    """Address (16 bytes) and port of "0.0.0.0:10256" or "[::]:10256", the value of --healthz. Raises ConfigError."""
-    host, _, port = text.rpartition(":")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    try:
-        if (":" in bare) != (bare != host) or not port.isdecimal() or not 1 <= int(port) <= MAX_PORT:
-            raise ValueError
-        return parse_address(bare), int(port)
-    except ValueError:
-        raise ConfigError(
-            f"--healthz: {text!r} is not an address and a port such as 0.0.0.0:10256 or [::]:10256"
-        ) from None
-
-
-def _prefix(field: str, text: str) -> Prefix:
-    try:
-        return Prefix.parse(text)
-    except ValueError:
-        raise ConfigError(f"{_flag(field)}: {text!r} is not a block of addresses such as 10.244.0.0/24") from None
-
-
-def _flag(field: str) -> str:
-    return "--" + field.replace("_", "-")
-
-
-def _say(message: str) -> str:
-    """msgspec's sentence with the flag for the path: "Expected `int` >= 1280 - at `$.mtu`" → "--mtu: expected …"."""
-    text, _, path = message.partition(" - at `$.")
-    field = re.split(r"[`\[]", path)[0]
-    if not field:
-        missing = re.search(r"missing required field `(\w+)`", text)
-        return f"{_flag(missing.group(1))} is missing" if missing else text
-    return f"{_flag(field)}: {text[0].lower()}{text[1:]}"
+def _number(kind: inspect.Type) -> type[int] | type[float] | None:
+    if isinstance(kind, inspect.IntType):
+        return int
+    return float if isinstance(kind, inspect.FloatType) else None
