@@ -37,7 +37,7 @@ def parse(text: str, name: str, folder: str = "") -> dict[str, Given]:
         raise ConfigError(f"it is not YAML: {error.problem}", place=f"{name}:{line}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"it is not YAML: {str(error).splitlines()[0]}", place=f"{name}:1") from None
-    if root is None:
+    if root is None or root.tag == _NULL:
         return found
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError("settings are NAME: VALUE lines", place=_place(name, root))

@@ -78,6 +78,21 @@ def test_texts_become_types() -> None:
         ({"xdp": "auto"}, "--xdp: auto is done at the node's devices"),
         ({"masquerade": "true"}, "--masquerade: it is done at the node's devices"),
         ({"colour": "red"}, "colour is not a setting"),
+        ({"external_ips": "maybe"}, "--external-ips: 'maybe' is neither true nor false"),
+        ({"timeouts": "tcp=soon"}, "--timeouts: 'soon' is not a number"),
+        ({"map_sizes": "nat=1.5"}, "--map-sizes: '1.5' is not a whole number"),
+        ({"mtu": "1279"}, "--mtu: 1279 is below 1280"),
+        ({"ipam": "node"}, "--ipam: node asks the API server"),
+        ({"ipam": "pool", "pool": "10.0.0.0/8", "pool_block_bits": "24"}, "--ipam: pool asks the API server"),
+        ({"pool": "10.0.0.0/8"}, "--pool: it is for --ipam pool, and --ipam is cidrs"),
+        ({"pool_block_bits": "24"}, "--pool-block-bits: it is for --ipam pool"),
+        ({"cni_conf_dir": "/etc/cni/net.d"}, "--cni-conf-dir: this agent runs its pods itself"),
+        ({"cni_bin_dir": "/opt/cni/bin", "pods": "processes"}, "--cni-bin-dir: this agent runs its pods itself"),
+        ({"cni_chain": "10-a.conflist", "pods": "cni"}, "--cni-chain: there must be a folder"),
+        ({"cni_chain": "a/b", "cni_conf_dir": "/e", "pods": "cni"}, "--cni-chain: 'a/b' is a path"),
+        ({"routing": "vxlan", "tunnel_port": "10000"}, "--tunnel-port: 10000 is one of --proxy-ports"),
+        ({"routing": "vxlan", "tunnel_port": "30001"}, "--tunnel-port: 30001 is one of --node-ports"),
+        ({"routing": "vxlan", "tunnel_port": "65535"}, "--tunnel-port: 65535 is one of --snat-ports"),
     ],
 )
 def test_what_cannot_be_used_is_said(texts: dict[str, str], says: str) -> None:
@@ -86,6 +101,54 @@ def test_what_cannot_be_used_is_said(texts: dict[str, str], says: str) -> None:
         build(given)
     assert str(error.value).startswith(says)
     assert "\n" not in str(error.value)
+
+
+CLUSTER = {"source": "kubernetes", "ipam": "node"}
+POOL = {"source": "kubernetes", "ipam": "pool", "pool": "10.0.0.0/16,fd00::/48", "pool_block_bits": "24,64"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ({"source": "kubernetes"}, "--ipam: say where pods of this node get their addresses"),
+        (CLUSTER | {"manifests": "m"}, "--manifests: nothing reads it"),
+        (CLUSTER | {"pods": "processes"}, "--pods: with --source kubernetes a runtime runs the pods"),
+        (CLUSTER | {"pod_cidrs": "10.1.0.0/24"}, "--pod-cidrs: they are not for --ipam node"),
+        (CLUSTER | {"secret_namespaces": "a,Shop"}, "--secret-namespaces: namespace 'Shop' must be"),
+        (POOL | {"pool": ""}, "--pool: give at least one block"),
+        (POOL | {"pool": "10.0.0.0/16,10.1.0.0/16"}, "--pool: give at most one block for each"),
+        (POOL | {"pool_block_bits": "24"}, "--pool-block-bits: give one length for each block of --pool"),
+        (POOL | {"pool_block_bits": "16,64"}, "--pool-block-bits: /16 is not a part of 10.0.0.0/16"),
+        (POOL | {"pool_block_bits": "31,64"}, "--pool-block-bits: /31 is not a part of 10.0.0.0/16 for a node: choose"),
+        (POOL | {"pool_block_bits": "24,125"}, "--pool-block-bits: /125 is not a part of fd00::/48"),
+        (POOL | {"service_cidrs": "10.0.3.0/24"}, "--service-cidrs: 10.0.3.0/24 overlaps a block of --pool"),
+    ],
+)
+def test_what_cannot_be_used_in_a_cluster_is_said(texts: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        build(texts)
+    assert str(error.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        CLUSTER,
+        POOL,
+        {"source": "kubernetes", "pod_cidrs": "10.1.0.0/24"},
+        {"source": "kubernetes", "cni_chain": "10-a.conflist", "cni_conf_dir": "/etc/cni/net.d"},
+        CLUSTER | {"routing": "native", "tunnel_port": "10000"},
+        {"manifests": "m", "pods": "cni", "cni_conf_dir": "/etc/cni/net.d", "mtu": "0"},
+    ],
+)
+def test_what_can_be_used_in_a_cluster_is_taken(texts: dict[str, str]) -> None:
+    assert build(texts).source == texts.get("source", "directory")
+
+
+def test_the_default_block_of_pods_is_for_blocks_that_are_given() -> None:
+    assert build(CLUSTER).pod_cidrs == ()
+    assert build(POOL).pod_cidrs == ()
+    assert build({"manifests": "m"}).pod_cidrs
 
 
 def test_what_can_be_used_is_taken() -> None:
@@ -116,13 +179,16 @@ def test_ranges_of_ports(text: str, ports: tuple[int, int]) -> None:
     [("0.0.0.0:10256", "0.0.0.0", 10256), ("[::]:80", "::", 80), ("[fd00::1]:65535", "fd00::1", 65535)],
 )
 def test_addresses_to_listen_at(text: str, host: str, port: int) -> None:
-    assert listen_address(text) == (parse_address(host), port)
+    assert listen_address("healthz", text) == (parse_address(host), port)
 
 
 def test_environment_takes_only_settings() -> None:
-    assert environment({"GATEHOUSE_STATE_DIR": "/s", "PATH": "/bin"}) == {"state_dir": "/s"}
-    with pytest.raises(ConfigError, match="GATEHOUSE_STATEDIR"):
+    found = environment({"GATEHOUSE_STATE_DIR": "/s", "PATH": "/bin", "GATEHOUSE_CONFIG": "/c"})
+    assert found == {"state_dir": "/s"}
+    with pytest.raises(ConfigError, match=r"GATEHOUSE_STATEDIR .* did you mean GATEHOUSE_STATE_DIR\?"):
         environment({"GATEHOUSE_STATEDIR": "/s"})
+    with pytest.raises(ConfigError, match="see `gatehouse agent --help`"):
+        environment({"GATEHOUSE_XYZZY": "/s"})
 
 
 @pytest.mark.parametrize(
