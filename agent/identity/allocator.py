@@ -12,6 +12,11 @@ class ExhaustedError(Exception):
     """Nothing is left to give. The message says of what, and how many there are."""
 
 
+def first_choice(key: str, span: int) -> int:
+    """Where in 0 … span-1 the search for a number of `key` begins."""
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") % span
+
+
 class Allocator:
     """Numbers base … base+span-1, each given to one key. `reserved` ones are never given.
 
@@ -34,7 +39,7 @@ class Allocator:
         """The number of `key`, now or already given. Raises ExhaustedError."""
         if (known := self._numbers.get(key)) is not None:
             return known
-        start = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") % self._span
+        start = first_choice(key, self._span)
         if len(self._keys) + len(self._reserved) < self._span:
             for step in range(self._span):
                 number = self._base + (start + step) % self._span
