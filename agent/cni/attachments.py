@@ -1,0 +1,105 @@
+"""The record of attachments: one file each in STATE_DIR/attachments, written before anything is built.
+
+A file is replaced in one step, so a killed agent leaves each as it was or as it is to be; what a damaged one says of
+others is nothing. No write waits for the disk: what a crash of the machine could take from the record (namespaces,
+links, the containers themselves) is gone with it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from agent.cni.protocol import Key
+from agent.objects import Interface
+from policies.model import ObjectRef
+
+VERSION = 1
+
+
+class Attachment(msgspec.Struct, frozen=True):
+    """A pod's network as a runtime asked for it. Addresses are 16 bytes each.
+
+    `interface` None: its ADD has not come to its end, and whoever finds it so after a restart is to undo it.
+    """
+
+    key: Key
+    pod: ObjectRef
+    uid: str  # of the pod; "" where the runtime did not tell
+    netns: str  # path
+    network: str  # name of the CNI configuration
+    addresses: tuple[bytes, ...]
+    made_ns: int  # CLOCK_REALTIME
+    chained: bool = False  # another plugin made the link, and removes it
+    interface: Interface | None = None
+    recovered: bool = False  # the record was lost, and this was read from the kernel: the container's id is not known
+    version: int = VERSION
+
+
+class Attachments:
+    """What is attached, by key; each change is on file when the call returns. Raises OSError."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._by_key: dict[Key, Attachment] = {}
+
+    def load(self) -> list[str]:
+        """Read what an earlier agent left. Files that cannot be used are put aside, and told of, for people."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        notices = []
+        for path in sorted(self._folder.iterdir()):
+            if path.name.startswith("."):
+                path.unlink()  # half written
+            elif path.suffix == ".json":
+                try:
+                    found = _read(path)
+                    self._by_key[found.key] = found
+                except (ValueError, msgspec.MsgspecError) as error:
+                    aside = path.with_name(f"{path.name}.unusable-{time.time_ns()}")
+                    path.rename(aside)
+                    notices.append(f"{path} cannot be used and was put aside as {aside.name}: {error}")
+        return notices
+
+    def __iter__(self) -> Iterator[Attachment]:
+        return iter(list(self._by_key.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def get(self, key: Key) -> Attachment | None:
+        return self._by_key.get(key)
+
+    def of(self, pod: ObjectRef) -> Attachment | None:
+        """The newest that the pod has; while a runtime replaces a pod's sandbox there may be two."""
+        found = [one for one in self._by_key.values() if one.pod == pod]
+        return max(found, key=lambda one: one.made_ns, default=None)
+
+    def put(self, attachment: Attachment) -> None:
+        path = self._path(attachment.key)
+        fresh = path.with_name(f".{path.name}")
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(msgspec.json.encode(attachment))
+        fresh.rename(path)
+        self._by_key[attachment.key] = attachment
+
+    def remove(self, key: Key) -> None:
+        self._path(key).unlink(missing_ok=True)
+        self._by_key.pop(key, None)
+
+    def names_taken(self) -> Iterable[str]:
+        """Host sides of veths that somebody's attachment accounts for."""
+        return [one.interface.name for one in self._by_key.values() if one.interface]
+
+    def _path(self, key: Key) -> Path:
+        return self._folder / f"{key.container_id}@{key.ifname}.json"  # an id has no @
+
+
+def _read(path: Path) -> Attachment:
+    found = msgspec.json.decode(path.read_bytes(), type=Attachment)
+    if found.version != VERSION:
+        raise ValueError(f"it is of version {found.version}, this agent writes version {VERSION}")
+    return found

@@ -1,0 +1,301 @@
+"""Pods whose networks a container runtime asks for: an agent.pods.Pods.
+
+An attachment is on record before any of it is built, and marked as complete once all of it is in force. So whatever
+ends an ADD, what there is of it is known: to its own undoing, to the DEL that follows, or to the next agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+import msgspec
+
+from agent import log as logs
+from agent.cni.attachments import Attachment, Attachments
+from agent.cni.ipam import Ipam
+from agent.cni.known import CniPod, KnownPods, is_same
+from agent.cni.networks import Connected, host_link
+from agent.cni.protocol import INVALID_CONFIG, TRY_AGAIN_LATER, CniError, Request, previous_addresses
+from agent.cni.surroundings import Surroundings
+from agent.endpoints import namespaces
+from agent.endpoints.endpoints import Adopted
+from agent.objects import Interface, Pod
+from agent.pods import PodGone
+from policies.model import ObjectRef
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+THREADS = 4
+"""That build; as many remove."""
+
+log = logs.get("cni")
+
+
+class CniPods:
+    """In the network namespace of the thread that makes this, and used in the event loop's thread.
+
+    `chained`: another plugin makes the pods' links and addresses. `notices`: what was wrong with the record.
+    """
+
+    def __init__(self, record: Attachments, ipam: Ipam, around: Surroundings, chained: bool = False) -> None:
+        self.record = record
+        self.notices: list[str] = []
+        self._ipam = ipam
+        self._around = around
+        self._chained = chained
+        self._known = KnownPods(around.unreachable)
+        self._told: dict[ObjectRef, Attachment] = {}
+        """By whose addresses the World knows a pod."""
+        self._under_way: set[asyncio.Future[None]] = set()
+        self._stopping = False
+        # Building waits for nothing, least of all for removals, which take longer.
+        self._builders = ThreadPoolExecutor(THREADS, "cni-build", initializer=namespaces.join_machine_mounts)
+        self._removers = ThreadPoolExecutor(THREADS, "cni-remove", initializer=namespaces.join_machine_mounts)
+
+    # ---- agent.pods.Pods
+
+    def __iter__(self) -> Iterator[CniPod]:
+        return iter(self._known)
+
+    def get(self, ref: ObjectRef) -> CniPod | None:
+        return self._known.get(ref)
+
+    def unready(self) -> str:
+        """Why an ADD could not be served now; empty where it could."""
+        return "the agent stops" if self._stopping else "" if self._chained else self._ipam.problem
+
+    def problem(self, ref: ObjectRef) -> str:
+        known = self._known.get(ref)
+        return known.problem if known else ""
+
+    def attachment(self, ref: ObjectRef) -> Attachment | None:
+        """The complete one a pod has. Its `uid` says whether it is that pod's, or of an earlier one of its name."""
+        found = self.record.of(ref)
+        return found if found is not None and found.interface is not None else None
+
+    async def adopt(self, refs: Collection[ObjectRef]) -> dict[ObjectRef, Adopted]:
+        """Networks that stand, of pods in `refs`; others stay, too, for their DEL is still to come. What was not
+        complete, or has lost its namespace or its link, is removed."""
+        self.notices += self.record.load()
+        links = {one.name: one for one in await self._in(self._builders, self._around.links.existing)}
+        for attachment in self.record:
+            self._ipam.hold(attachment.key, () if attachment.chained else attachment.addresses)
+            if not await self._in(self._builders, _stands, attachment, links):
+                await self._clear(attachment)
+        found: dict[ObjectRef, Adopted] = {}
+        for ref in refs:
+            if (complete := self.attachment(ref)) is not None and complete.interface is not None:
+                self._told[ref] = complete
+                found[ref] = Adopted(complete.interface, frozenset(complete.addresses))
+        return found
+
+    def want(self, pod: Pod) -> None:
+        """The API server told of a pod; its network comes when the runtime asks for it, or stands from before."""
+        local = self._known.tell(pod)
+        told, attachment = self._told.get(pod.ref), self.attachment(pod.ref)
+        if attachment is not None and is_same(attachment.uid, pod.uid):
+            if told is None or told.key != attachment.key:
+                self._spawn(self._tell(local, attachment))
+            elif told is attachment:
+                local.ready()
+        elif told is not None and not is_same(told.uid, pod.uid):
+            self._forget(pod.ref)  # of an earlier pod of this name: the new one must not be known by its addresses
+
+    def drop(self, ref: ObjectRef) -> None:
+        """The API server says that a pod is gone. Its network stays until the runtime ends it, but nothing passes."""
+        self._known.forget(ref)
+        if ref in self._told:
+            self._forget(ref)
+
+    async def settled(self) -> None:
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+
+    async def stop(self) -> None:
+        self._stopping = True
+        await self.settled()
+
+    async def close(self, keep: bool) -> None:
+        if not keep:
+            await asyncio.gather(*(self._clear(attachment) for attachment in self.record))
+        self._builders.shutdown()
+        self._removers.shutdown()
+
+    # ---- what runtimes ask for
+
+    async def build(self, request: Request) -> Attachment:
+        """The network of an ADD, in force. Raises CniError, OSError, PodGone; then, and if this is cancelled, nothing
+        of it is left."""
+        assert request.pod is not None
+        local = await self._known.wait_for(request.pod, request.uid)
+        if local.pod.host_network:
+            raise CniError(INVALID_CONFIG, f"{request.pod.namespace}/{request.pod.name} uses the node's network")
+        if self._stopping:
+            raise CniError(TRY_AGAIN_LATER, "the agent stops", "the next one will serve this")
+        attachment = self._begin(request, local.pod)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._under_way.add(done)
+        try:
+            complete = await self._build(local, attachment)
+        except BaseException as error:
+            local.fail(str(error) or f"not done in time, or the runtime gave up: it was {local.step}")
+            await carried_through(self._undo(attachment))
+            raise
+        finally:
+            self._under_way.discard(done)
+            done.set_result(None)
+        local.ready()
+        return complete
+
+    async def remove(self, attachment: Attachment) -> None:
+        """All there is of it. Raises OSError; it then stays on record."""
+        if (told := self._told.get(attachment.pod)) is not None and told.key == attachment.key:
+            del self._told[attachment.pod]
+            await self._around.detach(attachment.pod)
+            if (local := self._known.get(attachment.pod)) is not None:
+                local.state = "creating"
+        await self._clear(attachment)
+
+    async def check(self, attachment: Attachment) -> list[str]:
+        """What is not as ADD left it, one sentence each."""
+        interface = attachment.interface
+        if interface is None:
+            return ["its ADD has not come to its end"]
+        told = self._told.get(attachment.pod)
+        links = self._around.links
+        wrong = await self._in(
+            self._builders, links.check, attachment.netns, attachment.key.ifname, attachment.addresses, interface
+        )
+        if not self._around.has_programs(interface.index):
+            wrong.append(f"no policy is enforced at {interface.name}: its programs are not attached")
+        if told is None or told.key != attachment.key:
+            wrong.append(
+                "nobody is known by its addresses: the pod is gone from the API server, or has another network"
+            )
+        return wrong
+
+    async def stands(self, attachment: Attachment) -> bool:
+        """Whether its namespace and its link are still there."""
+        links = {one.name: one for one in await self._in(self._builders, self._around.links.existing)}
+        return await self._in(self._builders, _stands, attachment, links)
+
+    # ---- steps
+
+    def _begin(self, request: Request, pod: Pod) -> Attachment:
+        """On record, with its addresses."""
+        key = request.key
+        given = previous_addresses(request.previous or {}, key.ifname) if self._chained else self._ipam.give(key)
+        if not given:
+            raise CniError(
+                INVALID_CONFIG, "prevResult names no address of the pod's interface", f"CNI_IFNAME {key.ifname}"
+            )
+        attachment = Attachment(
+            key, pod.ref, request.uid or pod.uid, request.netns, request.network, given, time.time_ns(), self._chained
+        )
+        try:
+            self.record.put(attachment)
+        except OSError:
+            self._ipam.take_back(key)
+            raise
+        return attachment
+
+    async def _build(self, local: CniPod, attachment: Attachment) -> Attachment:
+        around, pod = self._around, attachment.pod
+        local.step = "making its link"
+        interface = await self._in(
+            self._builders, around.links.connect,
+            attachment.netns, attachment.key.ifname, attachment.addresses, pod, around.mtu(),
+        )  # fmt: skip
+        around.attach_programs(interface.index)  # it has no endpoint entry yet: everything is dropped
+        self._told[pod] = attachment
+        local.step = "waiting for its identity, and for its policy to be in the kernel"
+        await around.attach(pod, attachment.addresses, interface)
+        await self._in(self._builders, around.links.activate, interface, attachment.addresses)
+        local.step = "waiting for the other nodes to be told of it"
+        await around.published(pod)
+        if self._told.get(pod) is not attachment:
+            raise PodGone(f"{pod} was deleted")
+        complete = msgspec.structs.replace(attachment, interface=interface)
+        self.record.put(complete)
+        self._told[pod] = complete
+        return complete
+
+    async def _undo(self, attachment: Attachment) -> None:
+        try:
+            await self.remove(attachment)
+        except OSError as error:  # on record as incomplete: a DEL is to follow, and the next agent sees to it, too
+            log.error("an ADD that failed could not be undone", pod=str(attachment.pod), reason=str(error))
+
+    async def _clear(self, attachment: Attachment) -> None:
+        """Link, record, addresses, in this order: none is free before the one before it is gone."""
+        if not attachment.chained:
+            await self._in(self._removers, self._around.links.disconnect, host_link(attachment.addresses))
+        self.record.remove(attachment.key)
+        self._ipam.take_back(attachment.key)
+
+    async def _tell(self, local: CniPod, attachment: Attachment) -> None:
+        """A network that stood before its pod was known is that pod's."""
+        interface = attachment.interface
+        assert interface is not None
+        self._told[attachment.pod] = attachment
+        try:
+            await self._around.attach(attachment.pod, attachment.addresses, interface)
+            await self._around.published(attachment.pod)
+            local.ready()
+        except PodGone as error:
+            local.fail(str(error))
+
+    def _forget(self, ref: ObjectRef) -> None:
+        del self._told[ref]
+        self._spawn(self._around.detach(ref))
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+    async def _in(self, pool: ThreadPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What has begun comes to its end, also where its caller is cancelled: what it makes must be known."""
+        work = asyncio.get_running_loop().run_in_executor(pool, lambda: function(*args, **kwargs))
+        return await carried_through(work)
+
+
+async def carried_through(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
+    """The result of `work`, which goes on to its end if whoever waits is cancelled; that is so after it only."""
+    future = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait({future})
+        raise
+
+
+def _stands(attachment: Attachment, links: dict[str, Connected]) -> bool:
+    """Complete, and its link and the very namespace are there. Blocks."""
+    interface = attachment.interface
+    if interface is None:
+        return False
+    if not attachment.chained:
+        link = links.get(interface.name)
+        if link is None or link.ifindex != interface.index:
+            return False
+    return _is_netns(attachment.netns, interface)
+
+
+def _is_netns(path: str, interface: Interface) -> bool:
+    try:
+        netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return interface.netns_cookie in (0, namespaces.cookie(netns))
+    except OSError:
+        return False
+    finally:
+        os.close(netns)

@@ -1,0 +1,50 @@
+"""Deletions that the plugin left while the agent was not there: files ID@IFNAME, each a request as for the socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from agent import log as logs
+from agent.cni.protocol import HEADER, CniError, Request, parse_request, request_lengths
+
+log = logs.get("cni")
+
+
+class Queued(msgspec.Struct, frozen=True):
+    path: Path
+    request: Request
+    left_ns: int  # CLOCK_REALTIME
+
+
+def queued(folder: Path) -> Iterator[Queued]:
+    """What is there, oldest first. Files that are no deletion are removed; half-written ones have other names."""
+    try:
+        paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except FileNotFoundError:
+        return
+    found = []
+    for path in paths:
+        try:
+            found.append(Queued(path, _read(path.read_bytes()), path.stat().st_mtime_ns))
+        except FileNotFoundError:
+            continue  # its plugin found the agent after all
+        except CniError as error:
+            log.warning("a queued deletion cannot be read and is left out", file=path.name, reason=str(error))
+            path.unlink(missing_ok=True)
+    yield from sorted(found, key=lambda one: one.left_ns)
+
+
+def _read(content: bytes) -> Request:
+    header, rest = content[: HEADER.size], content[HEADER.size :]
+    if len(header) < HEADER.size:
+        raise CniError(0, "it is too short")
+    environment, config = request_lengths(header)
+    if len(rest) != environment + config:
+        raise CniError(0, "it is not whole")
+    request = parse_request(rest[:environment], rest[environment:])
+    if request.command != "DEL":
+        raise CniError(0, f"it is a {request.command}")
+    return request

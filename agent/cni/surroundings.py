@@ -1,0 +1,45 @@
+"""What pods over CNI need of the rest of the agent."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from agent.cni.networks import Connected
+from agent.objects import Interface
+from policies.model import ObjectRef
+
+
+class Links(Protocol):
+    """agent.cni.networks.Networks. Calls block, for many threads at once; errors are OSError."""
+
+    def connect(self, netns: str, ifname: str, addresses: Sequence[bytes], pod: ObjectRef, mtu: int) -> Interface: ...
+
+    def activate(self, interface: Interface, addresses: Sequence[bytes]) -> None: ...
+
+    def disconnect(self, link: Interface | str) -> bool: ...
+
+    def existing(self) -> list[Connected]: ...
+
+    def check(self, netns: str, ifname: str, addresses: Sequence[bytes], interface: Interface) -> list[str]: ...
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """Functions that do not block, for the event loop's thread."""
+
+    links: Links
+    attach_programs: Callable[[int], None]
+    """To the interface with this index; raises OSError."""
+    has_programs: Callable[[int], bool]
+    """Whether they are all attached there."""
+    attach: Callable[[ObjectRef, tuple[bytes, ...], Interface], Awaitable[None]]
+    """Turns.attach: returns once the kernel enforces the pod's policy; raises agent.pods.PodGone."""
+    detach: Callable[[ObjectRef], Awaitable[None]]
+    """Turns.detach: returns once nobody is known by the pod's addresses."""
+    published: Callable[[ObjectRef], Awaitable[None]]
+    """Until the other nodes can know the pod, or the API server cannot be reached."""
+    unreachable: Callable[[], str]
+    """Why the API server cannot be asked, and since when; empty where it can."""
+    mtu: Callable[[], int]
