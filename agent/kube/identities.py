@@ -39,7 +39,7 @@ class Identities(Protocol):
     """What the World knows of identities and wants to know."""
 
     def wanted(self) -> Mapping[Key, Workload]:
-        """Keys of local pods without a number fit for use: none is known, or only marked ones. A view: it is asked often."""
+        """Keys of local pods without a number fit for use: none is known, or only marked ones. Asked often."""
         ...
 
     def numbers(self, key: Key) -> Collection[int]:
