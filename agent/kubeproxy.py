@@ -45,7 +45,7 @@ class Watch:
 
     def __init__(self, config: Config) -> None:
         self.problem = ""
-        self._own_port = listen_address(config.healthz)[1] if config.healthz else 0
+        self._own_port = listen_address("healthz", config.healthz)[1] if config.healthz else 0
 
     def look(self) -> None:
         before, self.problem = self.problem, sentence(signs({self._own_port}))

@@ -36,6 +36,7 @@ from agent.proxy.proxies import Proxies
 from agent.proxy.rules import LiveRules
 from agent.realize import Realizer
 from agent.retirement import Retirement
+from agent.services.health import Answer
 from agent.sources.directory import DirectorySource
 from agent.sources.slices import derive
 from agent.sources.source import Batch
@@ -76,7 +77,9 @@ class Agent:
         self.world = World(node, derive)
         self.names = NameFeed(self.world, config.node)
         self.realizer = Realizer(maps, Plan())
-        self.health = HealthChecks(config.healthz, self.world, lambda: self.turns.behind_since)
+        self.health = HealthChecks(
+            config.healthz, self.world, lambda: self.turns.behind_since, config.metrics, self._exposition
+        )
         self.proxy_feature = Feature(maps["config"])
         self.envoy = EnvoySide(
             config, instance, self.world.allocations.proxy_ports, self.world.secrets.get, self.proxy_feature.turn_on
@@ -103,6 +106,7 @@ class Agent:
         self._state = StateFile(instance.state)
         self._forgetting: set[asyncio.Task[None]] = set()
         self._retirement = Retirement(self.world, self.turns.serving, instance.flows_socket)
+        self._handlers = Handlers(self)
 
     def proxy_views(self) -> dict[str, ProxyView]:
         return {"envoy": self.envoy.view(), "dns": self.dns.view()}
@@ -112,7 +116,7 @@ class Agent:
     async def run(self, batch: Batch, stopping: asyncio.Event) -> None:
         """Start, work until told to stop, stop. `batch`: all there was in the source at first."""
         gone = await self._begin(batch)
-        async with await serve(self.instance.agent_socket, Handlers(self).by_operation()):
+        async with await serve(self.instance.agent_socket, self._handlers.by_operation()):
             for change in batch.changes:
                 if change.ref.kind == "Pod":
                     self.turns.want(change.ref, self.pods)
@@ -204,6 +208,11 @@ class Agent:
         await self.turns.settled()
         await self.live_rules.settled()
         await self.pods.settled()
+
+    async def _exposition(self) -> Answer:
+        from agent.metrics import exposition  # noqa: PLC0415  # a library that only those need who ask
+
+        return exposition(await self._handlers.status({}))
 
     async def _learn(self, names: Names) -> None:
         await self.turns.learn(names)

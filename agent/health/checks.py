@@ -1,47 +1,69 @@
-"""All health checks of an agent: the ports of services, and /healthz and /livez."""
+"""What an agent answers by HTTP: health checks of services, /healthz and /livez, and /metrics."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 
 from agent import log as logs
 from agent.config import listen_address
 from agent.health.liveness import Liveness
 from agent.health.ports import RETRY_S, HealthPorts
-from agent.health.server import EVERYWHERE, HttpServer
+from agent.health.server import EVERYWHERE, Answers, HttpServer
+from agent.services.health import Answer
 from agent.world.config import NodeConfig
 from agent.world.world import World
+
+NOT_FOUND = Answer(HTTPStatus.NOT_FOUND, b'{"error":"there is only /metrics"}')
 
 log = logs.get("health")
 
 
 class HealthChecks:
-    """`healthz`: as in Config. `problem`: why that cannot be opened; it is tried again. `behind_since`: see Turns."""
+    """`healthz`, `metrics`: as in Config; `exposition` answers GET /metrics. `behind_since`: see Turns."""
 
-    def __init__(self, healthz: str, world: World, behind_since: Callable[[], float | None]) -> None:
-        self.problem = ""
+    def __init__(
+        self,
+        healthz: str,
+        world: World,
+        behind_since: Callable[[], float | None],
+        metrics: str = "",
+        exposition: Callable[[], Awaitable[Answer]] | None = None,
+    ) -> None:
+        self._problems: dict[str, str] = {}
         self.liveness = Liveness(behind_since)
         self._http = HttpServer()
-        self._healthz = healthz
+        self._open: dict[str, tuple[str, Answers]] = {}
+        if healthz:
+            self._open["healthz"] = healthz, self.liveness.answer
+        if metrics and exposition:
+            self._open["metrics"] = metrics, lambda path: exposition() if path == "/metrics" else NOT_FOUND
         self.ports = HealthPorts(world, self._http, port_addresses(world.config), self.liveness.in_force)
+
+    @property
+    def problems(self) -> list[str]:
+        """Why something cannot be opened; it is tried again."""
+        return list(self._problems.values())
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.ports.run())
-            if self._healthz:
-                tasks.create_task(self._serve_healthz(*listen_address(self._healthz)))
+            for name, (where, answers) in self._open.items():
+                tasks.create_task(self._serve(name, where, answers))
 
-    async def _serve_healthz(self, address: bytes, port: int) -> None:
+    async def _serve(self, name: str, where: str, answers: Answers) -> None:
+        address, port = listen_address(name, where)
         while True:
             try:
-                listening = await self._http.listen([address], port, self.liveness.answer)
+                listening = await self._http.listen([address], port, answers)
                 break
             except OSError as error:
-                self.problem = f"--healthz {self._healthz} cannot be opened ({error.strerror}): free it, or change it"
-                log.error("healthz", reason=self.problem)
+                why = f"--{name} {where} cannot be opened ({error.strerror}): free it, or change it"
+                self._problems[name] = why
+                log.error(name, reason=why)
                 await asyncio.sleep(RETRY_S)
-        self.problem = ""
+        self._problems.pop(name, None)
         try:
             await asyncio.Event().wait()
         finally:

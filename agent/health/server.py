@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -22,7 +22,7 @@ from agent import log as logs
 from agent.services.health import Answer
 from policies.address import format_address, is_v4
 
-Answers = Callable[[str], Answer]
+Answers = Callable[[str], Answer | Awaitable[Answer]]
 """From the path of a request, without its query."""
 
 EVERYWHERE = b""
@@ -158,7 +158,8 @@ async def _exchange(
         if request is None:
             return False
         method = request.method.decode()
-        answer = answers(request.target.decode().partition("?")[0]) if method in ("GET", "HEAD") else NO_METHOD
+        made = answers(request.target.decode().partition("?")[0]) if method in ("GET", "HEAD") else NO_METHOD
+        answer = made if isinstance(made, Answer) else await made
         last = last or not isinstance(conversation.next_event(), h11.EndOfMessage)  # a body: nobody reads it
     except h11.RemoteProtocolError:
         answer, last = REFUSED, True

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import rig
 from agents import Document, RunningAgent, pod
+from prometheus_client.parser import text_string_to_metric_families
 
 WAIT_S = 10.0
 HEALTHZ = 10256
 CHECK = 30_500
+METRICS = 9965
 Found = tuple[int, Mapping[str, str], Any]
 """Status, headers, body."""
 
@@ -123,3 +125,32 @@ def test_healthz(agent: RunningAgent, outside: rig.Outside, path: str) -> None:
     assert ask(outside, rig.NODE_V4, HEALTHZ, "/metrics")[0] == 404
     assert agent.stop() == 0
     assert reached(outside, rig.NODE_V4, HEALTHZ) is None
+
+
+def test_metrics(agent: RunningAgent) -> None:
+    """What `gatehouse status` says, as monitoring reads it."""
+    agent.write("pods.yaml", pod("shop/web", app="web"))
+    agent.start("--metrics", f"0.0.0.0:{METRICS}")
+    rig.wait_until(lambda: "gatehouse_ready 1.0" in scrape(agent.node)[1], WAIT_S, "the agent says that it is ready")
+    kind, text = scrape(agent.node)
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert kind.startswith("text/plain; version=0.0.4")
+    (ready,) = [s for s in families["gatehouse_endpoints"].samples if s.labels == {"state": "ready"}]
+    assert ready.value == 1
+    assert families["gatehouse_revision_realized"].samples[0].value == agent.status()["revision"]["realized"]
+    maps = {sample.labels["map"] for sample in families["gatehouse_map_capacity"].samples}
+    assert maps == {one["name"] for one in agent.status()["datapath"]["maps"]}
+    assert ask(agent.node, "127.0.0.1", METRICS, "/other")[0] == http.HTTPStatus.NOT_FOUND
+
+
+def scrape(netns: rig.Netns) -> tuple[str, str]:
+    """Content type and text of /metrics; nothing where nobody listens."""
+    try:
+        with netns.call(socket.create_connection, ("127.0.0.1", METRICS), 5.0) as made:
+            connection = http.client.HTTPConnection("127.0.0.1", METRICS)
+            connection.sock = made
+            connection.request("GET", "/metrics")
+            answer = connection.getresponse()
+            return answer.getheader("Content-Type") or "", answer.read().decode()
+    except ConnectionError:
+        return "", ""
