@@ -7,26 +7,18 @@ There is nothing secret in it.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from envoy.config.bootstrap.v3 import bootstrap_pb2
-from envoy.config.cluster.v3 import cluster_pb2
-from envoy.config.core.v3 import base_pb2, config_source_pb2, grpc_service_pb2
-from envoy.config.overload.v3 import overload_pb2
-from envoy.extensions.resource_monitors.downstream_connections.v3 import downstream_connections_pb2
-from envoy.extensions.resource_monitors.fixed_heap.v3 import fixed_heap_pb2
-from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
-from google.protobuf import json_format
 
-from l7proxy.http import ACCESS_LOG_CLUSTER
-from l7proxy.matching import packed
 from policies.cilium.regex import MAX_SIZE
 
-XDS_CLUSTER = "xds"
-_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+XDS_CLUSTER, ACCESS_LOG_CLUSTER = "xds", "accesslog"
+_TYPE = "type.googleapis.com/envoy.extensions."
+_MONITORS = "envoy.resource_monitors"
 _SHOWN = ("/stats", "/ready", "/server_info", "/listeners", "/memory", "/clusters", "/config_dump")
 _KEPT_STATS = ("cluster_manager.", "control_plane.", "http.l7.", "listener_manager.", "overload.", "server.")
 
@@ -67,7 +59,7 @@ def command(settings: EnvoySettings, program: Path) -> list[str]:
     return [
         str(program),
         "--config-yaml",  # JSON is YAML
-        json_format.MessageToJson(bootstrap(settings), indent=None, preserving_proto_field_name=True, sort_keys=True),
+        json.dumps(bootstrap(settings), sort_keys=True),
         "--concurrency",
         str(settings.workers),
         "--disable-hot-restart",
@@ -80,72 +72,94 @@ def command(settings: EnvoySettings, program: Path) -> list[str]:
     ]
 
 
-def bootstrap(settings: EnvoySettings) -> Any:
-    config = bootstrap_pb2.Bootstrap(node=base_pb2.Node(id=settings.node, cluster="gatehouse"))
-    ads = config_source_pb2.ConfigSource(resource_api_version=config_source_pb2.V3)
-    ads.ads.SetInParent()
-    config.dynamic_resources.lds_config.CopyFrom(ads)
-    config.dynamic_resources.cds_config.CopyFrom(ads)
-    config.dynamic_resources.ads_config.CopyFrom(
-        config_source_pb2.ApiConfigSource(
-            api_type=config_source_pb2.ApiConfigSource.DELTA_GRPC,
-            transport_api_version=config_source_pb2.V3,
-            set_node_on_first_message_only=True,
-            grpc_services=[grpc_service_pb2.GrpcService(envoy_grpc=_reconnecting(XDS_CLUSTER))],
-        )
-    )
-    config.static_resources.clusters.extend(
-        [_socket_cluster(XDS_CLUSTER, settings.xds), _socket_cluster(ACCESS_LOG_CLUSTER, settings.access_log)]
-    )
-    config.admin.address.pipe.path = str(settings.admin)
-    config.admin.address.pipe.mode = 0o600
-    config.admin.ignore_global_conn_limit = True
-    for path in _SHOWN:
-        config.admin.allow_paths.add(prefix=path)
-    for prefix in _KEPT_STATS:
-        config.stats_config.stats_matcher.inclusion_list.patterns.add(prefix=prefix)
-    config.overload_manager.CopyFrom(_overload(settings))
-    limits = config.layered_runtime.layers.add(name="limits").static_layer
-    limits.update({f"re2.max_program_size.{level}_level": MAX_SIZE for level in ("error", "warn")})
-    return config
+def bootstrap(settings: EnvoySettings) -> dict[str, Any]:
+    """A Bootstrap (envoy.config.bootstrap.v3) as JSON: to build it as a message takes 10 MB of modules, which an agent
+    without L7 rules does without."""
+    ads = {"ads": {}, "resource_api_version": "V3"}
+    return {
+        "node": {"id": settings.node, "cluster": "gatehouse"},
+        "dynamic_resources": {
+            "lds_config": ads,
+            "cds_config": ads,
+            "ads_config": {
+                "api_type": "DELTA_GRPC",
+                "transport_api_version": "V3",
+                "set_node_on_first_message_only": True,
+                "grpc_services": [{"envoy_grpc": _reconnecting(XDS_CLUSTER)}],
+            },
+        },
+        "static_resources": {
+            "clusters": [
+                _socket_cluster(XDS_CLUSTER, settings.xds),
+                _socket_cluster(ACCESS_LOG_CLUSTER, settings.access_log),
+            ]
+        },
+        "admin": {
+            "address": {"pipe": {"path": str(settings.admin), "mode": 0o600}},
+            "ignore_global_conn_limit": True,
+            "allow_paths": [{"prefix": path} for path in _SHOWN],
+        },
+        "stats_config": {"stats_matcher": {"inclusion_list": {"patterns": [{"prefix": one} for one in _KEPT_STATS]}}},
+        "overload_manager": _overload(settings),
+        "layered_runtime": {
+            "layers": [
+                {
+                    "name": "limits",
+                    "static_layer": {
+                        f"re2.max_program_size.{level}_level": float(MAX_SIZE) for level in ("error", "warn")
+                    },
+                }
+            ]
+        },
+    }
 
 
-def _reconnecting(cluster: str) -> Any:
+def _reconnecting(cluster: str) -> dict[str, Any]:
     """Soon after the agent is there again; Envoy would otherwise wait for up to half a minute."""
-    service = grpc_service_pb2.GrpcService.EnvoyGrpc(cluster_name=cluster)
-    service.retry_policy.retry_back_off.base_interval.nanos = 50_000_000
-    service.retry_policy.retry_back_off.max_interval.nanos = 500_000_000
-    return service
+    back_off = {"base_interval": "0.050s", "max_interval": "0.500s"}
+    return {"cluster_name": cluster, "retry_policy": {"retry_back_off": back_off}}
 
 
-def _socket_cluster(name: str, path: Path) -> Any:
-    protocol = http_protocol_options_pb2.HttpProtocolOptions()
-    protocol.explicit_http_config.http2_protocol_options.SetInParent()
-    cluster = cluster_pb2.Cluster(name=name, type=cluster_pb2.Cluster.STATIC, connect_timeout={"seconds": 1})
-    cluster.typed_extension_protocol_options[_HTTP_OPTIONS].CopyFrom(packed(protocol))
-    cluster.load_assignment.cluster_name = name
-    cluster.load_assignment.endpoints.add().lb_endpoints.add().endpoint.address.pipe.path = str(path)
-    return cluster
+def _socket_cluster(name: str, path: Path) -> dict[str, Any]:
+    endpoint = {"address": {"pipe": {"path": str(path)}}}
+    return {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": f"{_TYPE}upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {"http2_protocol_options": {}},
+            }
+        },
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": endpoint}]}]},
+    }
 
 
-def _overload(settings: EnvoySettings) -> Any:
+def _overload(settings: EnvoySettings) -> dict[str, Any]:
     """Before memory runs out, what is new is refused; what lives goes on."""
-    heap = fixed_heap_pb2.FixedHeapConfig(max_heap_size_bytes=settings.heap_bytes)
-    connections = downstream_connections_pb2.DownstreamConnectionsConfig(
-        max_active_downstream_connections=settings.connections
-    )
-    manager = overload_pb2.OverloadManager(refresh_interval={"nanos": 250_000_000})
-    for name, config in (
-        ("envoy.resource_monitors.fixed_heap", heap),
-        ("envoy.resource_monitors.global_downstream_max_connections", connections),
-    ):
-        monitor = manager.resource_monitors.add(name=name)
-        monitor.typed_config.CopyFrom(packed(config))
-    for name, at in (
-        ("envoy.overload_actions.shrink_heap", 0.9),
-        ("envoy.overload_actions.stop_accepting_connections", 0.95),
-        ("envoy.overload_actions.stop_accepting_requests", 0.98),
-    ):
-        trigger = manager.actions.add(name=name).triggers.add(name="envoy.resource_monitors.fixed_heap")
-        trigger.threshold.value = at
-    return manager
+    heap, connections = f"{_MONITORS}.fixed_heap", f"{_MONITORS}.global_downstream_max_connections"
+    shares = {"shrink_heap": 0.9, "stop_accepting_connections": 0.95, "stop_accepting_requests": 0.98}
+    return {
+        "refresh_interval": "0.250s",
+        "resource_monitors": [
+            {
+                "name": heap,
+                "typed_config": {
+                    "@type": f"{_TYPE}resource_monitors.fixed_heap.v3.FixedHeapConfig",
+                    "max_heap_size_bytes": str(settings.heap_bytes),
+                },
+            },
+            {
+                "name": connections,
+                "typed_config": {
+                    "@type": f"{_TYPE}resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                    "max_active_downstream_connections": str(settings.connections),
+                },
+            },
+        ],
+        "actions": [
+            {"name": f"envoy.overload_actions.{action}", "triggers": [{"name": heap, "threshold": {"value": share}}]}
+            for action, share in shares.items()
+        ],
+    }

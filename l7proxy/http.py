@@ -15,12 +15,12 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from envoy.type.tracing.v3 import custom_tag_pb2
 
 from l7proxy.clusters import ADS
+from l7proxy.envoy import ACCESS_LOG_CLUSTER
 from l7proxy.listening import ProxySettings
 from l7proxy.matching import packed
 from l7proxy.routes import RBAC_FILTER
 from policies.l7 import Demands, Mismatch
 
-ACCESS_LOG_CLUSTER = "accesslog"
 STAT_PREFIX = "l7"
 """One for all listeners: a set of counters each would cost more than the listener."""
 
