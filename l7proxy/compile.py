@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from l7proxy import clusters
 from l7proxy.listeners import Listener, Materials
-from l7proxy.listening import Listening, Override, ProxySettings, TlsMaterial
+from l7proxy.listening import Listening, Override, ProxySettings, TlsMaterial, contexts, envoy_serves
 from l7proxy.resource import Resource
 from l7proxy.snapshot import Snapshot
-from policies.l7 import L7, Demands, TlsContext
+from policies.l7 import TlsContext
 
 _Built = tuple[tuple[Resource, ...], tuple[str, ...]]
 _Input = tuple[Listening, tuple[Override, ...], frozenset[tuple[TlsContext, TlsMaterial]]]
@@ -53,14 +53,3 @@ class Compiler:
     def _build(self, asked: Listening, overrides: tuple[Override, ...], materials: Materials) -> _Built:
         listener = Listener(asked, overrides, materials, self._settings)
         return tuple(listener.resources()), tuple(listener.problems)
-
-
-def envoy_serves(demands: Demands) -> bool:
-    """DNS is not Envoy's: what asks for nothing else has no listener here."""
-    return any(one.dns is None for one in demands)
-
-
-def contexts(demands: Iterable[Iterable[L7]]) -> frozenset[TlsContext]:
-    """Which Secrets these name."""
-    named = (context for some in demands for one in some for context in (one.terminating, one.originating))
-    return frozenset(context for context in named if context)

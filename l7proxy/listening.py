@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from l7proxy.logname import LogName
-from policies.l7 import Demands
+from policies.l7 import L7, Demands, TlsContext
 from policies.model import Direction
 
 
@@ -48,6 +50,17 @@ def judges_again(demands: Demands) -> bool:
     """Whether overrides reach the flows of such a listener that live: requests are judged one by one, a connection that
     is passed on only once. Flows that are not judged again have to be ended."""
     return all(one.http is not None for one in demands if one.dns is None)
+
+
+def envoy_serves(demands: Demands) -> bool:
+    """DNS is not Envoy's: what asks for nothing else has no listener here."""
+    return any(one.dns is None for one in demands)
+
+
+def contexts(demands: Iterable[Iterable[L7]]) -> frozenset[TlsContext]:
+    """Which Secrets these name."""
+    named = (context for some in demands for one in some for context in (one.terminating, one.originating))
+    return frozenset(context for context in named if context)
 
 
 class TlsMaterial(msgspec.Struct, frozen=True, gc=False, cache_hash=True):

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent import log as logs
 from agent import privileges
 from agent.api import aio
 from agent.api.protocol import ApiError
 from agent.config import Config
-from agent.datapath import abi
-from agent.datapath.mounts import is_kernel
+from agent.helpers import keeping
 from agent.identity.allocator import Allocator, ExhaustedError
 from agent.instance import Instance
 from agent.objects import Secret
@@ -23,22 +22,19 @@ from agent.plan.live import Otherwise
 from agent.proxy.proxies import Ports
 from agent.proxy.running import Running
 from agent.status import ProxyView
-from agent.supervisor import Supervisor
 from l7proxy import envoy
-from l7proxy.ads import AdsServer
-from l7proxy.compile import Compiler, contexts, envoy_serves
-from l7proxy.listening import Listening, Override, ProxySettings, TlsMaterial, listener_name
+from l7proxy.listening import Listening, Override, TlsMaterial, contexts, envoy_serves, listener_name
 from l7proxy.snapshot import InconsistentSnapshot
 from policies.l7 import TlsContext
 from policies.model import ObjectRef
 
-NUMBERS = abi.load().constants
+if TYPE_CHECKING:
+    from agent.proxy.xds import Xds
+
 CERTIFICATE, PRIVATE_KEY, AUTHORITY = "tls.crt", "tls.key", "ca.crt"
 """Keys of a Secret's data where the rule names none (kubernetes.io/tls)."""
 LISTENS_S, AGAIN_S = 2.0, 0.002
 TAKES_S = 2.0
-REUSE_PORT_KERNEL = (6, 6)
-"""From here on sk_assign takes sockets that share a port."""
 LOGS_S = 1.0
 """Envoy waits for nobody who is to take its log longer than that."""
 
@@ -60,16 +56,8 @@ class EnvoySide:
         self.changed = asyncio.Event()
         self._ports = ports
         self._secret = secret
-        settings = ProxySettings(
-            NUMBERS.MARK_FROM_EGRESS,
-            NUMBERS.MARK_FROM_INGRESS,
-            NUMBERS.MARK_PROXY_ANSWERS,
-            ipv6=_has_ipv6(),
-            reuse_port=is_kernel(REUSE_PORT_KERNEL),
-        )
-        self._compiler = Compiler(settings)
         self._instance = instance
-        self._server = AdsServer(instance.xds_socket, on_change=self._heard)
+        self._xds: Xds | None = None  # until a rule asks for Envoy
         self._wanted: Mapping[int, Asked] = {}
         self._lingering: dict[int, Asked] = {}
         self._overrides: Mapping[int, tuple[Otherwise, ...]] = {}
@@ -79,11 +67,8 @@ class EnvoySide:
         self._failures: dict[int, str] = {}
         command, self._problem = _command(config, instance)
         self._user = privileges.user_for(Path(command[0])) if command else privileges.ROOT
-        launcher = privileges.reduced(self._user)
-        supervisor = Supervisor(
-            "envoy", command, instance.envoy_socket, instance.envoy_log, launcher, folder=instance.envoy
-        )
-        self.running = Running(supervisor, instance.envoy_socket, config.l7_proxy if command else "off", begin)
+        kept = keeping.envoy(config, instance, command, self._user)
+        self.running = Running(kept, config.l7_proxy if command else "off", begin)
 
     # ---- what is ordered
 
@@ -119,8 +104,8 @@ class EnvoySide:
 
     async def told(self) -> None:
         """Until Envoy has taken what was ordered last, or cannot soon."""
-        if self.is_soon():
-            await self._server.acked(timeout_s=TAKES_S)
+        if self._xds is not None and self.is_soon():
+            await self._xds.server.acked(timeout_s=TAKES_S)
 
     # ---- what is served
 
@@ -128,7 +113,7 @@ class EnvoySide:
         return self._listening
 
     def is_soon(self) -> bool:
-        return self._server.clients > 0
+        return self._xds is not None and self._xds.server.clients > 0
 
     # ---- life
 
@@ -137,14 +122,15 @@ class EnvoySide:
         self.running.leave()
         privileges.make_folder(self._instance.envoy)
         privileges.own_folder(self._instance.envoy_socket.parent, self._user)
-        await self._server.start()
-        privileges.share(self._instance.xds_socket)
-        self._publish()
+        if self.running.is_wanted:
+            await self._made().listen()
+            self._publish()
 
     async def run(self) -> None:
         if self._problem:
             log.error("no Envoy", problem=self._problem)
         await self.running.wanted()
+        await self._made().listen()
         opening = asyncio.create_task(self._open_log())
         try:
             await asyncio.wait({opening}, timeout=LOGS_S)
@@ -163,20 +149,34 @@ class EnvoySide:
                 await asyncio.sleep(LOGS_S)
 
     async def stop(self) -> None:
-        await self._server.stop()
+        if self._xds is not None:
+            await self._xds.stop()
 
     def view(self) -> ProxyView:
         served = self.serving()
         waiting = len(self._wanted.keys() - served.keys())
-        refused = (f"{one.name}: {one.message}" for one in self._server.rejected())
-        lacking = (f"{listener_name(n)}: {text}" for n, some in self._compiler.problems.items() for text in some)
-        own = (self._problem,) if self._problem and self._wanted else ()
-        problems = (*own, *self._failures.values(), *refused, *lacking)
-        return self.running.view(len(served), waiting, problems)
+        problems = [self._problem] if self._problem and self._wanted else []
+        problems += self._failures.values()
+        if self._xds is not None:
+            problems += (f"{one.name}: {one.message}" for one in self._xds.server.rejected())
+            lacking = self._xds.compiler.problems
+            problems += (f"{listener_name(number)}: {text}" for number, some in lacking.items() for text in some)
+        return self.running.view(len(served), waiting, tuple(problems))
 
     # ---- inside
 
+    def _made(self) -> Xds:
+        """At the first need."""
+        if self._xds is None:
+            from agent.proxy.xds import Xds  # noqa: PLC0415  # 16 MB
+
+            self._xds = Xds(self._instance.xds_socket, self._heard)
+        return self._xds
+
     def _publish(self) -> None:
+        if not self.running.is_wanted:
+            return
+        xds = self._made()
         listenings: list[Listening] = []
         self._failures = {}
         for number, asked in {**self._lingering, **self._wanted}.items():
@@ -192,7 +192,7 @@ class EnvoySide:
         self._materials = self._read_secrets(contexts(demands))
         materials = {context: material for context, material in self._materials.items() if material is not None}
         try:
-            self._server.set(self._compiler.snapshot(listenings, overrides, materials))
+            xds.server.set(xds.compiler.snapshot(listenings, overrides, materials))
         except InconsistentSnapshot as error:
             log.error("listeners are as before", problem=str(error))
 
@@ -211,7 +211,7 @@ class EnvoySide:
 
     def _heard(self) -> None:
         """Envoy has said something."""
-        acked = self._server.standing([listener_name(number) for number in self._wanted]).acked
+        acked = self._made().server.standing([listener_name(number) for number in self._wanted]).acked
         taken = {number for number in self._wanted if listener_name(number) in acked}
         for number in self._listening.keys() - taken:
             del self._listening[number]
@@ -270,9 +270,3 @@ def _material(context: TlsContext, secret: Secret) -> TlsMaterial:
         private_key=secret.data.get(context.private_key or PRIVATE_KEY, b""),
         trusted_ca=secret.data.get(context.trusted_ca or AUTHORITY, b""),
     )
-
-
-def _has_ipv6() -> bool:
-    with suppress(OSError):
-        return Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6").read_text().strip() == "0"
-    return False

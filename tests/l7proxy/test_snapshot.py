@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from certificates import Authority
 
-from l7proxy.compile import Compiler, envoy_serves
-from l7proxy.listening import Listening, Override, ProxySettings, TlsMaterial, judges_again
+from l7proxy.compile import Compiler
+from l7proxy.listening import Listening, Override, ProxySettings, TlsMaterial, envoy_serves, judges_again
 from l7proxy.resource import CLUSTER, LISTENER, ROUTES, SECRET, Resource
 from l7proxy.snapshot import InconsistentSnapshot, Snapshot
 from policies.l7 import L7, Demands, HttpRule, NamePattern, TlsContext
