@@ -34,6 +34,7 @@ FILES = (
     "dns.sock",
     "dns.json",
     "names.json*",
+    "*.helper.json",
     "*.log",
     "agent.lock",
 )

@@ -44,6 +44,10 @@ class Instance:
         self.dns_log = self.state_dir / "dns.log"
         self.dns_names = self.state_dir / "names.json"
 
+    def order(self, helper: str) -> Path:
+        """What the container of a helper is to run. Envoy's is where its user can read it."""
+        return self.envoy / "helper.json" if helper == "envoy" else self.state_dir / f"{helper}.helper.json"
+
     @property
     def pins(self) -> Pins:
         """Mounts bpffs where it is not mounted. Raises mounts.Unmet."""

@@ -25,6 +25,7 @@ from agent.datapath.tc import Hooks
 from agent.endpoints.endpoints import Adopted, Endpoints
 from agent.handlers import Handlers
 from agent.health.checks import HealthChecks
+from agent.helpers import keeping
 from agent.instance import Instance
 from agent.localpods import LocalPods
 from agent.naming import NameFeed
@@ -42,7 +43,6 @@ from agent.sources.slices import derive
 from agent.sources.source import Batch
 from agent.state import Damaged, State, StateFile
 from agent.status import ProxyView
-from agent.supervisor import Supervisor
 from agent.turns import Names, Turns
 from agent.world.allocations import key_of, ref_of
 from agent.world.config import NodeConfig
@@ -102,7 +102,7 @@ class Agent:
         )
         self.hooks = Hooks(self.programs)
         self.pods = LocalPods(self.endpoints, self.hooks, self.turns.enforce)
-        self.flows = Supervisor("flows", instance.flows_command(config), instance.flows_socket, instance.flows_log)
+        self.flows = keeping.flows(config, instance)
         self._state = StateFile(instance.state)
         self._forgetting: set[asyncio.Task[None]] = set()
         self._retirement = Retirement(self.world, self.turns.serving, instance.flows_socket)

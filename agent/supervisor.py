@@ -10,9 +10,10 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from agent import log as logs
 from agent.api.address import socket_address
@@ -22,8 +23,27 @@ BACKOFF_S = (0.2, 10.0)
 STEADY_S = 30.0
 """A process that ran for this long starts anew without delay."""
 STOP_S = 5.0
+UNSEEN = -1
 
 log = logs.get("supervisor")
+
+
+class Kept(Protocol):
+    """A process that is kept running, by the agent or by somebody else."""
+
+    name: str
+
+    def view(self) -> ProcessView:
+        """How it is."""
+
+    async def run(self) -> None:
+        """Until cancelled; the process then goes on."""
+
+    async def stop(self) -> None:
+        """End it. Once `run` has been cancelled."""
+
+    def leave(self) -> bool:
+        """At the agent's start: end one of an earlier agent; whether there was one."""
 
 
 class Supervisor:
@@ -84,7 +104,12 @@ class Supervisor:
         if self._pidfd >= 0:
             await self._terminate()
 
+    def leave(self) -> bool:
+        """End one that an earlier agent started; whether there was one."""
+        return end_listener(self._path)
+
     async def _adopt(self) -> None:
+        await self._alone()
         pid = listener_pid(self._path)
         if not pid:
             return
@@ -100,6 +125,18 @@ class Supervisor:
         else:
             log.info("process replaced: it was started with another command", process=self.name, pid=pid)
             await self._terminate()
+
+    async def _alone(self) -> None:
+        """Until nobody listens who cannot be seen from here."""
+        with suppress(OSError):
+            while listener_pid(self._path) == UNSEEN:
+                if not self._problem:
+                    self._problem = f"a process of another container listens at {self._path}: stop that one"
+                    log.warning("waiting", process=self.name, problem=self._problem)
+                async with connected(self._path) as reader:
+                    await reader.read()
+                await asyncio.sleep(BACKOFF_S[0])
+        self._problem = ""
 
     def _start(self) -> None:
         with self._log_path.open("ab") as output:
@@ -144,8 +181,20 @@ class Supervisor:
         self._pidfd, self._pid, self._child = -1, 0, None
 
 
+@asynccontextmanager
+async def connected(path: Path) -> AsyncIterator[asyncio.StreamReader]:
+    """A connection to whoever listens at a UNIX socket, which ends with it. Raises OSError where nobody does."""
+    with socket_address(path) as address:
+        reader, writer = await asyncio.open_unix_connection(address)
+    try:
+        yield reader
+    finally:
+        writer.close()
+
+
 def listener_pid(path: Path) -> int:
-    """The process that listens at a UNIX socket; 0 where none does."""
+    """The process that listens at a UNIX socket; 0 where none does, UNSEEN where it has no number in this PID
+    namespace: it runs in another container."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             with socket_address(path) as address:
@@ -153,14 +202,14 @@ def listener_pid(path: Path) -> int:
         except OSError:
             return 0
         credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        return int(struct.unpack("3i", credentials)[0])
+        return int(struct.unpack("3i", credentials)[0]) or UNSEEN
 
 
 def end_listener(path: Path) -> bool:
-    """End the process that listens at a UNIX socket, and wait until it has ended; whether there was one."""
+    """End the process that listens at a UNIX socket, and wait until it has ended; whether there was one to be seen."""
     pid = listener_pid(path)
     try:
-        descriptor = os.pidfd_open(pid) if pid else -1
+        descriptor = os.pidfd_open(pid) if pid > 0 else -1
     except ProcessLookupError:
         return False
     if descriptor < 0:

@@ -16,6 +16,7 @@ from agent.status import (
     IdentityView,
     NodeView,
     PolicyView,
+    ProcessView,
     ProxyView,
     StatusView,
 )
@@ -193,8 +194,7 @@ def _describe(s: StatusView) -> str:
 
 def _flows(s: StatusView) -> str:
     process = s.flows.process
-    text = f"{process.state}, pid {process.pid}, restarted {process.restarts} times"
-    text += f", lost {s.flows.events_lost} events and {s.flows.records_lost} records"
+    text = f"{_process(process)}, lost {s.flows.events_lost} events and {s.flows.records_lost} records"
     return f"{text}: {process.problem}" if process.problem else text
 
 
@@ -202,9 +202,15 @@ def _proxy(proxy: ProxyView) -> str:
     if not proxy.wanted and not proxy.problems:
         return "not needed"
     process = proxy.process
-    text = f"{process.state}, pid {process.pid}, restarted {process.restarts} times, {proxy.resident_bytes >> 20} MB"
+    text = _process(process) + (f", {proxy.resident_bytes >> 20} MB" if proxy.resident_bytes else "")
     text += f", {proxy.listeners} rule sets" + (f", {proxy.waiting} not taken yet" if proxy.waiting else "")
     return "; ".join((text, *proxy.problems, *([process.problem] if process.problem else [])))
+
+
+def _process(process: ProcessView) -> str:
+    """One that runs in a container of its own has no number here."""
+    pid = f", pid {process.pid}" if process.pid else ""
+    return f"{process.state}{pid}, restarted {process.restarts} times"
 
 
 def _problem(file: str, line: int, subject: str, path: str, message: str) -> str:

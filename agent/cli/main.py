@@ -25,6 +25,7 @@ COMMANDS = {
     "plan": "run",
     "policy": "policy",
     "demo": "demo",
+    "helper": "helper",
     "cleanup": "node",
 }
 """Command → module of this package. In the order in which --help lists them."""

@@ -22,14 +22,13 @@ from agent.config import Config
 from agent.dns import configuration
 from agent.dns.configuration import Configuration, Listening
 from agent.dns.words import Known, Listens, News, changes, listening, standing
+from agent.helpers import keeping
 from agent.identity.allocator import Allocator, ExhaustedError
 from agent.instance import Instance
 from agent.plan.ids import Asked
 from agent.plan.live import Otherwise
-from agent.privileges import ROOT, reduced
 from agent.proxy.running import Running
 from agent.status import ProxyView
-from agent.supervisor import Supervisor
 from agent.world.names import NameClasses
 from l7proxy.dns import store
 from l7proxy.listening import listener_name
@@ -63,10 +62,7 @@ class DnsSide:
         begin: Callable[[], None],
     ) -> None:
         self.changed = asyncio.Event()
-        supervisor = Supervisor(
-            "dns", instance.dns_command(config), instance.dns_socket, instance.dns_log, reduced(user=ROOT)
-        )
-        self.running = Running(supervisor, instance.dns_socket, config.dns_proxy, begin)
+        self.running = Running(keeping.dns(config, instance), config.dns_proxy, begin)
         self._config = config
         self._instance = instance
         self._ports = ports

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 
 from agent import log as logs
 from agent import memory
 from agent.status import ProxyView
-from agent.supervisor import Supervisor, end_listener
+from agent.supervisor import Kept
 
 log = logs.get("proxy")
 
@@ -17,9 +16,8 @@ log = logs.get("proxy")
 class Running:
     """`setting`: auto, on or off. `begin` is called once, when it is first wanted: what makes packets come to it."""
 
-    def __init__(self, supervisor: Supervisor, path: Path, setting: str, begin: Callable[[], None]) -> None:
-        self._supervisor = supervisor
-        self._path = path
+    def __init__(self, process: Kept, setting: str, begin: Callable[[], None]) -> None:
+        self._process = process
         self._setting = setting
         self._begin = begin
         self._wanted = asyncio.Event()
@@ -46,19 +44,19 @@ class Running:
 
     def leave(self) -> None:
         """Once all rules are known at a start: one that an earlier agent started goes if nothing asks for it."""
-        if not self.is_wanted and end_listener(self._path):
-            log.info("proxy ended: nothing asks for it", process=self._supervisor.name)
+        if not self.is_wanted and self._process.leave():
+            log.info("proxy ended: nothing asks for it", process=self._process.name)
 
     async def run(self) -> None:
         """Until cancelled; the process then goes on."""
         await self.wanted()
-        await self._supervisor.run()
+        await self._process.run()
 
     async def stop(self) -> None:
-        await self._supervisor.stop()
+        await self._process.stop()
 
     def view(self, listeners: int, waiting: int, problems: tuple[str, ...]) -> ProxyView:
-        process = self._supervisor.view()
+        process = self._process.view()
         off = ("it is turned off, and rules ask for it: their flows are denied",) if self.is_off and waiting else ()
         return ProxyView(
             wanted=self.is_wanted,

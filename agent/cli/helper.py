@@ -1,0 +1,49 @@
+"""`gatehouse helper`: one of an agent's helper processes, in a container of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from agent.cli.output import STATE_DIR, StateDir
+
+
+class Name(StrEnum):
+    FLOWS = "flows"
+    DNS = "dns"
+    ENVOY = "envoy"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(helper)
+
+
+def helper(
+    name: Annotated[Name, typer.Argument(help="Which of them.", show_default=False)],
+    state_dir: StateDir = STATE_DIR,
+) -> None:
+    """Run one helper of an agent that was started with --helpers containers. For the DaemonSet of the Helm chart.
+
+    flows takes events out of the kernel and serves `observe`; dns is the DNS proxy; envoy is Envoy. It waits until the
+    agent says what to run (in the state directory, which they share), keeps to that, and runs nothing while no rule
+    asks for a proxy. It needs the agent's network namespace, and flows and dns the machine's bpffs; no PID namespace
+    has to be shared.
+
+    Privileges: flows those of the agent but for CAP_SYS_ADMIN where the kernel lets it; dns and envoy CAP_NET_RAW, and
+    CAP_SETUID, CAP_SETGID and CAP_SETPCAP to give up all else by themselves.
+
+    \b
+    Examples:
+      gatehouse agent --config /etc/gatehouse/agent.yaml --helpers containers
+      gatehouse helper flows
+      gatehouse helper envoy --state-dir /run/gatehouse-a
+
+    \b
+    Exit status: 0 once it was told to end (SIGTERM), else that of the helper, which is never 0.
+    """
+    command = [sys.executable, "-m", "agent.helpers.process", name.value, os.path.abspath(state_dir)]  # noqa: PTH100
+    os.execv(sys.executable, command)  # noqa: S606
