@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from agent import log as logs
 from agent.kube.credentials import Access, Load, NoCredentials, Tls, credentials
 from agent.kube.errors import ApiServerError, ApiUnreachable, refusal
 
@@ -29,6 +30,8 @@ MAX_LINE_BYTES = 64 << 20
 """etcd takes objects of 1.5 MB; what goes on without an end is no event."""
 
 Query = Mapping[str, str]
+
+log = logs.get("kube")
 
 
 class Timeouts(msgspec.Struct, frozen=True):
@@ -191,19 +194,22 @@ class ApiClient:
                     yield answer
                     return
         except (aiohttp.ClientError, TimeoutError, OSError, NoCredentials) as error:
-            self._unheard()
             reason = str(error) or type(error).__name__
+            self._unheard(reason)
             raise ApiUnreachable(f"{what}: {reason}") from error
 
     def _heard(self, status: int) -> None:
         if status >= 500:
-            self._unheard()
-        else:
+            self._unheard(f"it answers with status {status}")
+        elif self.unreachable_since_s is not None:
+            away_s = time.monotonic() - self.unreachable_since_s
+            log.info("the API server answers again", away_s=round(away_s, 1))
             self.unreachable_since_s = None
 
-    def _unheard(self) -> None:
+    def _unheard(self, reason: str) -> None:
         if self.unreachable_since_s is None:
             self.unreachable_since_s = time.monotonic()
+            log.warning("the API server cannot be reached", reason=reason)
 
     async def _connected(self) -> tuple[aiohttp.ClientSession, Access]:
         """Connections and credentials to use now. Raises NoCredentials, OSError."""

@@ -55,7 +55,7 @@ def refusal(what: str, status: int, body: bytes, retry_after: str = "") -> ApiSe
     try:
         said = _STATUS.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        said = Status(message=body[:200].decode(errors="replace").strip())
+        said = Status(message=" ".join(body[:200].decode(errors="replace").split()))
     status = status or said.code or 500
     wait_s = float(retry_after) if retry_after.strip().isdecimal() else 0.0
     if said.details is not None and said.details.retry_after_seconds:
