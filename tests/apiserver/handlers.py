@@ -73,13 +73,9 @@ class Handler:
         if parts[0] not in ("api", "apis"):
             return None
         start = 3 if parts[0] == "apis" else 2
-        group, version, rest = (
-            ("" if start == 2 else parts[1]) if len(parts) > start else "",
-            parts[start - 1],
-            parts[start:],
-        )
-        if not rest:
+        if len(parts) <= start:
             return None
+        group, version, rest = "" if start == 2 else parts[1], parts[start - 1], parts[start:]
         namespace = ""
         if rest[0] == "namespaces" and len(rest) > 2 and (len(rest) > 3 or rest[2] != "status"):
             namespace, rest = rest[1], rest[2:]
