@@ -59,8 +59,8 @@ class ObjectStore:
             raise Conflict(f"{name} already exists")
         return await self._answer("create", name, self.put(made, namespace))
 
-    async def replace(self, name: str, body: bytes, namespace: str = "") -> bytes:
-        await self._ask("replace", name)
+    async def replace(self, name: str, body: bytes, namespace: str = "", *, status: bool = False) -> bytes:
+        await self._ask("replace-status" if status else "replace", name)
         made = msgspec.json.decode(body)
         self._check(_key(name, namespace), made["metadata"].get("resourceVersion"))
         return await self._answer("replace", name, self.put(made, namespace))

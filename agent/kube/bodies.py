@@ -17,6 +17,8 @@ from policies.model import SERVICE_ACCOUNT, Protocol, Workload
 
 VERSION = "gatehouse.io/v1alpha1"
 GROUP = f"apis/{VERSION}"
+MOST_ENFORCED, MOST_REFUSED, MESSAGE = 10_000, 1000, 1024
+"""Bounds of NodeStatus: policies, policies, and characters."""
 Key = tuple[str, ...]
 
 
@@ -62,6 +64,17 @@ class NodeFacts(msgspec.Struct, frozen=True):
     addresses: tuple[bytes, ...] = ()
     pod_cidrs: tuple[Prefix, ...] = ()
     public_key: bytes = b""
+
+
+class RefusedPolicy(msgspec.Struct, frozen=True):
+    """A policy that is not in force as it is written. `message`: why, for people."""
+
+    policy: str
+    generation: int
+    message: str
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "message", self.message[:MESSAGE])
 
 
 def rfc3339(at: datetime) -> str:
@@ -112,6 +125,16 @@ def endpoint_body(endpoint: NodeEndpoint) -> dict[str, Any]:
     return body
 
 
+def node_status(
+    node: str, version: str, enforced: Mapping[str, int], refused: Iterable[RefusedPolicy]
+) -> dict[str, Any]:
+    """`enforced`: name of a policy ("CiliumNetworkPolicy/shop/web") to its generation in force. What is more than the
+    server takes is left out."""
+    named = dict(sorted(enforced.items())[:MOST_ENFORCED])
+    told = [msgspec.to_builtins(one) for one in sorted(refused, key=lambda one: one.policy)[:MOST_REFUSED]]
+    return _object("NodeStatus", node, status={"version": version[:64], "enforced": named, "refused": told})
+
+
 def node_block(block: Prefix, node: str) -> dict[str, Any]:
     return _object("NodeBlock", block_name(block), spec={"cidr": str(block), "node": node})
 
@@ -130,11 +153,6 @@ def owned(body: dict[str, Any], node: str, uid: str) -> dict[str, Any]:
         return body
     owner = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": uid}
     return {**body, "metadata": {**body["metadata"], "ownerReferences": [owner]}}
-
-
-def versioned(body: dict[str, Any], resource_version: str) -> dict[str, Any]:
-    """The same, to be written over that version alone."""
-    return {**body, "metadata": {**body["metadata"], "resourceVersion": resource_version}}
 
 
 def marking(resource_version: str, since: str | None) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from agent.kube.bodies import IdentityHead, Key
 from agent.kube.pace import Pace
 from agent.kube.writes import ApiFailure, Conflict, Missing, Objects
 from agent.objects import Problem
-from agent.sources.clusterstate import FIRST, LAST
+from agent.world.config import FIRST_IDENTITY as FIRST
+from agent.world.config import LAST_IDENTITY as LAST
 from policies.model import Workload
 
 SPAN = LAST - FIRST + 1

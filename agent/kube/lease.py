@@ -91,7 +91,7 @@ def _boot_time_s() -> float:
 class Lease:
     """`holder`: a name no other agent has, also not an earlier one of this node: NODE_uuid."""
 
-    def __init__(  # noqa: PLR0913, PLR0917: who, where, and how time goes
+    def __init__(  # who, where, and how time goes
         self,
         objects: Objects,
         namespace: str,

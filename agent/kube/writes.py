@@ -50,7 +50,7 @@ class Objects(Protocol):
 
     async def create(self, body: bytes, namespace: str = "") -> bytes: ...
 
-    async def replace(self, name: str, body: bytes, namespace: str = "") -> bytes:
+    async def replace(self, name: str, body: bytes, namespace: str = "", *, status: bool = False) -> bytes:
         """Write over the version that `body` names."""
         ...
 
@@ -85,12 +85,11 @@ class Collection:
                 f"{missing} (is the CustomResourceDefinition of {self._plural} installed, and is there the namespace?)"
             ) from missing
 
-    async def replace(self, name: str, body: bytes, namespace: str = "") -> bytes:
-        return await self._ask(self._client.update(self._path(namespace, name), body))
+    async def replace(self, name: str, body: bytes, namespace: str = "", *, status: bool = False) -> bytes:
+        return await self._ask(self._client.update(self._path(namespace, name, status), body))
 
     async def merge(self, name: str, patch: bytes, namespace: str = "", *, status: bool = False) -> bytes:
-        path = self._path(namespace, name) + ("/status" if status else "")
-        return await self._ask(self._client.patch(path, patch))
+        return await self._ask(self._client.patch(self._path(namespace, name, status), patch))
 
     async def delete(self, name: str, uid: str, resource_version: str, namespace: str = "") -> None:
         path = self._path(namespace, name)
@@ -108,9 +107,9 @@ class Collection:
                 raise failure(error) from error
             yield page.items
 
-    def _path(self, namespace: str, name: str = "") -> str:
+    def _path(self, namespace: str, name: str = "", status: bool = False) -> str:
         within = f"/namespaces/{namespace}" if namespace else ""
-        return f"/{self._group}{within}/{self._plural}" + (f"/{name}" if name else "")
+        return f"/{self._group}{within}/{self._plural}" + (f"/{name}" if name else "") + ("/status" if status else "")
 
     async def _ask(self, request: Coroutine[Any, Any, bytes]) -> bytes:
         try:

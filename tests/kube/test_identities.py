@@ -19,7 +19,8 @@ from agent.kube.bodies import IdentityHead, Key
 from agent.kube.identities import SPAN, IdentityAllocator, NoneLeft, next_number
 from agent.kube.pace import Pace
 from agent.kube.writes import Away, Refused
-from agent.sources.clusterstate import FIRST, UNUSED_SINCE
+from agent.sources.clusterstate import UNUSED_SINCE
+from agent.world.config import FIRST_IDENTITY as FIRST
 from policies.model import SERVICE_ACCOUNT, Workload
 
 WAIT_S = 20.0

@@ -1,0 +1,100 @@
+"""One object that this node alone writes, named after it: made, kept as it should be, made again if it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from agent import log
+from agent.kube import bodies
+from agent.kube.bodies import Head
+from agent.kube.pace import Pace
+from agent.kube.writes import ApiFailure, Conflict, Missing, Objects
+
+CONFLICTS = 5
+"""So many in a row mean that somebody else writes the object all the time."""
+CONFLICT_S = 1.0
+
+logger = log.get("membership")
+
+
+class OwnObject:
+    """`part` is what is written of it: "spec", or "status" where that is a subresource.
+
+    It belongs to the Node, so it goes when that does. (The Node's uid is asked for whenever the object is made: a node
+    that is registered anew has another.)
+    """
+
+    def __init__(self, objects: Objects, nodes: Objects, node: str, part: str, pace: Pace) -> None:
+        self._objects, self._nodes, self._node, self._part, self._pace = objects, nodes, node, part, pace
+        self._version: str | None = None  # "": there is none; None: not known
+        self._metadata: dict[str, Any] = {}  # as the server has it: others may have put something there
+        self._there: Any = None  # the part, as the server has it or was told
+
+    def forget(self) -> None:
+        """Look at what the server has before the next write: it may be something else."""
+        self._version = None
+
+    async def put(self, body: dict[str, Any]) -> bool:
+        """Once it returns, the server has the object as `body` says. Raises Away and Refused.
+
+        True: it was known throughout what the server had, so what is in the old and the new body was there all along.
+        """
+        known, conflicts = self._version is not None, 0
+        while True:
+            try:
+                if self._version is None:
+                    await self._read()
+                if self._version and self._there == body[self._part]:
+                    return known
+                if await self._write(body):
+                    self._there = body[self._part]
+                    return known
+            except (Conflict, Missing):
+                self.forget()
+                known, conflicts = False, conflicts + 1
+                if conflicts >= CONFLICTS:
+                    await self._contended()
+            except (ApiFailure, asyncio.CancelledError):  # whether it took effect is not known
+                self.forget()
+                raise
+
+    async def _read(self) -> None:
+        try:
+            raw = await self._pace.once(lambda: self._objects.get(self._node))
+        except Missing:
+            self._version, self._there = "", None
+            return
+        self._learn(raw)
+
+    async def _write(self, body: dict[str, Any]) -> bool:
+        """One request; whether the part has been written by it: a status takes another."""
+        status = self._part == "status"
+        if not self._version:
+            made = bodies.json_of(bodies.owned(body, self._node, await self._node_uid()))
+            self._learn(await self._pace.once(lambda: self._objects.create(made)))
+            return not status
+        changed = bodies.json_of({**body, "metadata": self._metadata})
+        self._learn(await self._pace.once(lambda: self._objects.replace(self._node, changed, status=status)))
+        return True
+
+    def _learn(self, raw: bytes) -> None:
+        read = msgspec.json.decode(raw)
+        self._metadata = {key: value for key, value in read["metadata"].items() if key != "managedFields"}
+        self._version = self._metadata["resourceVersion"]
+        self._there = read.get(self._part)
+
+    async def _node_uid(self) -> str:
+        """Empty where there is no Node of that name."""
+        try:
+            raw = await self._pace.once(lambda: self._nodes.get(self._node))
+        except Missing:
+            logger.warning("there is no Node of this node's name: see --node", node=self._node)
+            return ""
+        return msgspec.json.decode(raw, type=Head).metadata.uid
+
+    async def _contended(self) -> None:
+        logger.warning("somebody else keeps writing this node's object: is there a second agent?", node=self._node)
+        await asyncio.sleep(CONFLICT_S)
