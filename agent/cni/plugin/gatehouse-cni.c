@@ -41,10 +41,19 @@ enum {
 	ANSWER_BYTES = 1 << 20,
 	HEADER_BYTES = 12,
 	CONTAINER_ID_BYTES = 200, /* with an interface's name it is the name of a file */
-	STDIN_MS = 10000,
-	CONNECT_MS = 5000,
 	STDOUT_MS = 10000,
 };
+
+/* Shorter ones are for tests. */
+#ifndef STDIN_LIMIT_MS
+#define STDIN_LIMIT_MS 10000
+#endif
+#ifndef CONNECT_LIMIT_MS
+#define CONNECT_LIMIT_MS 5000
+#endif
+#ifndef AGENT_LIMIT_MS
+#define AGENT_LIMIT_MS 90000
+#endif
 
 /* Error codes of the CNI spec, section 5. */
 enum {
@@ -61,7 +70,8 @@ static const struct command {
 	const char *name;
 	int timeout_ms;
 } commands[] = {
-	{"ADD", 90000}, {"DEL", 30000}, {"CHECK", 30000}, {"GC", 90000}, {"STATUS", 10000}, {"VERSION", 0},
+	{"ADD", AGENT_LIMIT_MS},   {"GC", AGENT_LIMIT_MS},	{"DEL", AGENT_LIMIT_MS / 3},
+	{"CHECK", AGENT_LIMIT_MS / 3}, {"STATUS", AGENT_LIMIT_MS / 9}, {"VERSION", 0},
 };
 
 static const char *const variables[] = {"CNI_COMMAND", "CNI_CONTAINERID",	  "CNI_NETNS", "CNI_IFNAME",
@@ -187,7 +197,7 @@ static bool ask(int folder, const char *name, int timeout_ms)
 	int64_t deadline = now_ms() + timeout_ms;
 	unsigned char header[HEADER_BYTES];
 	uint32_t numbers[2];
-	int fd = connect_agent(folder, name, now_ms() + (timeout_ms < CONNECT_MS ? timeout_ms : CONNECT_MS));
+	int fd = connect_agent(folder, name, now_ms() + (timeout_ms < CONNECT_LIMIT_MS ? timeout_ms : CONNECT_LIMIT_MS));
 
 	if (fd < 0)
 		return false;
@@ -250,7 +260,7 @@ static bool write_queued(int queue, const char *name)
 	if (fd < 0)
 		return false;
 	write_header(header);
-	int64_t deadline = now_ms() + CONNECT_MS;
+	int64_t deadline = now_ms() + CONNECT_LIMIT_MS;
 	bool written = write_all(fd, header, sizeof(header), deadline) &&
 		       write_all(fd, environment, environment_length, deadline) &&
 		       write_all(fd, config, config_length, deadline);
@@ -335,7 +345,7 @@ int main(void)
 		return fail(INVALID_ENVIRONMENT, "CNI_COMMAND is not valid",
 			    "it must be ADD, DEL, CHECK, GC, STATUS or VERSION: a container runtime runs this program");
 	alarm((unsigned int)command->timeout_ms / 1000 + 45); /* whatever else may hang, such as a disk */
-	ssize_t length = read_up_to(STDIN_FILENO, config, sizeof(config), now_ms() + STDIN_MS);
+	ssize_t length = read_up_to(STDIN_FILENO, config, sizeof(config), now_ms() + STDIN_LIMIT_MS);
 	if (length < 0)
 		return fail_because(IO_FAILURE, "the configuration was not read", "stdin", "the runtime is to close it");
 	if (length == sizeof(config))
