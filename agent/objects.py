@@ -63,6 +63,7 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
     restart_always: bool = True
     ready: bool = True  # status.conditions Ready; true where there is no status
     terminating: bool = False  # metadata.deletionTimestamp is set
+    finished: bool = False  # status.phase Succeeded or Failed: it will not run again
     uid: str = ""  # metadata.uid; of a static pod's mirror what the kubelet knows the pod by
 
 

@@ -91,7 +91,7 @@ class Views:
                 kind="cluster",
                 namespace=identity.workload.namespace,
                 labels=dict(identity.workload.labels),
-                endpoints=identity.pods,
+                endpoints=world.identities.pods_of(identity.number) + len(world.remotes.numbered(identity.number)),
                 name="",
             )
             for identity in sorted(world.identities, key=lambda i: i.number)

@@ -63,9 +63,12 @@ class Side:
         "_selectors", "_subject_ports", "rules",
     )  # fmt: skip
 
-    def __init__(self, subject: Subject, direction: Direction, policies: Iterable[Policy]) -> None:
+    def __init__(
+        self, subject: Subject, direction: Direction, policies: Iterable[Policy], *, isolated: bool = False
+    ) -> None:
+        """`isolated`: also where no policy says so."""
         policies = list(policies)
-        self._isolated = any(direction in policy.isolates for policy in policies)
+        self._isolated = isolated or any(direction in policy.isolates for policy in policies)
         self.rules: Sequence[tuple[Tier, Rule]] = in_order(policies, direction)
         self._anywhere = tuple(i for i, (_, rule) in enumerate(self.rules) if rule.peers is None)
         self._selectors: MultiMap[PodSelector, int] = MultiMap()

@@ -115,11 +115,14 @@ class Flow(msgspec.Struct, frozen=True):
     port: int = 0
 
 
-def evaluate(policies: Iterable[Policy], namespaces: Namespaces, flow: Flow) -> Decision:
-    """Allowed if the source's egress and the destination's ingress both allow it, or leave it to a proxy."""
+def evaluate(
+    policies: Iterable[Policy], namespaces: Namespaces, flow: Flow, *, enforce_always: bool = False
+) -> Decision:
+    """Allowed if the source's egress and the destination's ingress both allow it, or leave it to a proxy.
+    `enforce_always`: every pod is isolated, whatever selects it."""
     policies = list(policies)
-    egress = evaluate_side(policies, namespaces, flow, Direction.EGRESS)
-    ingress = evaluate_side(policies, namespaces, flow, Direction.INGRESS)
+    egress = evaluate_side(policies, namespaces, flow, Direction.EGRESS, enforce_always=enforce_always)
+    ingress = evaluate_side(policies, namespaces, flow, Direction.INGRESS, enforce_always=enforce_always)
     return Decision(together(egress.verdict, ingress.verdict), egress, ingress)
 
 
@@ -128,7 +131,14 @@ def together(one: Verdict, other: Verdict) -> Verdict:
     return next((v for v in (Verdict.DENY, Verdict.REDIRECT) if v in (one, other)), Verdict.ALLOW)
 
 
-def evaluate_side(policies: Iterable[Policy], namespaces: Namespaces, flow: Flow, direction: Direction) -> SideDecision:
+def evaluate_side(
+    policies: Iterable[Policy],
+    namespaces: Namespaces,
+    flow: Flow,
+    direction: Direction,
+    *,
+    enforce_always: bool = False,
+) -> SideDecision:
     subject, remote = ends(flow, direction)
     if subject.pod is None:
         return SideDecision(Verdict.ALLOW, judged=False)
@@ -136,6 +146,7 @@ def evaluate_side(policies: Iterable[Policy], namespaces: Namespaces, flow: Flow
         return SideDecision(Verdict.ALLOW, allowed_by=(exemption,))
     selecting = [p for p in policies if selects(p.subject, subject.pod, namespaces)]
     isolating = tuple(sorted(p.ref for p in selecting if direction in p.isolates))
+    isolated = enforce_always or bool(isolating)
     matching = [
         (policy, place, rule)
         for policy in selecting
@@ -144,11 +155,11 @@ def evaluate_side(policies: Iterable[Policy], namespaces: Namespaces, flow: Flow
     ]
     decision = (
         _decided_in_order(matching, Tier.ADMIN)
-        or _decided_by_namespaced(matching, isolated=bool(isolating))
+        or _decided_by_namespaced(matching, isolated=isolated)
         or _decided_in_order(matching, Tier.BASELINE)
         or SideDecision(Verdict.ALLOW, allowed_by=(NOT_ISOLATED,))
     )
-    if not isolating and decision.verdict is Verdict.ALLOW and decision.tier is not Tier.ADMIN:
+    if not isolated and decision.verdict is Verdict.ALLOW and decision.tier is not Tier.ADMIN:
         decision = _looked_at(matching) or decision
     return msgspec.structs.replace(decision, isolated_by=isolating)
 

@@ -107,9 +107,15 @@ class Explanation(msgspec.Struct, frozen=True):
     ingress: SideStep
 
 
-def explain(policies: Iterable[Policy], namespaces: Namespaces, flow: Flow) -> Explanation:
+def explain(
+    policies: Iterable[Policy], namespaces: Namespaces, flow: Flow, *, enforce_always: bool = False
+) -> Explanation:
+    """`enforce_always`: every pod is isolated, whatever selects it."""
     policies = sorted(policies, key=lambda p: p.ref)
-    egress, ingress = (_side(policies, namespaces, flow, d) for d in (Direction.EGRESS, Direction.INGRESS))
+    egress, ingress = (
+        _side(policies, namespaces, flow, direction, enforce_always)
+        for direction in (Direction.EGRESS, Direction.INGRESS)
+    )
     return Explanation(
         source=str(flow.source),
         destination=str(flow.destination),
@@ -154,8 +160,10 @@ def _said(rule: RuleStep) -> str:
     return f"{_SAID[rule.action, rule.matches]}{asks}"
 
 
-def _side(policies: list[Policy], namespaces: Namespaces, flow: Flow, direction: Direction) -> SideStep:
-    decision = evaluate_side(policies, namespaces, flow, direction)
+def _side(
+    policies: list[Policy], namespaces: Namespaces, flow: Flow, direction: Direction, enforce_always: bool
+) -> SideStep:
+    decision = evaluate_side(policies, namespaces, flow, direction, enforce_always=enforce_always)
     subject, remote = ends(flow, direction)
     if subject.pod is None:
         return SideStep(direction, str(subject), decision.verdict, False, "it is no pod: no policy restricts it")

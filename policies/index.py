@@ -36,9 +36,11 @@ class PolicyIndex:
 
     Order of calls does not matter; `take_dirty` tells what changed in the result. A subject whose identity has no
     known workload is denied everything: nobody can say which policies isolate it.
+    `enforce_always`: every subject is isolated in both directions, whatever selects it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, enforce_always: bool = False) -> None:
+        self._enforce_always = enforce_always
         self._selectors = SelectorIndex()
         self._classes = ClassIndex(self._selectors)
         self._terms = TermCount()
@@ -246,7 +248,7 @@ class PolicyIndex:
         key = (subject, direction)
         side = self._sides.get(key)
         if side is None:
-            side = Side(subject, direction, self.policies_of(subject))
+            side = Side(subject, direction, self.policies_of(subject), isolated=self._enforce_always)
             if subject in self._subjects.get(subject.identity, ()):
                 self._sides[key] = side
         return side
@@ -300,7 +302,9 @@ class PolicyIndex:
                     self._spoil(subject)
 
     def _isolated_besides(self, subject: Subject, direction: Direction, ref: ObjectRef) -> bool:
-        """Whether another policy isolates a subject, too."""
+        """Whether another policy isolates a subject, too, or it is isolated anyhow."""
+        if self._enforce_always:
+            return True
         others = (r for s in self._applying.get(subject.identity, ()) for r in self._selecting[s] if r != ref)
         return any(direction in self._policies[other].isolates for other in others)
 

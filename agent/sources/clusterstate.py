@@ -27,13 +27,12 @@ from agent.sources.findings import (
     reference,
     shared,
 )
+from agent.world.config import FIRST_IDENTITY, LAST_IDENTITY
 from policies.address import Prefix, is_v4
 from policies.model import SERVICE_ACCOUNT, ObjectRef, Origin
 
 UNUSED_SINCE = "gatehouse.io/unused-since"
 """Annotation of a SecurityIdentity that is about to be collected."""
-FIRST, LAST = 256, 65535
-"""Numbers of the cluster's identities."""
 KEY_BYTES = 32
 
 _NUMBER = re.compile(r"[1-9][0-9]{2,4}")
@@ -43,8 +42,10 @@ _DIGEST = re.compile(r"[0-9a-f]{16}")
 def security_identity(doc: schema.SecurityIdentityDoc, origin: Origin, findings: Findings) -> SecurityIdentity:
     ref = reference("SecurityIdentity", doc.metadata, findings)
     number = int(ref.name) if _NUMBER.fullmatch(ref.name) else 0
-    if ref.name and not FIRST <= number <= LAST:
-        findings.error("metadata.name", f"must be the identity's number, {FIRST}-{LAST}, not {ref.name!r}")
+    if ref.name and not FIRST_IDENTITY <= number <= LAST_IDENTITY:
+        findings.error(
+            "metadata.name", f"must be the identity's number, {FIRST_IDENTITY}-{LAST_IDENTITY}, not {ref.name!r}"
+        )
     spec = doc.spec or schema.SecurityIdentitySpec()
     for path, text, check in (
         ("spec.namespace", spec.namespace, dns_label),
@@ -181,15 +182,15 @@ def _endpoints(given: Given, findings: Findings) -> tuple[NodeEndpoint, ...]:
 
 def _endpoint(given: schema.NodeEndpoint, findings: Findings) -> NodeEndpoint:
     identity, digest = given.identity or 0, given.digest or ""
-    if not FIRST <= identity <= LAST:
-        findings.error("identity", f"must be {FIRST}-{LAST}, not {identity}")
+    if not FIRST_IDENTITY <= identity <= LAST_IDENTITY:
+        findings.error("identity", f"must be {FIRST_IDENTITY}-{LAST_IDENTITY}, not {identity}")
     if not _DIGEST.fullmatch(digest):
         findings.error("digest", "must be 16 hexadecimal digits in lower case")
     return NodeEndpoint(
         _pod(given.pod or "", findings),
         _addresses(given.ips or (), findings),
         identity,
-        digest,
+        intern(digest),
         _ports(given.ports, findings) if given.ports else (),
     )
 

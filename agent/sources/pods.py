@@ -22,6 +22,7 @@ from policies.address import is_v4
 from policies.model import Origin, Protocol
 
 RESTART_POLICIES = ("Always", "OnFailure", "Never")
+FINISHED = ("Succeeded", "Failed")
 NAME_LABEL = "kubernetes.io/metadata.name"
 MIRROR = "kubernetes.io/config.mirror"
 """Annotation of a static pod's mirror: the uid by which the kubelet knows the pod, and asks for its network."""
@@ -66,6 +67,7 @@ def pod(doc: schema.PodDoc, origin: Origin, findings: Findings) -> Pod:
         restart_always=restart == "Always",
         ready=_ready(status),
         terminating=doc.metadata.deletion_timestamp is not None,
+        finished=status.phase in FINISHED,
         uid=(doc.metadata.annotations or {}).get(MIRROR) or doc.metadata.uid or "",
     )
 

@@ -109,6 +109,7 @@ class Condition(_Raw):
 
 
 class PodStatus(_Raw):
+    phase: str | None = None
     pod_ip: str | None = field(default=None, name="podIP")
     pod_ips: list[PodIp] | None = field(default=None, name="podIPs")
     conditions: list[Condition] | None = None

@@ -6,26 +6,27 @@ from collections.abc import Iterator, Set
 
 from agent.datapath import abi
 from agent.identity.allocator import Allocator, ExhaustedError
-from agent.world.claims import Claims
+from agent.world.claims import Claim, Claims
 from agent.world.config import NodeConfig
 from agent.world.marks import MarkBook
 from agent.world.names import NameClasses
-from agent.world.nodes import NodeBook
+from agent.world.nodes import NODE_KIND, NodeBook
 from agent.world.pods import PodBook, PodState
 from agent.world.prefixes import PrefixSet, SortedPrefixes
+from agent.world.remotes import RemoteBook, RemotePod
 from policies.address import Prefix
 from policies.index import PolicyIndex
 from policies.l7 import NamePattern
-from policies.model import Mark, ObjectRef, RemoteClass
+from policies.model import ContainerPort, Mark, ObjectRef, RemoteClass
 
 NUMBERS = abi.load().constants
 WORLD = {Prefix.parse("0.0.0.0/0"): NUMBERS.IDENTITY_WORLD_IPV4, Prefix.parse("::/0"): NUMBERS.IDENTITY_WORLD_IPV6}
 
-NODE_KIND = "Node"
-
 # Who has the better claim to an address: pods in a node's network, other nodes, then pods this node gave it to, other
 # local pods, remote pods. A node shares its addresses with the first.
 HOST_NETWORK, NODE, ALLOCATED, LOCAL, REMOTE = range(5)
+
+NO_PORTS: frozenset[ContainerPort] = frozenset()
 
 
 class AddressBook:
@@ -40,8 +41,10 @@ class AddressBook:
         pods: PodBook,
         nodes: NodeBook,
         marks: MarkBook,
+        remotes: RemoteBook,
     ) -> None:
         self._config = config
+        self._remotes = remotes
         self._numbers = cidr_identities
         self._index = index
         self._pods = pods
@@ -56,8 +59,9 @@ class AddressBook:
         self._sorted = SortedPrefixes()
         self._host_addresses = frozenset(config.addresses)
         self._hosts = {Prefix.host(address) for address in config.addresses}
-        self._fixed = {**dict.fromkeys(config.pod_cidrs, NUMBERS.IDENTITY_UNMANAGED), **WORLD}
-        self._dirty: set[Prefix] = {*self._hosts, *self._fixed}
+        self._blocks = nodes.pod_blocks if config.cluster else PrefixSet(config.pod_cidrs)
+        """Addresses in these that nobody has are some pod's that nobody knows yet."""
+        self._dirty: set[Prefix] = {*self._hosts, *self._blocks, *WORLD}
         self._gone: set[Prefix] = set()
 
     def __iter__(self) -> Iterator[Prefix]:
@@ -71,6 +75,11 @@ class AddressBook:
         """The pod an address belongs to."""
         winner = None if address in self._host_addresses else self._claims.winner(address)
         return None if winner is None or winner.kind == NODE_KIND else winner
+
+    def remote(self, address: bytes) -> RemotePod | None:
+        """The pod of another node that has an address, as that node tells."""
+        best = None if address in self._host_addresses else self._claims.best(address)
+        return None if best is None or best[0] != REMOTE else self._remotes.at(address)
 
     def lost(self) -> Iterator[tuple[bytes, ObjectRef, ObjectRef | None]]:
         """(address, loser, winner) where a pod or node does not have an address given to it. winner None: this node."""
@@ -110,6 +119,14 @@ class AddressBook:
                 self._gone.add(prefix)
             self._dirty.add(prefix)
             self._dirty.update(self._sorted.inside(prefix))
+
+    def set_blocks(self, changed: Set[Prefix]) -> None:
+        """These are blocks of some node's pods now, or are none any more."""
+        if not self._config.cluster:
+            return
+        for block in changed:
+            self._dirty.add(block)
+            self._dirty.update(self._sorted.inside(block))
 
     def stand(self) -> None:
         """Keep the classes in use that addresses with names may come to have: their rows are to be there first."""
@@ -189,8 +206,10 @@ class AddressBook:
         covering = self._policy_prefixes.covering(prefix)
         if prefix.bits == 128 and (remote := self._classify_address(prefix, covering)) is not None:
             return remote
-        if (identity := self._fixed.get(prefix)) is not None:
+        if (identity := WORLD.get(prefix)) is not None:
             return RemoteClass(identity, covering)
+        if prefix in self._blocks:
+            return RemoteClass(NUMBERS.IDENTITY_UNMANAGED, covering)
         if prefix in self._policy_prefixes:
             return RemoteClass(self._cidr_identity(prefix), covering)
         return None
@@ -202,14 +221,9 @@ class AddressBook:
         if prefix in self._hosts:
             marks |= self._marks.of_node(self._config.name)
             return RemoteClass(NUMBERS.IDENTITY_HOST, covering, marks=marks)
-        if (owner := self._claims.winner(address)) is not None:
-            if owner.kind == NODE_KIND:
-                marks |= self._marks.of_node(owner.name)
-                return RemoteClass(NUMBERS.IDENTITY_REMOTE_NODE, covering, marks=marks)
-            state = self._pods.get(owner)
-            assert state is not None
-            return self._classify_pod(state, prefix, covering, marks)
-        if any(block.covers(prefix) for block in self._config.pod_cidrs):
+        if (best := self._claims.best(address)) is not None:
+            return self._classify_owned(prefix, best, covering, marks)
+        if self._blocks.covering(prefix):
             return RemoteClass(NUMBERS.IDENTITY_UNMANAGED, covering, marks=marks) if marks else None
         if not self._is_inside(prefix):
             marks |= self._marks.names.matching(address)
@@ -217,6 +231,19 @@ class AddressBook:
         if self._marks.is_apiserver(address):
             return RemoteClass(NUMBERS.IDENTITY_APISERVER, covering | {world}, marks=marks)  # world: tells its family
         return RemoteClass(WORLD[world], covering, marks=marks) if marks else None
+
+    def _classify_owned(
+        self, prefix: Prefix, best: Claim, covering: frozenset[Prefix], marks: frozenset[Mark]
+    ) -> RemoteClass:
+        rank, owner = best
+        if owner.kind == NODE_KIND:
+            marks |= self._marks.of_node(owner.name)
+            return RemoteClass(NUMBERS.IDENTITY_REMOTE_NODE, covering, marks=marks)
+        if rank == REMOTE and (remote := self._remotes.at(prefix.network)) is not None:
+            return self._of_identity(self._remotes.identity(remote), remote.ports, covering, marks)
+        state = self._pods.get(owner)
+        assert state is not None
+        return self._classify_pod(state, prefix, covering, marks)
 
     def _is_inside(self, prefix: Prefix) -> bool:
         """Whether an address lies where pods and services have theirs: no name makes it anything else."""
@@ -230,14 +257,19 @@ class AddressBook:
             node = self._nodes.at(prefix.network)
             of_node = frozenset() if node is None else self._marks.of_node(node)
             return RemoteClass(NUMBERS.IDENTITY_REMOTE_NODE, covering, marks=marks | of_node)
-        if not state.identity:
+        return self._of_identity(state.identity, state.ports, covering, marks)
+
+    def _of_identity(
+        self, identity: int, declared: frozenset[ContainerPort], covering: frozenset[Prefix], marks: frozenset[Mark]
+    ) -> RemoteClass:
+        if not identity:
             return RemoteClass(NUMBERS.IDENTITY_UNMANAGED, covering, marks=marks)
         names = self._index.egress_port_names()
-        ports = frozenset(p for p in state.ports if (p.protocol, p.name) in names)
-        return RemoteClass(state.identity, covering, ports, marks)
+        ports = frozenset(p for p in declared if (p.protocol, p.name) in names) if names and declared else NO_PORTS
+        return RemoteClass(identity, covering, ports, marks)
 
     def _cidr_identity(self, prefix: Prefix) -> int:
-        if any(cidr.covers(prefix) for cidr in self._config.pod_cidrs):
+        if self._blocks.covering(prefix):
             return NUMBERS.IDENTITY_UNMANAGED
         try:
             return self._numbers.allocate(str(prefix))

@@ -42,6 +42,9 @@ class Claims:
         claim = self._winners.get(key)
         return None if claim is None else claim[1]
 
+    def best(self, key: bytes) -> Claim | None:
+        return self._winners.get(key)
+
     def lost(self) -> Iterator[tuple[bytes, Claim, ObjectRef]]:
         """(key, claim, winner) of every claim that did not win."""
         for key, losers in self._losers.items():

@@ -6,6 +6,9 @@ import msgspec
 
 from policies.address import Prefix
 
+FIRST_IDENTITY, LAST_IDENTITY = 256, 65535
+"""Numbers of the cluster's identities."""
+
 
 class ServiceConfig(msgspec.Struct, frozen=True):
     """What this node makes of services. `node_ports`: first and last of the range, as is Config's."""
@@ -38,11 +41,5 @@ class NodeConfig(msgspec.Struct, frozen=True):
     """Identity numbers are those of SecurityIdentity objects; none is invented here."""
     attached: bool = False
     """Pods of this node have the addresses and interfaces that a runtime attached, whatever their status says."""
-    enforce_always: bool = False
-    """Every pod is isolated in both directions, whatever selects it."""
-    cluster: bool = False
-    """Numbers of identities and pods of other nodes are what the API server says (SecurityIdentity, NodeEndpoints)."""
-    attached: bool = False
-    """Pods of this node have the addresses that were attached (CNI), and no others."""
     enforce_always: bool = False
     """Every pod is isolated in both directions, whatever selects it."""

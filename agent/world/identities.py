@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import msgspec
 
@@ -17,22 +18,21 @@ Key = tuple[str, ...]
 
 
 class Identity(msgspec.Struct):
-    """An identity in use. `labels`: its canonical form; `pods`: how many have it."""
+    """An identity that is known. `labels`: its canonical form."""
 
     number: int
     labels: Key
     workload: Workload
-    pods: int = 0
+    digest: str = ""  # of `labels`, once somebody asked
 
 
-class IdentityBook:
-    def __init__(self, numbers: Allocator, index: PolicyIndex, relevant: LabelFilter) -> None:
-        self._numbers = numbers
+class IdentityBook(ABC):
+    """Pods, keys and numbers. Where the numbers come from is up to the kind of book."""
+
+    def __init__(self, index: PolicyIndex, relevant: LabelFilter) -> None:
         self._index = index
         self._filter = relevant
-        self._used: dict[Key, Identity] = {}
         self._by_number: dict[int, Identity] = {}
-        self._idle: set[Key] = set()
         # Keys the filter leaves out although a policy selects by them: they count as long as one does.
         self._named: Counter[str] = Counter()
         self._named_by: dict[ObjectRef, frozenset[str]] = {}
@@ -50,6 +50,8 @@ class IdentityBook:
         new = frozenset(key for key in keys if not self._filter.relevant(key))
         if new:
             self._named_by[ref] = new
+        if old == new:
+            return set()
         before = set(self._named)
         self._named.subtract(old)
         self._named.update(new)
@@ -57,49 +59,109 @@ class IdentityBook:
         flipped = before ^ set(self._named)
         return {state.pod.ref for state in pods if not flipped.isdisjoint(state.pod.labels)} if flipped else set()
 
+    @abstractmethod
     def settle(self, state: PodState) -> bool:
         """Give a pod the identity its labels call for; whether it is another one now. Raises ExhaustedError."""
+
+    @abstractmethod
+    def forget(self, state: PodState) -> None:
+        """A pod no longer has its identity. The number is kept until `release_idle`."""
+
+    @abstractmethod
+    def release_idle(self) -> None:
+        """Give up numbers no pod has. Not before classes and subjects have let go of them."""
+
+    @abstractmethod
+    def release_restored(self) -> None:
+        """Give up numbers of an earlier run that no pod of this one has."""
+
+    @abstractmethod
+    def wanted(self) -> Mapping[Key, Workload]:
+        """Keys of this node's pods for which somebody is to obtain a number."""
+
+    @abstractmethod
+    def numbers(self, key: Key) -> Collection[int]:
+        """All that stand for a key."""
+
+    def meaning(self, number: int) -> Key | None:
+        """What a number stands for."""
+        identity = self._by_number.get(number)
+        return None if identity is None else identity.labels
+
+    @abstractmethod
+    def in_use(self) -> dict[int, Key]:
+        """Numbers that pods have, and what they have them for."""
+
+    @abstractmethod
+    def pods_of(self, number: int) -> int:
+        """How many pods have a number; in a cluster, of this node's."""
+
+    def _key_of(self, state: PodState) -> tuple[Key, Workload]:
         pod = state.pod
-        labels: dict[str, str] = {}
+        own = {name: value for name, value in pod.labels.items() if name != SERVICE_ACCOUNT}
+        labels = self._filter.select(own, self._named)
+        key = identity_key(pod.ref.namespace, labels, pod.service_account)
+        labels[SERVICE_ACCOUNT] = pod.service_account  # whatever the pod itself says (CVE-2023-39347)
+        return key, Workload(pod.ref.namespace, labels)
+
+
+class LocalIdentities(IdentityBook):
+    """Numbers are given out here, and mean something on this node alone."""
+
+    def __init__(self, numbers: Allocator, index: PolicyIndex, relevant: LabelFilter) -> None:
+        super().__init__(index, relevant)
+        self._numbers = numbers
+        self._used: dict[Key, Identity] = {}
+        self._pods: Counter[int] = Counter()
+        self._idle: set[Key] = set()
+
+    def settle(self, state: PodState) -> bool:
         key: Key = ()
-        if pod.addresses and not pod.host_network:
-            own = {name: value for name, value in pod.labels.items() if name != SERVICE_ACCOUNT}
-            labels = self._filter.select(own, self._named)
-            key = identity_key(pod.ref.namespace, labels, pod.service_account)
+        if state.pod.addresses and not state.pod.host_network:
+            key, workload = self._key_of(state)
         if key == state.key:
             return False
         self.forget(state)
         if key:
-            labels[SERVICE_ACCOUNT] = pod.service_account  # whatever the pod itself says (CVE-2023-39347)
-            state.identity = self._acquire(key, Workload(pod.ref.namespace, labels))
+            state.identity = self._acquire(key, workload)
             state.key = key
         return True
 
     def forget(self, state: PodState) -> None:
-        """A pod no longer has its identity. The number is kept until `release_idle`."""
         if state.key:
-            identity = self._used[state.key]
-            identity.pods -= 1
-            if not identity.pods:
+            self._pods[state.identity] -= 1
+            if not self._pods[state.identity]:
                 self._idle.add(state.key)
         state.key, state.identity = (), 0
 
     def release_idle(self) -> None:
-        """Give up numbers no pod has. Not before classes and subjects have let go of them."""
         for key in self._idle:
             identity = self._used[key]
-            if not identity.pods:
+            if not self._pods[identity.number]:
+                del self._pods[identity.number]
                 del self._used[key], self._by_number[identity.number]
                 self._index.set_identity(identity.number, None)
                 self._numbers.release("\n".join(key))
         self._idle.clear()
 
     def release_restored(self) -> None:
-        """Give up numbers of an earlier run that no pod of this one has."""
         wanted = {"\n".join(key) for key in self._used}
         for key in self._numbers.held():
             if key not in wanted:
                 self._numbers.release(key)
+
+    def wanted(self) -> Mapping[Key, Workload]:
+        return {}
+
+    def numbers(self, key: Key) -> Collection[int]:
+        identity = self._used.get(key)
+        return () if identity is None else (identity.number,)
+
+    def in_use(self) -> dict[int, Key]:
+        return {identity.number: key for key, identity in self._used.items() if self._pods[identity.number]}
+
+    def pods_of(self, number: int) -> int:
+        return self._pods[number]
 
     def _acquire(self, key: Key, workload: Workload) -> int:
         identity = self._used.get(key)
@@ -107,7 +169,7 @@ class IdentityBook:
             identity = Identity(self._allocate("\n".join(key)), key, workload)
             self._used[key] = self._by_number[identity.number] = identity
             self._index.set_identity(identity.number, workload)
-        identity.pods += 1
+        self._pods[identity.number] += 1
         return identity.number
 
     def _allocate(self, key: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from policies.address import V4_MAPPED_BITS, Prefix
 
@@ -11,9 +11,11 @@ from policies.address import V4_MAPPED_BITS, Prefix
 class PrefixSet:
     """Prefixes, asked which of them cover a given one."""
 
-    def __init__(self) -> None:
+    def __init__(self, members: Iterable[Prefix] = ()) -> None:
         self._by_bits: dict[tuple[bool, int], dict[int, Prefix]] = {}
         self._shared: dict[frozenset[Prefix], frozenset[Prefix]] = {}  # many addresses, few different answers
+        for member in members:
+            self.add(member)
 
     def __contains__(self, prefix: Prefix) -> bool:
         return _number(prefix) in self._by_bits.get((prefix.is_v4, prefix.bits), ())

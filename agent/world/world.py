@@ -6,7 +6,7 @@ the plan must be compiled again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
 
 import msgspec
@@ -19,30 +19,38 @@ from agent.objects import (
     Interface,
     Namespace,
     Node,
+    NodeEndpoint,
+    NodeEndpoints,
     Pod,
     PolicySet,
     Problem,
     Secret,
+    SecurityIdentity,
     Service,
 )
 from agent.services.model import Frontend
-from agent.world.addresses import NODE, NODE_KIND, AddressBook
+from agent.world.addresses import AddressBook
 from agent.world.allocations import Allocations, key_of
+from agent.world.attachments import Attachment, AttachmentBook
 from agent.world.config import NodeConfig
+from agent.world.declared import ClusterIdentities
 from agent.world.frontends import FrontendClaims
 from agent.world.hostports import HostPortBook, host_port_ref
-from agent.world.identities import IdentityBook
+from agent.world.identities import IdentityBook, LocalIdentities
 from agent.world.marks import MarkBook
 from agent.world.names import NameClasses
 from agent.world.namespaces import NamespaceBook
-from agent.world.nodes import NodeBook
+from agent.world.neighbours import Neighbours
+from agent.world.nodes import NODE_KIND, NodeBook
 from agent.world.placing import Placing
 from agent.world.pods import PodBook, PodState
 from agent.world.policies import PolicyBook
 from agent.world.problems import describe_problems
+from agent.world.remotes import RemoteBook
 from agent.world.services import Derive, ServiceBook
 from agent.world.serving import all_slices_of, frontends_of, slices_of
 from agent.world.subjects import SubjectBook
+from agent.world.telling import endpoints_told
 from policies.address import Prefix
 from policies.index import PolicyIndex
 from policies.model import Mark, ObjectRef, Policy, RemoteClass, Subject
@@ -70,23 +78,34 @@ class World:
     def __init__(self, config: NodeConfig, derive: Derive | None = None) -> None:
         self.config = config
         self.allocations = Allocations(config)
-        self.index = PolicyIndex()
+        self.index = PolicyIndex(enforce_always=config.enforce_always)
         self.pods = PodBook()
         self.nodes = NodeBook(config)
         self._frontends = FrontendClaims()
         self.services = ServiceBook(self.allocations, self._frontends, config)
         self.host_ports = HostPortBook(self._frontends, config)
         self._namespaces = NamespaceBook(config, self.index, self.pods)
-        self._placing = Placing(config, self.allocations)
-        self.identities = IdentityBook(
-            self.allocations.identities, self.index, LabelFilter(config.labels_include, config.labels_exclude)
+        self._attachments = AttachmentBook()
+        self._placing = Placing(config, self.allocations, self._attachments)
+        relevant = LabelFilter(config.labels_include, config.labels_exclude)
+        declared = ClusterIdentities(self.index, relevant)
+        self.identities: IdentityBook = (
+            declared if config.cluster else LocalIdentities(self.allocations.identities, self.index, relevant)
         )
+        self.remotes = RemoteBook(self.nodes.has, declared.stands_for)
         self.policies = PolicyBook(self.index, self.identities, self.pods)
         self.secrets: dict[ObjectRef, Secret] = {}
         self.marks = MarkBook(self.nodes)
         self.addresses = AddressBook(
-            config, self.allocations.cidr_identities, self.index, self.pods, self.nodes, self.marks
+            config,
+            self.allocations.cidr_identities,
+            self.index,
+            self.pods,
+            self.nodes,
+            self.marks,
+            self.remotes,
         )
+        self._neighbours = Neighbours(config, self.nodes, self.remotes, self.identities, self.addresses, self.marks)
         self.derive = derive
         self._subjects = SubjectBook(self.index)
         self._failures: dict[ObjectRef, str] = {}
@@ -107,6 +126,12 @@ class World:
             self._put_node(ref, new if isinstance(new, Node) else None)
         elif ref.kind == "Pod":
             self._put_pod(ref, new if isinstance(new, Pod) else None)
+        elif ref.kind == "NodeEndpoints":
+            told = new if isinstance(new, NodeEndpoints) else None
+            self._note(self._neighbours.put_endpoints(ref.name, told))
+        elif ref.kind == "SecurityIdentity":
+            declared = new if isinstance(new, SecurityIdentity) else None
+            self._dirty_pods |= self._neighbours.put_identity(int(ref.name), declared)
         elif ref.kind == "Service":
             self._put_service(ref, new if isinstance(new, Service) else None)
         elif ref.kind == "EndpointSlice":
@@ -129,13 +154,27 @@ class World:
 
     def set_interface(self, ref: ObjectRef, interface: Interface | None) -> None:
         """A pod of this node hangs off this interface now; None: no more. The pod must be known already."""
+        self._attachments.set_interface(ref, interface)
         state = self.pods.get(ref)
         if state is None:
-            if interface is not None:
+            if interface is not None and self._attachments.get(ref) is None:
                 raise KeyError(f"{ref} has an interface but is not known: apply the pod first")
             return
         state.interface = interface
         self._dirty_endpoints.add(ref)
+
+    def attach(
+        self, ref: ObjectRef, addresses: tuple[bytes, ...], interface: Interface | None = None, uid: str = ""
+    ) -> None:
+        """A runtime gave a pod of this node these addresses, whether the pod is known yet or not; see set_interface.
+        `uid`: of the pod it was done for, so that a later one of the same name does not have them."""
+        self._attachments.put(ref, Attachment(addresses, interface, uid))
+        self._place_again(ref)
+
+    def detach(self, ref: ObjectRef) -> None:
+        """What was attached was taken down."""
+        self._attachments.take(ref)
+        self._place_again(ref)
 
     def set_names(self, name: str, addresses: frozenset[bytes]) -> None:
         """The addresses a DNS name has now (16 bytes each); none: it has none that count any more."""
@@ -165,8 +204,8 @@ class World:
         self.addresses.stand()
         prefixes = self.addresses.settle()
         for prefix in prefixes:
-            if (owner := self.addresses.owner(prefix.network)) is not None and prefix.bits == 128:
-                self._dirty_endpoints.add(owner)
+            if prefix.bits == 128 and (owner := self.addresses.owner(prefix.network)) is not None:
+                self._note((owner,))
         gone = {old for ref in self._dirty_endpoints if (old := self._subjects.put(ref, self._subject_of(ref)))}
         self._dirty_services.update(self.host_ports.of(self._dirty_endpoints))
         policies = self.index.take_dirty()
@@ -201,6 +240,17 @@ class World:
         state = self.pods.get(ref)
         return () if state is None else tuple(a for a in state.pod.addresses if self.addresses.owner(a) == ref)
 
+    def local_endpoints(self) -> tuple[NodeEndpoint, ...]:
+        """What other nodes are to know of the pods here that have an address and an identity; by name."""
+        return endpoints_told(self)
+
+    def addresses_of(self, ref: ObjectRef) -> tuple[bytes, ...]:
+        """Addresses of pods, other than a node's, that an object tells of: a Pod its own, NodeEndpoints its pods'."""
+        if ref.kind == "NodeEndpoints":
+            return tuple(address for remote in self.remotes.of(ref.name) for address in remote.addresses)
+        state = self.pods.get(ref)
+        return () if state is None or state.pod.host_network else state.pod.addresses
+
     def frontends(self, ref: ObjectRef, *, served: bool = True) -> tuple[Frontend, ...]:
         """Those a service has on this node; none that another service has the better claim to.
 
@@ -233,28 +283,15 @@ class World:
 
     # ---- inside: objects
 
+    def _note(self, refs: Iterable[ObjectRef]) -> None:
+        """Pods whose endpoints are to be compiled again, as far as they are known here."""
+        self._dirty_endpoints.update(ref for ref in refs if self.pods.get(ref) is not None)
+
     def _put_node(self, ref: ObjectRef, node: Node | None) -> None:
-        old, zone = self.nodes.get(ref.name), self.nodes.zones.get(ref.name, "")
-        self.nodes.put(ref.name, node)
-        self._touch_around(old, node)
-        if ref.name != self.config.name:
-            for address in old.addresses if old else ():
-                self._dirty_endpoints |= self.addresses.remove(address, NODE, ref)
-            for address in node.addresses if node else ():
-                self._dirty_endpoints |= self.addresses.add(address, NODE, ref)
+        zone = self.nodes.zones.get(ref.name, "")
+        self._note(self._neighbours.put_node(ref.name, node))
         if self.nodes.zones.get(ref.name, "") != zone:
             self._set_zone(ref.name)
-
-    def _touch_around(self, old: Node | None, new: Node | None) -> None:
-        """What else a node's manifest tells: labels, and where pods are."""
-        before, after = (set(node.pod_cidrs) if node else set() for node in (old, new))
-        if blocks := before ^ after:
-            for address in (*self.marks.names.addresses(), *self.marks.known_by_service()):
-                if any(block.contains(address) for block in blocks):
-                    self.addresses.touch(address)
-        if self.config.name in (node.ref.name for node in (old, new) if node):
-            for address in self.config.addresses:
-                self.addresses.touch(address)
 
     def _set_zone(self, name: str) -> None:
         """Of this node all hints are to be looked at again, of another one those that are derived."""
@@ -271,7 +308,7 @@ class World:
         old = self.pods.get(ref)
         if old is not None:
             for address in old.pod.addresses:
-                self._dirty_endpoints |= self.addresses.remove(address, self._placing.rank(old), ref)
+                self._note(self.addresses.remove(address, self._placing.rank(old), ref))
             self._dirty_services.update(self.services.selecting(ref.namespace, old.pod.labels))
         self._dirty_pods.add(ref)
         self._dirty_endpoints.add(ref)
@@ -283,16 +320,24 @@ class World:
                 self._failures[ref] = failure
             state = PodState(placed, own_addresses=not pod.addresses)
             if old is not None:
-                state.key, state.identity, state.interface = old.key, old.identity, old.interface
+                if old.pod.uid != pod.uid and old.pod.uid and pod.uid:
+                    self.identities.forget(old)  # another pod of the same name
+                state.key, state.identity = old.key, old.identity
+            state.interface = self._placing.interface(pod, old.interface if old is not None else None)
             self.pods.put(state)
             for address in state.pod.addresses:
-                self._dirty_endpoints |= self.addresses.add(address, self._placing.rank(state), ref)
+                self._note(self.addresses.add(address, self._placing.rank(state), ref))
             self._dirty_services.update(self.services.selecting(ref.namespace, pod.labels))
             if self._placing.is_here(pod):
                 self._dirty_services |= self.host_ports.put(state.pod)
             else:
                 self._dirty_services |= self.host_ports.take(host_port_ref(ref))
         self._namespaces.settle(ref.namespace)
+
+    def _place_again(self, ref: ObjectRef) -> None:
+        """Something was attached to a pod, or taken down."""
+        if (state := self.pods.get(ref)) is not None:
+            self._put_pod(ref, state.pod)
 
     def _forget_pod(self, ref: ObjectRef) -> None:
         state = self.pods.take(ref)
@@ -315,6 +360,9 @@ class World:
         """Port names that policies began or ceased to use: pods that declare them have another class or subject."""
         if not egress and not ingress:
             return
+        for remote in self.remotes.naming(egress) if egress else ():
+            for address in remote.addresses:
+                self.addresses.touch(address)
         for state in self.pods:
             names = {(port.protocol, port.name) for port in state.ports}
             if not names.isdisjoint(egress):
