@@ -6,6 +6,7 @@ import ssl
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 from cryptography import x509
@@ -36,7 +37,7 @@ class Authority:
         self.pem = self._signed(self._name, self._key, authority=True).certificate
 
     def pair(self, *names: str) -> Pair:
-        """For servers of these DNS names."""
+        """For servers of these DNS names and IP addresses."""
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
         return self._signed(subject, ec.generate_private_key(ec.SECP256R1()), names=names)
 
@@ -66,10 +67,17 @@ class Authority:
             usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
             builder = builder.add_extension(usage, critical=True)
         else:
-            alternatives = x509.SubjectAlternativeName([x509.DNSName(name) for name in names])
+            alternatives = x509.SubjectAlternativeName([_alternative(name) for name in names])
             builder = builder.add_extension(alternatives, critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
         return Pair(
             certificate.public_bytes(Encoding.PEM),
             key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
         )
+
+
+def _alternative(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)

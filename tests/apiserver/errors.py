@@ -29,9 +29,10 @@ class Refused(Exception):
             "metadata": dict(metadata or {}),
             "status": "Failure",
             "message": message,
-            "reason": reason,
             "code": code,
         }
+        if reason:
+            self.status["reason"] = reason
         if details:
             self.status["details"] = dict(details)
 

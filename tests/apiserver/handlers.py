@@ -104,7 +104,7 @@ class Handler:
                 return 200, b"ok"
             found = discovery.answer(self.store, request.path)
             if found is None:
-                raise Refused(404, "NotFound", "the server could not find the requested resource")
+                return 404, b"404 page not found\n"
             return 200, msgspec.json.encode(found)
         if verb == "list":
             return 200, page(self.store, target.collection, target.version, _selector(target, query), query)
@@ -173,9 +173,9 @@ _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch"}
 
 def _verb(method: str, target: Target, query: dict[str, str]) -> str:
     if method == "GET":
-        if query.get("watch") in ("true", "1"):
-            return "watch"
-        return "get" if target.name else "list"
+        if target.name:
+            return "get"
+        return "watch" if query.get("watch") in ("true", "1") else "list"
     if method == "DELETE":
         return "delete" if target.name else "deletecollection"
     return _VERBS.get(method, method.lower())

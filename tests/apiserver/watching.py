@@ -70,9 +70,12 @@ class Watch:
         return response
 
     def _begin(self, query: Mapping[str, str]) -> bytes:
-        """Sets the position; what is sent at once."""
+        """Sets the position; what is sent at once. Raises Refused (400, 410, 422)."""
         asked = number(query, "resourceVersion")
         initial = query.get("sendInitialEvents") in _TRUE
+        if initial and query.get("resourceVersionMatch") != "NotOlderThan":
+            raise Refused(422, "Invalid", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan")
+        marks = query.get("allowWatchBookmarks") in _TRUE
         with self._store.lock:
             if asked and not initial:
                 self._position = asked
@@ -84,7 +87,7 @@ class Watch:
         if query.get("sendInitialEvents") in ("false", "0"):
             return b""
         lines = [self._line("ADDED", each) for each in entries if self._takes(each)]
-        return b"".join(lines) + (self._bookmark({"k8s.io/initial-events-end": "true"}) if initial else b"")
+        return b"".join(lines) + (self._bookmark({"k8s.io/initial-events-end": "true"}) if marks else b"")
 
     async def _follow(self, request: web.Request, response: web.StreamResponse, every_s: float) -> None:
         now = self._loop.time()
@@ -140,7 +143,7 @@ class Watch:
         return b'{"type":"%s","object":%s%s}\n' % (kind.encode(), self._head, each.rest)
 
     def _bookmark(self, annotations: Mapping[str, str] | None = None) -> bytes:
-        metadata: dict[str, object] = {"resourceVersion": str(self._position), "creationTimestamp": None}
+        metadata: dict[str, object] = {"resourceVersion": str(self._position)}
         if annotations:
             metadata["annotations"] = annotations
         about = {"apiVersion": self._kind[0], "kind": self._kind[1], "metadata": metadata}

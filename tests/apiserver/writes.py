@@ -14,7 +14,7 @@ import msgspec
 
 from apiserver import patches
 from apiserver.defaults import fill
-from apiserver.errors import already_exists, bad_request, conflict, invalid, not_found
+from apiserver.errors import Refused, already_exists, bad_request, conflict, invalid, not_found
 from apiserver.resources import Resource
 from apiserver.store import Collection, Entry, Store
 
@@ -71,7 +71,7 @@ def create(store: Store, target: Target, obj: Object, operation: str = "Update")
     """Raises Refused (400, 404, 409, 422)."""
     resource, metadata = target.resource, _metadata(target, obj)
     if metadata.get("resourceVersion"):
-        raise bad_request("resourceVersion should not be set on objects to be created")
+        raise Refused(500, "", "resourceVersion should not be set on objects to be created")
     generated = metadata.get("generateName", "")
     name = metadata.get("name") or (generated and generated + _random())
     if not name or not _NAME.fullmatch(name):
@@ -137,8 +137,10 @@ def patch(store: Store, target: Target, content_type: str, body: bytes) -> tuple
     if applied and not target.manager:
         raise invalid(target.resource, target.name, "fieldManager", "is required for apply patch")
     if applied and not target.subresource and target.key not in target.collection.entries:
-        named = {"metadata": {"name": target.name}}
-        return create(store, target, patches.apply(content_type, body, named, custom), "Apply"), True
+        made = patches.apply(content_type, body, {}, custom)
+        if _metadata(target, made).get("name") != target.name:
+            raise bad_request(f"the name in the body must be {target.name!r}")
+        return create(store, target, made, "Apply"), True
     old = present(target)
     kind = {"apiVersion": target.resource.api_version(target.version), "kind": target.resource.kind}
     made = patches.apply(content_type, body, kind | old.read(), custom)
@@ -171,7 +173,8 @@ def delete(store: Store, target: Target, options: Mapping[str, Any]) -> tuple[En
 
 def _metadata(target: Target, obj: Object) -> Object:
     expected = (target.resource.api_version(target.version), target.resource.kind)
-    if (found := (obj.get("apiVersion", expected[0]), obj.get("kind", expected[1]))) != expected:
+    unsaid = ("", "") if target.resource.custom else expected
+    if (found := (obj.get("apiVersion", unsaid[0]), obj.get("kind", unsaid[1]))) != expected:
         raise bad_request(f"the body is of {found[0]} {found[1]}, the path of {expected[0]} {expected[1]}")
     metadata = obj.setdefault("metadata", {})
     if not isinstance(metadata, dict):

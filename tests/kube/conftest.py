@@ -1,4 +1,4 @@
-"""An API server per test."""
+"""An API server per test; and a real one per worker, where there are binaries of one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from apiserver import ApiServer
+from apiserver.client import Client
+from apiserver.real import RealServer, missing
 
 
 @pytest.fixture
@@ -13,3 +15,25 @@ def api() -> Iterator[ApiServer]:
     """Empty but for the first namespaces; takes any token or none. tests/apiserver says what it can do."""
     with ApiServer() as api:
         yield api
+
+
+@pytest.fixture(scope="session")
+def real_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
+    """A kube-apiserver that the tests of a worker share: each has names of its own in it."""
+    if why := missing():
+        pytest.skip(why)
+    server = RealServer(tmp_path_factory.mktemp("apiserver"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["in-test", "real"])
+def either(request: pytest.FixtureRequest) -> Iterator[Client]:
+    """A client of the one, then of the other."""
+    if request.param == "real":
+        real: RealServer = request.getfixturevalue("real_api")
+        with real.client() as client:
+            yield client
+        return
+    with ApiServer() as server, Client(server.url) as client:
+        yield client
