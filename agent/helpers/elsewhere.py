@@ -29,7 +29,7 @@ class Elsewhere:
         self._path = path
         self._socket = Path(order.socket)
         self._runs = False
-        self._seen = 0
+        self._seen = (0, 0)
         self._restarts = 0
         self._problem = ""
 
@@ -74,17 +74,18 @@ class Elsewhere:
             pass
 
     def _note(self) -> None:
-        bound = self._socket.stat().st_ino
+        status = self._socket.stat()
+        bound = status.st_ino, status.st_mtime_ns
         if not self._runs or bound != self._seen:
             log.info("helper answers", helper=self.name)
-            self._restarts += bool(self._seen) and bound != self._seen
+            self._restarts += any(self._seen) and bound != self._seen
         self._runs, self._seen, self._problem = True, bound, ""
 
     def _miss(self, for_s: float) -> None:
         if self._runs:
             log.warning("helper does not answer", helper=self.name)
         self._runs = False
-        if for_s >= GRACE_S or self._seen:
+        if for_s >= GRACE_S or any(self._seen):
             self._problem = (
                 f"nobody answers at {self._socket}: does the container of `gatehouse helper {self.name}` run, "
                 "with this state directory?"
