@@ -188,6 +188,10 @@ enum nat_flags {
 	NAT_GONE = 128       /* as CT_GONE */
 };
 
+enum endpoint_flags {
+	ENDPOINT_RESOLVES = 1        /* it has no permanent neighbours: ARP and neighbour discovery pass between it and the node */
+};
+
 enum feature {
 	FEATURE_MASQUERADE = 1,
 	FEATURE_SOCKET_PODS = 2,     /* sockets of pods are translated too, not only the node's */
@@ -211,6 +215,8 @@ struct endpoint {
 	__u8 mac[6];                /* pod side of its veth */
 	__u8 host_mac[6];           /* host side of its veth */
 	__u32 id;                   /* the endpoint's number, for people */
+	__u32 flags;
+	__u32 pad;
 };
 
 struct ipcache_key { __u32 prefixlen; struct address address; };

@@ -4,6 +4,7 @@
 #include "nat.h"
 #include "policy.h"
 #include "refuse.h"
+#include "resolve.h"
 #include "service.h"
 
 /* Into the peer of the receiver's veth, past the stack; or to the stack. */
@@ -235,6 +236,8 @@ INLINE int from_pod_act(struct __sk_buff *skb)
 		return DROP;
 	}
 	act = from_pod_steps(skb, p);
+	if (act == -DROP_LINK_CONTROL && is_resolution(skb, p, true))
+		act = PASS;
 	if (act >= 0) {
 		count_outcome(DROP_NONE);
 	} else {

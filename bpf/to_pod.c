@@ -4,6 +4,7 @@
 #include "nat.h"
 #include "policy.h"
 #include "proxy.h"
+#include "resolve.h"
 #include "service.h"
 
 /* Sent by the node itself, not forwarded by it. */
@@ -272,6 +273,8 @@ INLINE int to_pod_act(struct __sk_buff *skb)
 		return DROP;
 	}
 	act = to_pod_steps(skb, p);
+	if (act == -DROP_LINK_CONTROL && is_from_node(skb) && is_resolution(skb, p, false))
+		act = PASS;
 	if (act < 0)
 		act = drop(skb, p, -act);
 	else

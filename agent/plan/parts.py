@@ -70,6 +70,7 @@ def endpoint(world: World, ref: ObjectRef, names: Names) -> Part:
         mac=link.mac,
         host_mac=link.host_mac,
         id=world.allocations.endpoints.allocate(key_of(ref)),
+        flags=NUMBERS.ENDPOINT_RESOLVES if link.resolves else 0,
     )
     assert INTERFACE_KEY is not None and NAMESPACE_KEY is not None
     entries = [(INTERFACES, INTERFACE_KEY.pack_values(link.index), value)]
