@@ -66,7 +66,7 @@ class Membership:
         self._woken.set()
 
     def lost(self) -> None:
-        """The server has another NodeEndpoints of this node than was written, or none."""
+        """Somebody has deleted this node's NodeEndpoints."""
         self._own.forget()
         self.wake()
 

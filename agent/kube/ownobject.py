@@ -30,31 +30,36 @@ class OwnObject:
     def __init__(self, objects: Objects, nodes: Objects, node: str, part: str, pace: Pace) -> None:
         self._objects, self._nodes, self._node, self._part, self._pace = objects, nodes, node, part, pace
         self._version: str | None = None  # "": there is none; None: not known
+        self._doubted = False  # since the request under way was sent
         self._metadata: dict[str, Any] = {}  # as the server has it: others may have put something there
         self._there: Any = None  # the part, as the server has it or was told
 
     def forget(self) -> None:
-        """Look at what the server has before the next write: it may be something else."""
+        """Look at what the server has before the next write: it may be something else, also than is being written."""
         self._version = None
+        self._doubted = True
 
     async def put(self, body: dict[str, Any]) -> bool:
         """Once it returns, the server has the object as `body` says. Raises Away and Refused.
 
         True: it was known throughout what the server had, so what is in the old and the new body was there all along.
         """
-        known, conflicts = self._version is not None, 0
+        known, conflicts = True, 0
         while True:
+            self._doubted = False
             try:
                 if self._version is None:
+                    known = False
                     await self._read()
-                if self._version and self._there == body[self._part]:
+                elif self._version and self._there == body[self._part]:
                     return known
-                if await self._write(body):
-                    self._there = body[self._part]
-                    return known
+                else:
+                    await self._write(body)
+                if self._doubted:
+                    self._version = None
             except (Conflict, Missing):
                 self.forget()
-                known, conflicts = False, conflicts + 1
+                conflicts += 1
                 if conflicts >= CONFLICTS:
                     await self._contended()
             except (ApiFailure, asyncio.CancelledError):  # whether it took effect is not known
@@ -69,16 +74,18 @@ class OwnObject:
             return
         self._learn(raw)
 
-    async def _write(self, body: dict[str, Any]) -> bool:
-        """One request; whether the part has been written by it: a status takes another."""
+    async def _write(self, body: dict[str, Any]) -> None:
+        """One request. A status takes another after the one that makes the object."""
         status = self._part == "status"
         if not self._version:
             made = bodies.json_of(bodies.owned(body, self._node, await self._node_uid()))
             self._learn(await self._pace.once(lambda: self._objects.create(made)))
-            return not status
-        changed = bodies.json_of({**body, "metadata": self._metadata})
-        self._learn(await self._pace.once(lambda: self._objects.replace(self._node, changed, status=status)))
-        return True
+        else:
+            changed = bodies.json_of({**body, "metadata": self._metadata})
+            self._learn(await self._pace.once(lambda: self._objects.replace(self._node, changed, status=status)))
+            status = False
+        if not status:
+            self._there = body[self._part]  # whatever the server made of it: it is not to be written again
 
     def _learn(self, raw: bytes) -> None:
         read = msgspec.json.decode(raw)

@@ -231,6 +231,24 @@ async def test_one_that_is_deleted_is_made_again_for_the_node_of_today(told: boo
 
 
 @in_no_time
+async def test_one_that_is_deleted_while_it_is_written_is_made_again() -> None:
+    node = Node()
+    node.has(WEB)
+    async with node.running():
+        assert await node.membership.published(WEB.pod)
+
+        async def deleted(request: str, name: str) -> None:
+            if request == "replace":  # it took effect, and the watch is quicker than the answer
+                node.server.objects.clear()
+                node.membership.lost()
+
+        node.server.after = deleted
+        node.has(WEB, DB)
+        assert await node.membership.published(DB.pod)
+        assert len(node.told()) == 2
+
+
+@in_no_time
 async def test_a_server_that_is_away_is_known_soon_and_told_when_it_is_back() -> None:
     node = Node()
     away = True
