@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from agent.objects import Node, Pod, Problem, Service
+from agent.objects import Node, NodeEndpoints, Pod, Problem, Service
 from agent.services.frontends import EXTERNAL, wants_maglev
 from agent.services.maglev import most_backends
 from agent.services.places import NODE_PORT_TYPES
+from agent.world.blocks import SAID
 from agent.world.frontends import (
     BALANCER,
     CLUSTER_IP_ALLOCATED,
@@ -47,7 +48,9 @@ def describe_problems(world: World, failures: Mapping[ObjectRef, str]) -> list[P
         found += _problem(world, ref, message)
     for address, loser, winner in world.addresses.lost():
         taken = f"{winner}" if winner else f"node {world.config.name}"
-        found += _problem(world, loser, f"address {format_address(address)} belongs to {taken}: give it another one")
+        message = f"address {format_address(address)} belongs to {taken}: give it another one"
+        found += _problem(world, loser, message) or _of_remote(world, address, loser, message)
+    found += _not_taken(world)
     found += _lost_frontends(world)
     for service in world.services:
         if not service.addresses or service.type in NODE_PORT_TYPES:  # of 50,000 few: what follows takes its time
@@ -60,6 +63,31 @@ def describe_problems(world: World, failures: Mapping[ObjectRef, str]) -> list[P
     found += _stray_slices(world)
     found += _names_nobody_learns(world)
     return sorted(found)
+
+
+def _of_remote(world: World, address: bytes, ref: ObjectRef, message: str) -> Iterator[Problem]:
+    """Of pods of other nodes that lost an address."""
+    for remote in world.remotes.claiming(address):
+        told = world.nodes.said(remote.node)
+        if remote.ref == ref and told is not None:
+            yield Problem(told.origin.file, told.origin.line, message, subject=str(ref))
+
+
+def _not_taken(world: World) -> Iterator[Problem]:
+    """What nodes say they have that is another's."""
+    for ((rank, name), block), owner in world.nodes.blocks.refused().items():
+        ref = ObjectRef("NodeEndpoints" if rank == SAID else "Node", "", name)
+        yield from _problem(world, ref, f"block {block} overlaps one of node {owner}: it is not taken")
+    for name, address in world.nodes.refused_addresses():
+        owner = world.nodes.blocks.owner(address) or ""
+        message = f"address {format_address(address)} is in a block of node {owner}: it is not taken for this node's"
+        yield from _problem(world, ObjectRef("NodeEndpoints", "", name), message)
+    for remote, address in world.remotes.refused():
+        holder = world.nodes.blocks.owner(address)
+        where = f"a block of node {holder}" if holder else "no block of its node"
+        pod = f"{remote.ref.namespace}/{remote.ref.name}"
+        message = f"pod {pod} has address {format_address(address)}, which is in {where}: it is not taken"
+        yield from _problem(world, ObjectRef("NodeEndpoints", "", remote.node), message)
 
 
 def _lost_frontends(world: World) -> Iterator[Problem]:
@@ -147,12 +175,14 @@ def _names_nobody_learns(world: World) -> Iterator[Problem]:
 
 
 def _problem(world: World, ref: ObjectRef, message: str, *, warning: bool = False) -> list[Problem]:
-    written: Node | Pod | Service | None = None
+    written: Node | NodeEndpoints | Pod | Service | None = None
     if ref.kind == "Pod":
         state = world.pods.get(ref)
         written = state.pod if state else None
     elif ref.kind == "Node":
         written = world.nodes.get(ref.name)
+    elif ref.kind == "NodeEndpoints":
+        written = world.nodes.said(ref.name)
     elif ref.kind == "Service":
         written = world.services.get(ref)
     if written is None:

@@ -79,6 +79,11 @@ class RemoteBook:
         rivals = self._rivals.get(address)
         return min(rivals, key=_precedence) if rivals else self._at.get(address)
 
+    def claiming(self, address: bytes) -> Iterable[RemotePod]:
+        """All that have an address, as their nodes tell."""
+        known = self._at.get(address)
+        return self._rivals.get(address) or (() if known is None else (known,))
+
     def get(self, ref: ObjectRef) -> RemotePod | None:
         """A pod by its name; of several the first by node. Looks through all nodes."""
         found = (pods[ref] for _, pods in sorted(self._nodes.items()) if ref in pods)
