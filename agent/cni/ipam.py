@@ -70,6 +70,10 @@ class Ipam:
         if self._pools:
             self.problem = ""
 
+    def held(self) -> dict[Key, tuple[bytes, ...]]:
+        """Who has what."""
+        return dict(self._held)
+
     def _allocate(self, key: Key) -> tuple[bytes, ...]:
         try:
             return tuple(pool.allocate(str(key)) for pool in self._pools)

@@ -215,7 +215,7 @@ class CniPods:
         around.attach_programs(interface.index)  # it has no endpoint entry yet: everything is dropped
         self._told[pod] = attachment
         local.step = "waiting for its identity, and for its policy to be in the kernel"
-        await around.attach(pod, attachment.addresses, interface)
+        await around.attach(pod, attachment.addresses, interface, attachment.uid)
         await self._in(self._builders, around.links.activate, interface, attachment.addresses)
         local.step = "waiting for the other nodes to be told of it"
         await around.published(pod)
@@ -245,7 +245,7 @@ class CniPods:
         assert interface is not None
         self._told[attachment.pod] = attachment
         try:
-            await self._around.attach(attachment.pod, attachment.addresses, interface)
+            await self._around.attach(attachment.pod, attachment.addresses, interface, attachment.uid)
             await self._around.published(attachment.pod)
             local.ready()
         except PodGone as error:
@@ -273,6 +273,8 @@ async def carried_through(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T
         return await asyncio.shield(future)
     except asyncio.CancelledError:
         await asyncio.wait({future})
+        if not future.cancelled() and (error := future.exception()):
+            raise asyncio.CancelledError(str(error)) from error
         raise
 
 
@@ -294,7 +296,7 @@ def _is_netns(path: str, interface: Interface) -> bool:
     except OSError:
         return False
     try:
-        return interface.netns_cookie in (0, namespaces.cookie(netns))
+        return not interface.netns_cookie or interface.netns_cookie == namespaces.cookie(netns)
     except OSError:
         return False
     finally:

@@ -34,8 +34,8 @@ class Surroundings(msgspec.Struct, frozen=True):
     """To the interface with this index; raises OSError."""
     has_programs: Callable[[int], bool]
     """Whether they are all attached there."""
-    attach: Callable[[ObjectRef, tuple[bytes, ...], Interface], Awaitable[None]]
-    """Turns.attach: returns once the kernel enforces the pod's policy; raises agent.pods.PodGone."""
+    attach: Callable[[ObjectRef, tuple[bytes, ...], Interface, str], Awaitable[None]]
+    """Turns.attach, with the pod's uid: returns once the kernel enforces its policy; raises agent.pods.PodGone."""
     detach: Callable[[ObjectRef], Awaitable[None]]
     """Turns.detach: returns once nobody is known by the pod's addresses."""
     published: Callable[[ObjectRef], Awaitable[None]]
