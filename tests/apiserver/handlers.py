@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from apiserver import discovery, patches, writes
-from apiserver.errors import Refused, bad_request, not_allowed, unauthorized
+from apiserver.errors import Refused, bad_request, not_allowed, unauthorized, unsupported
 from apiserver.faults import Faults, Rule, send_reset
 from apiserver.listing import page
 from apiserver.selectors import Selector, parse
@@ -19,6 +19,9 @@ from apiserver.writes import Target
 
 _OPEN = ("/healthz", "/livez", "/readyz", "/version")
 """Asked without a token, too."""
+
+
+_BODIES = ("application/json", "application/yaml")
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -118,6 +121,8 @@ class Handler:
     ) -> tuple[int, bytes]:
         if target.resource.namespaced and not target.namespace:
             raise not_allowed()
+        if method in ("POST", "PUT") and content_type not in _BODIES:
+            raise unsupported(content_type)
         if method == "POST" and not target.name:
             return 201, target.whole(writes.create(self.store, target, _object(body)))
         if method == "PUT" and target.name:

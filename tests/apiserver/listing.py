@@ -50,9 +50,13 @@ def page(store: Store, collection: Collection, version: str, selector: Selector,
             metadata["remainingItemCount"] = left
     resource = collection.resource
     opening = head(resource, version) if resource.custom else b"{"
-    about = {"kind": f"{resource.kind}List", "apiVersion": resource.api_version(version), "metadata": metadata}
     body = b",".join([opening + entry.rest for entry in items])
-    return msgspec.json.encode(about)[:-1] + b',"items":[' + body + b"]}"
+    kind, api_version = f"{resource.kind}List", resource.api_version(version)
+    if resource.custom:  # its fields are sorted: the version comes after all items
+        after = {"kind": kind, "metadata": {"continue": ""} | metadata}
+        return b'{"apiVersion":"%s","items":[%s],%s' % (api_version.encode(), body, msgspec.json.encode(after)[1:])
+    before = {"kind": kind, "apiVersion": api_version, "metadata": metadata}
+    return b'%s,"items":[%s]}' % (msgspec.json.encode(before)[:-1], body)
 
 
 def number(query: Mapping[str, str], name: str, default: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""The three ways a PATCH is written: RFC 7386 (merge), RFC 6902 (JSON patch), and server-side apply as a merge."""
+"""The ways a PATCH is written: RFC 7386 (merge), RFC 6902 (JSON patch), server-side apply with maps as its units."""
 
 from __future__ import annotations
 
@@ -43,6 +43,29 @@ def read(body: bytes) -> Any:
             raise bad_request(f"the body is neither JSON nor YAML: {error}") from error
 
 
+def owned(applied: Any) -> dict[str, Any]:
+    """The fields that an apply sets, as metadata.managedFields[].fieldsV1 names them; lists are one field."""
+    if not isinstance(applied, dict):
+        return {}
+    return {f"f:{key}": owned(value) for key, value in applied.items()}
+
+
+def disown(target: dict[str, Any], former: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """`target` without the fields that a manager applied before and now leaves out."""
+    made = dict(target)
+    for field, inner in former.items():
+        key = field.removeprefix("f:")
+        if key not in made:
+            continue
+        if field not in now and not (inner and isinstance(made[key], dict)):
+            del made[key]
+        elif isinstance(made[key], dict):
+            made[key] = disown(made[key], inner, now.get(field, {}))
+            if field not in now and not made[key]:
+                del made[key]
+    return made
+
+
 def merge(target: Any, patch: Any) -> Any:
     if not isinstance(patch, dict):
         return patch
@@ -80,7 +103,7 @@ def _operate(document: Any, operation: dict[str, Any]) -> Any:
     if op == "replace":
         _get(document, path)
         return _add(_remove(document, path) if path else document, path, operation.get("value"))
-    raise bad_request(f"unknown operation {op!r}")
+    raise _failed(f"unknown operation {op!r}")
 
 
 def _pointer(text: Any) -> list[str]:

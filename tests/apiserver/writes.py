@@ -67,7 +67,7 @@ def present(target: Target) -> Entry:
     return entry
 
 
-def create(store: Store, target: Target, obj: Object, operation: str = "Update") -> Entry:
+def create(store: Store, target: Target, obj: Object, applied: Object | None = None) -> Entry:
     """Raises Refused (400, 404, 409, 422)."""
     resource, metadata = target.resource, _metadata(target, obj)
     if metadata.get("resourceVersion"):
@@ -88,7 +88,7 @@ def create(store: Store, target: Target, obj: Object, operation: str = "Update")
     for key in _KEPT:
         metadata.pop(key, None)
     fresh(resource, obj)
-    _manage(metadata, target, operation)
+    _manage(metadata, target, applied)
     return store.put(target.collection, target.namespace, name, obj)
 
 
@@ -102,7 +102,7 @@ def fresh(resource: Resource, obj: Object) -> None:
     fill(resource.plural, obj)
 
 
-def update(store: Store, target: Target, obj: Object, operation: str = "Update") -> Entry:
+def update(store: Store, target: Target, obj: Object, applied: Object | None = None) -> Entry:
     """The whole object, or its status alone with target.subresource. Raises Refused (400, 404, 409, 422)."""
     old = present(target)
     resource, was, metadata = target.resource, old.read(), _metadata(target, obj)
@@ -123,7 +123,7 @@ def update(store: Store, target: Target, obj: Object, operation: str = "Update")
     ignored = {"metadata", "apiVersion", "kind"} | ({"status"} if resource.status else set())
     if resource.generation and _without(obj, ignored) != _without(was, ignored):
         obj["metadata"]["generation"] = was["metadata"].get("generation", 0) + 1
-    _manage(obj["metadata"], target, operation)
+    _manage(obj["metadata"], target, applied)
     finished = was["metadata"].get("finalizers") and not obj["metadata"].get("finalizers")
     if was["metadata"].get("deletionTimestamp") and finished:
         return store.remove(target.collection, old)
@@ -132,20 +132,26 @@ def update(store: Store, target: Target, obj: Object, operation: str = "Update")
 
 def patch(store: Store, target: Target, content_type: str, body: bytes) -> tuple[Entry, bool]:
     """The object, and whether it is new. Raises Refused (400, 404, 409, 415, 422)."""
-    applied = content_type.startswith(patches.APPLY)
+    applied = _applied(target, body) if content_type.startswith(patches.APPLY) else None
     custom = target.resource.custom
-    if applied and not target.manager:
-        raise invalid(target.resource, target.name, "fieldManager", "is required for apply patch")
-    if applied and not target.subresource and target.key not in target.collection.entries:
-        made = patches.apply(content_type, body, {}, custom)
-        if _metadata(target, made).get("name") != target.name:
-            raise bad_request(f"the name in the body must be {target.name!r}")
-        return create(store, target, made, "Apply"), True
+    if applied is not None and not target.subresource and target.key not in target.collection.entries:
+        return create(store, target, patches.apply(content_type, body, {}, custom), applied), True
     old = present(target)
-    kind = {"apiVersion": target.resource.api_version(target.version), "kind": target.resource.kind}
-    made = patches.apply(content_type, body, kind | old.read(), custom)
+    was = {"apiVersion": target.resource.api_version(target.version), "kind": target.resource.kind} | old.read()
+    if applied is not None:
+        was = _left_out(target, was, applied)
+    made = patches.apply(content_type, body, was, custom)
     made.setdefault("metadata", {}).setdefault("resourceVersion", str(old.version))
-    return update(store, target, made, "Apply" if applied else "Update"), False
+    return update(store, target, made, applied), False
+
+
+def _applied(target: Target, body: bytes) -> Object:
+    if not target.manager:
+        raise invalid(target.resource, target.name, "fieldManager", "is required for apply patch")
+    read = patches.read(body)
+    if not isinstance(read, dict) or _metadata(target, read).get("name") != target.name:
+        raise bad_request(f"the name in the body must be {target.name!r}")
+    return read
 
 
 def delete(store: Store, target: Target, options: Mapping[str, Any]) -> tuple[Entry, bool]:
@@ -216,7 +222,9 @@ def _carry(resource: Resource, was: Object, obj: Object) -> None:
             obj["status"] = was["status"]
 
 
-def _manage(metadata: Object, target: Target, operation: str) -> None:
+def _manage(metadata: Object, target: Target, applied: Object | None) -> None:
+    """Writes who wrote, and (with `applied`) the fields of an apply."""
+    operation = "Update" if applied is None else "Apply"
     others = [
         field
         for field in metadata.get("managedFields") or []
@@ -228,7 +236,7 @@ def _manage(metadata: Object, target: Target, operation: str) -> None:
         "apiVersion": target.resource.api_version(target.version),
         "time": timestamp(),
         "fieldsType": "FieldsV1",
-        "fieldsV1": {},
+        "fieldsV1": {} if applied is None else _owned(applied),
     }
     metadata["managedFields"] = [*others, mine | ({"subresource": target.subresource} if target.subresource else {})]
 
@@ -239,6 +247,21 @@ def _without(obj: Object, keys: set[str]) -> Object:
 
 def _without_managers(obj: Object) -> Object:
     return _without(obj, {"apiVersion", "kind"}) | {"metadata": _without(obj["metadata"], {"managedFields"})}
+
+
+def _left_out(target: Target, was: Object, applied: Object) -> Object:
+    """Without what this manager applied before and now leaves out."""
+    for field in was["metadata"].get("managedFields", ()):
+        if (field["manager"], field["operation"]) == (target.manager, "Apply"):
+            return patches.disown(was, field["fieldsV1"], _owned(applied))
+    return was
+
+
+def _owned(obj: Object) -> Object:
+    return patches.owned(
+        _without(obj, {"apiVersion", "kind", "metadata"})
+        | {"metadata": {key: obj["metadata"][key] for key in ("labels", "annotations") if key in obj["metadata"]}}
+    )
 
 
 def _random() -> str:
