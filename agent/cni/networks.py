@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from agent.cni import chained
 from agent.cni.place import NotConnected, Place, find, opened
 from agent.endpoints import links, namespaces, routes, wiring
 from agent.endpoints.links import Link
@@ -86,13 +87,28 @@ class Networks:
                 _delete(route, name)
                 raise
 
+    def adopt(self, netns: str, ifname: str, addresses: Sequence[bytes]) -> Interface:
+        """The veth that a plugin before us in the chain made, as its result tells (see agent.cni.chained)."""
+        with opened(netns) as place, route_in(self._node) as route:
+            return chained.adopt(route, place, ifname, addresses)
+
     def activate(self, interface: Interface, addresses: Sequence[bytes]) -> None:
-        """Host side up, routes and neighbours to the pod; returns when the pod can send. May be repeated."""
+        """Host side up, routes and neighbours to the pod; returns when the pod can send. May be repeated.
+
+        Of what was adopted, that is its maker's.
+        """
+        if interface.resolves:
+            return
         with route_in(self._node) as route:
             wiring.activate(route, interface, addresses)
 
     def disconnect(self, link: Interface | str) -> bool:
-        """Remove a pod's veth, by its interface or the name of its host side; False where it is gone already."""
+        """Remove a pod's veth, by its interface or the name of its host side; False where it is gone already.
+
+        What was adopted stays: its maker removes it.
+        """
+        if isinstance(link, Interface) and link.resolves:
+            return False
         name = link if isinstance(link, str) else link.name
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name} is no link that Gatehouse made")
@@ -118,6 +134,8 @@ class Networks:
                 found = find(place.inside, ifname)
                 if found is None:
                     return [f"there is no interface {ifname} in {netns}"]
+                if interface.resolves:
+                    return chained.check(route, place, found, addresses, interface)
                 return [
                     *_pod_side(place.inside, found, addresses, interface),
                     *_host_side(route, found, addresses, interface),

@@ -29,12 +29,13 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH = 20, 21, 22, 24, 26, 28
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_OPERSTATE, IFLA_LINKINFO = 1, 3, 4, 5, 10, 16, 18
 IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 20, 26, 27, 28
-IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
+IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_LINK_NETNSID = 31, 32, 37
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_INET_CONF, IFLA_INET6_ADDR_GEN_MODE = 1, 8
 ADDR_GEN_MODE_NONE = 1
 IFF_UP = 0x1
 OPERSTATE_UP = 6
+RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 90, 1, 3  # linux/net_namespace.h
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD, IFA_F_PERMANENT, IFA_F_TENTATIVE, IFA_F_NOPREFIXROUTE = 0x02, 0x80, 0x40, 0x200
 RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
@@ -71,6 +72,7 @@ class Link(NamedTuple):
     mtu: int = 0
     alias: str = ""
     master: int = 0  # interface index of the bridge or bond it is part of; 0: none
+    peer_netns: int = -1  # the kernel's id of the namespace `peer` is in, as seen from the link's; -1: the same
 
 
 class Bound(NamedTuple):
@@ -100,10 +102,19 @@ def add_veth(name: str, peer_name: str, peer_netns: int, mtu: int) -> Request:
 
 def configure_host_side(name: str) -> Request:
     """No link-local address, no reverse-path filter, no redirects."""
-    conf = attribute(IFLA_INET_CONF, b"".join(number(key, value) for key, value in _HOST_SIDE_CONF.items()))
-    families = attribute(socket.AF_INET, conf) + attribute(socket.AF_INET6, _no_link_local())
+    families = attribute(socket.AF_INET, _host_side_conf()) + attribute(socket.AF_INET6, _no_link_local())
     body = _ifinfo() + text(IFLA_IFNAME, name) + attribute(IFLA_AF_SPEC, families)
     return Request(RTM_SETLINK, 0, body, f"configure {name}")
+
+
+def configure_adopted(index: int) -> Request:
+    """The same of a host side that somebody else made, and gave a link-local address."""
+    body = _ifinfo(index) + attribute(IFLA_AF_SPEC, attribute(socket.AF_INET, _host_side_conf()))
+    return Request(RTM_SETLINK, 0, body, f"configure link {index}")
+
+
+def _host_side_conf() -> bytes:
+    return attribute(IFLA_INET_CONF, b"".join(number(key, value) for key, value in _HOST_SIDE_CONF.items()))
 
 
 def name_host_side(index: int, mac: bytes, alias: str) -> Request:
@@ -139,6 +150,17 @@ def get_link_by_index(index: int) -> Request:
 
 def list_links() -> Request:
     return Request(RTM_GETLINK, NLM_F_DUMP, _ifinfo(), "list links")
+
+
+def get_netns_id(netns: int) -> Request:
+    """By which id the socket's namespace knows the one behind a descriptor."""
+    return Request(RTM_GETNSID, 0, bytes(4) + number(NETNSA_FD, netns), "look up the id of a network namespace")
+
+
+def read_netns_id(reply: Reply) -> int:
+    """-1: none."""
+    found = dict(attributes(reply.body[4:]))
+    return int(struct.unpack("=i", found[NETNSA_NSID])[0])
 
 
 def set_group(index: int, group: int) -> Request:
@@ -224,6 +246,7 @@ def read_link(reply: Reply) -> Link:
         _number(found, IFLA_MTU),
         _text(found.get(IFLA_IFALIAS, b"")),
         _number(found, IFLA_MASTER),
+        struct.unpack("=i", found[IFLA_LINK_NETNSID])[0] if IFLA_LINK_NETNSID in found else -1,
     )
 
 
