@@ -1,7 +1,7 @@
 """Behind another CNI plugin: the veth is there, and routed; Gatehouse's programs stand on its host side.
 
-The pod resolves its gateway by ARP and neighbour discovery, which pass for such an interface (Interface.resolves). A pod
-on a bridge is refused: what it sends to its neighbours there would never be routed, nor judged as coming from it.
+The pod resolves its gateway by ARP and neighbour discovery, which pass for such an interface (Interface.resolves).
+A pod on a bridge is refused: what it sends to its neighbours there is never routed, nor judged as coming from it.
 """
 
 from __future__ import annotations
