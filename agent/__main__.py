@@ -6,29 +6,30 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
+from agent import groundwork, memory
 from agent import log as logs
-from agent import memory
 from agent.api.protocol import ApiError
 from agent.attachments import units
-from agent.config import Config, handover, port_range
+from agent.config import Config, handover
 from agent.datapath.bpf import BpfError
 from agent.datapath.bytecode import CompileFailed
 from agent.datapath.maps import MapMismatch, Maps
 from agent.datapath.mounts import BPFFS, Unmet, is_mounted, require_cgroup2
 from agent.datapath.programs import PODS, load_units
-from agent.endpoints import namespaces, node
+from agent.endpoints import namespaces
 from agent.endpoints.node import NodeRefused
 from agent.instance import Instance
 from agent.lock import Taken, lock
 from agent.loop import Agent
 from agent.proxy.feature import carried_over
-from agent.settings import config_value, node_config, prefixes
-from agent.sources.directory import DirectorySource
-from agent.world.config import NodeConfig
-from policies.address import Prefix
+from agent.settings import config_value
+
+T = TypeVar("T")
 
 SWITCH_INTERVAL_S = 0.001
 """Threads that build pods let the one that decides have its turn sooner than Python's 5 ms."""
@@ -69,36 +70,30 @@ async def _run(config: Config, instance: Instance) -> None:
     instance.note()
     if config.cgroup:
         require_cgroup2(Path(config.cgroup))
-    facts = _node(config, instance)
     pins = instance.pins
-    with Maps.open_or_create(pins.maps, config.map_sizes) as maps:
-        value = config_value(config, facts.addresses, _netns_cookie())
-        maps["config"].update(bytes(4), carried_over(maps["config"].lookup(bytes(4)), value))
-        source = DirectorySource(Path(config.manifests), instance.last_good)
-        with ThreadPoolExecutor(1) as thread:  # compilers work while manifests are read
-            loading = thread.submit(load_units, maps, pins, units(config))
-            batch = await source.initial()
+    with Maps.open_or_create(pins.maps, config.map_sizes) as maps, ThreadPoolExecutor(1) as thread:
+        loading = thread.submit(load_units, maps, pins, units(config))  # compilers work while objects are read
+        ground = await _unless_stopped(groundwork.lay(config, instance), stopping)
         with loading.result() as loaded:
+            if ground is None:
+                return
             if (failure := loaded.failures.get(PODS.name)) is not None:
                 raise failure
-            await Agent(config, instance, facts, maps, loaded, source).run(batch, stopping)
+            value = config_value(ground.config, ground.node.addresses, _netns_cookie())
+            maps["config"].update(bytes(4), carried_over(maps["config"].lookup(bytes(4)), value))
+            agent = Agent(ground, instance, maps, loaded)
+            await agent.run(ground.batch, stopping)
 
 
-def _node(config: Config, instance: Instance) -> NodeConfig:
-    """The node made ready to route for pods, and what the world must know of it."""
-    found = node.prepare(
-        instance.node,
-        config.node_sysctls,
-        fallback=[_first_host(cidr) for cidr in prefixes(config.pod_cidrs)],
-        reserved=[port_range("node_ports", config.node_ports)],
-        given_out=port_range("snat_ports", config.snat_ports),
-    )
-    return node_config(config, found)
-
-
-def _first_host(cidr: Prefix) -> bytes:
-    """The address of a pod block that no pod gets: the node's own, where it has none of that family."""
-    return (int.from_bytes(cidr.network, "big") + 1).to_bytes(16, "big")
+async def _unless_stopped(work: Coroutine[Any, Any, T], stopping: asyncio.Event) -> T | None:
+    """What comes of it; None where the agent is told to stop before that."""
+    task, stop = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
+    await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    return None if task.cancelled() else task.result()
 
 
 def _netns_cookie() -> int:

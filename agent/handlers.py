@@ -131,7 +131,7 @@ class Handlers:
             async with asyncio.timeout(request.timeout):
                 await self._agent.settled()
         except TimeoutError:
-            reasons = self._reasons(self._agent.world.problems(), self._agent.proxy_views())
+            reasons = self._reasons(self._agent.problems(), self._agent.proxy_views())
             why = "; ".join(reasons) or "it is still at work"
             raise ApiError(f"not everything is in force after {request.timeout:g} s: {why}") from None
         return {}
@@ -139,7 +139,7 @@ class Handlers:
     async def status(self, _arguments: dict[str, Any]) -> StatusView:
         agent = self._agent
         flows = await self._flows_stats()
-        problems = agent.world.problems()
+        problems = agent.problems()
         proxies = agent.proxy_views()
         reasons = self._reasons(problems, proxies)
         numbers = abi.load().constants

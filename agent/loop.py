@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent import kubeproxy
 from agent import log as logs
@@ -18,18 +18,24 @@ from agent.api import aio
 from agent.api.protocol import ApiError
 from agent.api.server import serve
 from agent.attachments import Attachments
-from agent.config import Config
+from agent.cni.networks import Networks
+from agent.cni.service import CniService
+from agent.cni.surroundings import Surroundings
+from agent.config.checks import makes_pods
 from agent.datapath.maps import Maps
 from agent.datapath.programs import PODS, Loaded
 from agent.datapath.tc import Hooks
 from agent.endpoints.endpoints import Adopted, Endpoints
+from agent.groundwork import Api, Groundwork
 from agent.handlers import Handlers
 from agent.health.checks import HealthChecks
 from agent.helpers import keeping
 from agent.instance import Instance
 from agent.localpods import LocalPods
 from agent.naming import NameFeed
+from agent.objects import Problem
 from agent.plan.plan import Plan
+from agent.pods import Pods
 from agent.proxy.dns import DnsSide
 from agent.proxy.envoy import EnvoySide
 from agent.proxy.feature import Feature
@@ -38,7 +44,6 @@ from agent.proxy.rules import LiveRules
 from agent.realize import Realizer
 from agent.retirement import Retirement
 from agent.services.health import Answer
-from agent.sources.directory import DirectorySource
 from agent.sources.slices import derive
 from agent.sources.source import Batch
 from agent.state import Damaged, State, StateFile
@@ -50,6 +55,9 @@ from agent.world.world import World
 from policies.address import format_address
 from policies.model import ObjectRef
 
+if TYPE_CHECKING:
+    from agent.member import Member
+
 FLUSH_S = 1.0
 
 log = logs.get("agent")
@@ -58,15 +66,8 @@ log = logs.get("agent")
 class Agent:
     """Over open maps and loaded programs, in the node's network namespace. `phase`: as StatusView.state."""
 
-    def __init__(
-        self,
-        config: Config,
-        instance: Instance,
-        node: NodeConfig,
-        maps: Maps,
-        loaded: Loaded,
-        source: DirectorySource,
-    ) -> None:
+    def __init__(self, ground: Groundwork, instance: Instance, maps: Maps, loaded: Loaded) -> None:
+        config, node = ground.config, ground.node
         self.config = config
         self.instance = instance
         self.maps = maps
@@ -74,7 +75,7 @@ class Agent:
         self.programs = loaded[PODS.name]
         self.phase = "starting"
         self.notices: list[str] = []
-        self.world = World(node, derive)
+        self.world = World(node, None if ground.api else derive)
         self.names = NameFeed(self.world, config.node)
         self.realizer = Realizer(maps, Plan())
         self.health = HealthChecks(
@@ -94,19 +95,28 @@ class Agent:
             self.world, self.realizer, self.names, self._save, self._forget, self._retire, self.health.ports.update,
             self.proxies, self._turned,
         )  # fmt: skip
-        self.source = source
+        self.source = ground.source
         self.attachments = Attachments(config, instance, maps, loaded, node.addresses)
         self.kube_proxy = kubeproxy.Watch(config)
-        self.endpoints = Endpoints(
-            instance.short_name, instance.state_dir, config.mtu, cgroup=self.attachments.pods_cgroup
-        )
         self.hooks = Hooks(self.programs)
-        self.pods = LocalPods(self.endpoints, self.hooks, self.turns.enforce)
+        self.member = _member(self, ground.api) if ground.api else None
+        self.cni = None if makes_pods(config) else _cni(self, node)
+        self.pods: Pods = self.cni.pods if self.cni else self._local_pods()
         self.flows = keeping.flows(config, instance)
         self._state = StateFile(instance.state)
         self._forgetting: set[asyncio.Task[None]] = set()
         self._retirement = Retirement(self.world, self.turns.serving, instance.flows_socket)
         self._handlers = Handlers(self)
+
+    def _local_pods(self) -> LocalPods:
+        endpoints = Endpoints(
+            self.instance.short_name, self.instance.state_dir, self.config.mtu, cgroup=self.attachments.pods_cgroup
+        )
+        return LocalPods(endpoints, self.hooks, self.turns.enforce)
+
+    def problems(self) -> list[Problem]:
+        """What is not in force as it is written, but for what sources found."""
+        return [*self.world.problems(), *(self.member.problems() if self.member else ())]
 
     def proxy_views(self) -> dict[str, ProxyView]:
         return {"envoy": self.envoy.view(), "dns": self.dns.view()}
@@ -130,6 +140,8 @@ class Agent:
             await self.pods.stop()
         await self.pods.close(keep=not self.config.remove_on_exit)
         self.source.close()
+        if self.member:
+            await self.member.close()
         self._state.flush()
         await self.envoy.stop()
         await self.dns.close()
@@ -146,7 +158,12 @@ class Agent:
         earlier = self._restore()
         written = {change.ref for change in batch.changes if change.ref.kind == "Pod"}
         adopted = await self.pods.adopt(written | earlier)
-        self._restore_addresses(adopted)
+        if self.cni:
+            for ref in adopted:
+                if (attachment := self.cni.pods.attachment(ref)) is not None:
+                    self.world.attach(ref, attachment.addresses, attachment.interface, attachment.uid)
+        else:
+            self._restore_addresses(adopted)
         started = time.monotonic()
         for name, addresses in (await self.dns.restore()).items():
             self.world.set_names(name, addresses)
@@ -176,7 +193,7 @@ class Agent:
             self.turns.run(self.pods), self._watch(), self.flows.run(), self._retirement.run(), self._flush(),
             self._become_ready(), self.health.run(), self.attachments.follow(),
             self.kube_proxy.run(), self.proxies.run(), self.envoy.run(), self.live_rules.run(),
-            self.dns.run(),
+            self.dns.run(), *([self.member.run()] if self.member else ()), *([self.cni.run()] if self.cni else ()),
         )  # fmt: skip
         stop = asyncio.create_task(stopping.wait())
         pending: set[asyncio.Task[Any]] = {stop, *(asyncio.create_task(work) for work in works)}
@@ -219,6 +236,8 @@ class Agent:
 
     def _turned(self) -> None:
         """What other nodes are told, and the ways to them, may be others now."""
+        if self.member:
+            self.member.wake()
 
     # ---- what is remembered
 
@@ -290,3 +309,29 @@ class Agent:
             ApiError
         ):  # no flows process: entries then end by their time-outs, and are judged by policy as ever
             await aio.call(self.instance.flows_socket, op, **arguments)
+
+
+def _member(agent: Agent, api: Api) -> Member:
+    from agent.member import Member  # noqa: PLC0415  # as is the client
+
+    return Member(agent.config, api, agent.world, lambda: agent.turns.problems)
+
+
+def _cni(agent: Agent, node: NodeConfig) -> CniService:
+    """What a runtime's pods need of the rest."""
+
+    async def published(ref: ObjectRef) -> None:
+        if agent.member:
+            await agent.member.published(ref)
+
+    around = Surroundings(
+        links=Networks(),
+        attach_programs=agent.hooks.attach,
+        has_programs=lambda index: sum(one.is_current for one in agent.hooks.attached([index])) == len(agent.programs),
+        attach=agent.turns.attach,
+        detach=agent.turns.detach,
+        published=published,
+        unreachable=lambda: agent.member.unreachable() if agent.member else "",
+        mtu=lambda: agent.config.mtu,
+    )
+    return CniService(agent.config, agent.instance.state_dir, around, node.pod_cidrs, node.addresses)

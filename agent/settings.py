@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 from agent.config import TIMEOUTS, Config, port_range
+from agent.config.checks import makes_pods
 from agent.datapath import abi
 from agent.world.config import NodeConfig, ServiceConfig
 from policies.address import Prefix, is_v4, parse_address
@@ -24,6 +25,10 @@ def node_config(config: Config, found: Sequence[bytes] = ()) -> NodeConfig:
         labels_exclude=config.labels_exclude,
         zone=config.zone,
         proxy_ports=port_range("proxy_ports", config.proxy_ports),
+        implicit_namespaces=config.source == "directory",
+        cluster=config.source == "kubernetes",
+        attached=not makes_pods(config),
+        enforce_always=config.policy_enforcement == "always",
         services=ServiceConfig(
             node_ports=port_range("node_ports", config.node_ports),
             node_port_addresses=prefixes(config.node_port_addresses),

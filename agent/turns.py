@@ -47,10 +47,13 @@ class Redirects(Protocol):
 class _Attachment:
     """`interface` None: the pod's network is to be gone."""
 
-    def __init__(self, ref: ObjectRef, addresses: tuple[bytes, ...], interface: Interface | None) -> None:
+    def __init__(
+        self, ref: ObjectRef, addresses: tuple[bytes, ...] = (), interface: Interface | None = None, uid: str = ""
+    ) -> None:
         self.ref = ref
         self.addresses = addresses
         self.interface = interface
+        self.uid = uid
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def settle(self, error: PodGone | None = None) -> None:
@@ -126,15 +129,15 @@ class Turns:
         self._wake.set()
         await done
 
-    async def attach(self, ref: ObjectRef, addresses: tuple[bytes, ...], interface: Interface) -> None:
-        """A runtime gave the pod this network. Returns once the kernel enforces the pod's policy on it; raises PodGone
-        where the pod is not known (any more), its network is detached meanwhile, or all is over."""
-        await self._put_attachment(_Attachment(ref, addresses, interface))
+    async def attach(self, ref: ObjectRef, addresses: tuple[bytes, ...], interface: Interface, uid: str = "") -> None:
+        """A runtime gave the pod (that with this uid) this network. Returns once the kernel enforces the pod's policy
+        on it; raises PodGone where the pod is gone, its network is detached meanwhile, or all is over."""
+        await self._put_attachment(_Attachment(ref, addresses, interface, uid))
 
     async def detach(self, ref: ObjectRef) -> None:
         """The pod's network is to be gone. Returns once nobody is known by its addresses (or all is over)."""
         with suppress(PodGone):
-            await self._put_attachment(_Attachment(ref, (), None))
+            await self._put_attachment(_Attachment(ref))
 
     async def _put_attachment(self, attachment: _Attachment) -> None:
         if self._over:
@@ -267,7 +270,7 @@ class Turns:
                 freed.update(self._addresses(ref))
                 self._world.detach(ref)
             else:
-                self._world.attach(ref, attachment.addresses, interface)
+                self._world.attach(ref, attachment.addresses, interface, attachment.uid)
                 self._unidentified[ref] = attachment
         await self._realize(attachment.ref for attachment in taken)
         self._finish(self._taken)

@@ -150,6 +150,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["cidrs", "node", "pool"],
         _doc("Where pods' addresses come from: --pod-cidrs, the Node's podCIDRs, or a block of --pool of its own."),
     ] = "cidrs"
+    families: Annotated[
+        tuple[Literal["ipv4", "ipv6"], ...],
+        _doc("Families of pods' addresses, of those that the Node's podCIDRs or --pool have."),
+    ] = ("ipv4", "ipv6")
     pool: Annotated[tuple[str, ...], _doc("Blocks of the cluster from which nodes take one each, one a family.")] = ()
     pool_block_bits: Annotated[
         tuple[int, ...], _doc("Length of the blocks nodes take from --pool, in its order, such as 24,64.")

@@ -1,0 +1,99 @@
+"""This node as a member of its cluster: what it asks of the API server, and tells the other nodes by it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+
+from agent.config import Config
+from agent.groundwork import Api
+from agent.kube import bodies
+from agent.kube.bodies import NodeFacts, RefusedPolicy
+from agent.kube.identities import IdentityAllocator
+from agent.kube.membership import Membership
+from agent.kube.nodestatus import Report, StatusReporter
+from agent.kube.writes import Collection
+from agent.objects import Problem
+from agent.settings import prefixes
+from agent.world.world import World
+from policies.model import ObjectRef
+
+REPORTED = ("CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy")
+"""Kinds of policies whose authors are told what became of them."""
+
+
+class Member:
+    """`problems_of_sources`: what is written and not in force. `public_key`: of WireGuard, 32 bytes, or none."""
+
+    def __init__(
+        self, config: Config, api: Api, world: World, problems_of_sources: Callable[[], list[Problem]]
+    ) -> None:
+        self._config = config
+        self._api = api
+        self._world = world
+        self._problems_of_sources = problems_of_sources
+        own, nodes = f"apis/{bodies.VERSION}", Collection(api.client, "api/v1", "nodes")
+        self._allocator = IdentityAllocator(
+            Collection(api.client, own, "securityidentities"), world.identities, api.source.observe
+        )
+        self._membership = Membership(
+            Collection(api.client, own, "nodeendpoints"), nodes, config.node,
+            self._facts, world.local_endpoints, self._allocator.confirm,
+        )  # fmt: skip
+        self._reporter = StatusReporter(Collection(api.client, own, "nodestatuses"), nodes, config.node, self._report)
+
+    def wake(self) -> None:
+        """The World has changed."""
+        self._allocator.wake()
+        self._membership.wake()
+        self._reporter.wake()
+
+    async def published(self, ref: ObjectRef) -> None:
+        """Until the other nodes can know the pod, or the API server cannot be reached."""
+        await self._membership.published(ref)
+
+    def unreachable(self) -> str:
+        """Why the API server cannot be asked, and since when; empty where it can."""
+        since_s = self._api.source.status().unreachable_s
+        return "" if since_s is None else f"the API server has not answered for {since_s:.0f} s"
+
+    def problems(self) -> list[Problem]:
+        return [*self._allocator.problems(), *self._membership.problems()]
+
+    async def run(self) -> None:
+        self.wake()
+        async with asyncio.TaskGroup() as tasks:
+            for work in (self._allocator.run(), self._membership.run(), self._reporter.run()):
+                tasks.create_task(work)
+
+    async def close(self) -> None:
+        await self._api.client.close()
+
+    # ---- what is told
+
+    def _facts(self) -> NodeFacts:
+        """Addresses as the Node object has them; where it has none, those of the interfaces."""
+        blocks = prefixes(self._config.pod_cidrs)
+        known = self._world.nodes.get(self._config.node)
+        given = known.addresses if known else ()
+        own = [a for a in self._world.config.addresses if not any(block.contains(a) for block in blocks)]
+        return NodeFacts(tuple(given) or tuple(own), blocks)
+
+    def _report(self) -> Report:
+        return Report(version("gatehouse"), dict(self._enforced()), tuple(self._refused()))
+
+    def _enforced(self) -> Iterator[tuple[str, int]]:
+        for policy in self._world.index.policies():
+            ref = policy.ref
+            if ref.kind in REPORTED and not policy.problem and (seen := self._api.source.seen(ref)) is not None:
+                yield f"{ref.kind}/{ref.namespace}/{ref.name}", seen.generation
+
+    def _refused(self) -> Iterator[RefusedPolicy]:
+        for problem in self._problems_of_sources():
+            kind, _, name = problem.subject.partition(" ")
+            if kind in REPORTED and not problem.warning:
+                namespace, _, short = name.rpartition("/")
+                seen = self._api.source.seen(ObjectRef(kind, namespace, short))
+                message = f"{problem.path}: {problem.message}" if problem.path else problem.message
+                yield RefusedPolicy(f"{kind}/{namespace}/{short}", seen.generation if seen else 0, message)
