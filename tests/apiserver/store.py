@@ -18,6 +18,8 @@ FIRST_VERSION = 100
 WINDOW = 20_000
 """Changes of a collection that are kept."""
 
+_EMPTY: tuple[Any, ...] = ({}, [], "", None)
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
@@ -47,13 +49,18 @@ class Event(msgspec.Struct, frozen=True):
 
 
 def entry(namespace: str, name: str, obj: dict[str, Any], version: int) -> Entry:
-    """Sets metadata.resourceVersion in `obj`."""
-    metadata = obj["metadata"]
+    """Sets metadata.resourceVersion in `obj`, and leaves out of its metadata what is empty."""
+    metadata = obj["metadata"] = tidy(obj["metadata"])
     metadata["resourceVersion"] = str(version)
     rest = _encode({key: value for key, value in obj.items() if key not in ("apiVersion", "kind")})[1:]
     node = (obj.get("spec") or {}).get("nodeName") or ""
     key = f"{namespace}/{name}" if namespace else name
     return Entry(key, namespace, name, node, metadata.get("labels") or {}, version, rest)
+
+
+def tidy(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Without what is empty."""
+    return {key: value for key, value in metadata.items() if value not in _EMPTY}
 
 
 class Collection:

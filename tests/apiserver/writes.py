@@ -16,7 +16,7 @@ from apiserver import patches
 from apiserver.defaults import fill
 from apiserver.errors import Refused, already_exists, bad_request, conflict, invalid, not_found
 from apiserver.resources import Resource
-from apiserver.store import Collection, Entry, Store
+from apiserver.store import Collection, Entry, Store, tidy
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _KEPT = ("uid", "creationTimestamp", "generation", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields")
@@ -246,7 +246,7 @@ def _without(obj: Object, keys: set[str]) -> Object:
 
 
 def _without_managers(obj: Object) -> Object:
-    return _without(obj, {"apiVersion", "kind"}) | {"metadata": _without(obj["metadata"], {"managedFields"})}
+    return _without(obj, {"apiVersion", "kind"}) | {"metadata": tidy(_without(obj["metadata"], {"managedFields"}))}
 
 
 def _left_out(target: Target, was: Object, applied: Object) -> Object:
