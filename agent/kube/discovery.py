@@ -14,7 +14,7 @@ from agent.kube.resources import Resource
 
 T = TypeVar("T")
 
-FRESH_S = 5.0
+FRESH_S = 1.0
 """Many ask at once: the answer does for all of them."""
 
 

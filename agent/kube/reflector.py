@@ -63,7 +63,7 @@ class Reflector:
         self._lists = Backoff(timings.first_delay_s, timings.most_delay_s)
         self._watches = Backoff(timings.first_delay_s, timings.most_delay_s)
         self._version = "" if resource.discovered else resource.versions[0]
-        self._place = ""  # resourceVersion from which to watch; "": list first
+        self.place = ""  # resourceVersion from which to watch; "": list first
         self._absences = 0
         self._retell = False
 
@@ -86,7 +86,7 @@ class Reflector:
         """One list or watch, to its end; how long to wait before the next."""
         if not self._version and not await self._locate():
             return self._timings.doubt_s if self.replica.seen else self._timings.absent_s * random.uniform(0.75, 1.25)  # noqa: S311
-        if not self._place or self._retell:
+        if not self.place or self._retell:
             await self._list()
         began_s = time.monotonic()
         await self._watch()
@@ -96,10 +96,10 @@ class Reflector:
     # ---- failures
 
     def _refused(self, error: ApiServerError) -> float:
-        if error.status == 404 and self.resource.discovered and not self._place:
+        if error.status == 404 and self.resource.discovered:
             self._version = ""  # the definition is gone, or has other versions
         if error.expired:
-            self._place = ""
+            self.place = ""
             return self._lists.delay_s(error.retry_after_s)
         if error.status in (403, 404) and not self.resource.essential:
             self._settle()
@@ -114,7 +114,7 @@ class Reflector:
         return self._backoff().delay_s()
 
     def _backoff(self) -> Backoff:
-        return self._watches if self._place else self._lists
+        return self._watches if self.place else self._lists
 
     def _well(self) -> None:
         self.error = ""
@@ -132,7 +132,7 @@ class Reflector:
         if found is not None:
             self._absences = 0
             self._version = self.replica.version = found
-            self._place = ""
+            self.place = ""
             return True
         self._absences += 1
         self._well()
@@ -162,7 +162,7 @@ class Reflector:
             if not whole:
                 self.replica.abandon()
         self.replica.end(version)
-        self._place = version
+        self.place = version
         self._retell &= not retell
         self._well()
         self._settle()
@@ -173,7 +173,7 @@ class Reflector:
         path = self.resource.path(self._version)
         query = {
             **self.resource.query,
-            "resourceVersion": self._place,
+            "resourceVersion": self.place,
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(max(1, round(random.uniform(*self._timings.watch_s)))),  # noqa: S311
         }
@@ -207,5 +207,5 @@ class Reflector:
         self._advance(head.metadata.resource_version)
 
     def _advance(self, version: str) -> None:
-        if version and not text.older(version, self._place):
-            self._place = version
+        if version and not text.older(version, self.place):
+            self.place = version

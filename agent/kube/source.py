@@ -35,19 +35,21 @@ BATCH = 500
 BATCH_S = 0.02
 """And no more are taken in once it has taken this long."""
 BREATH = 50
-"""Objects read from disk, after which others get their turn."""
+"""Objects read at the start, after which others get their turn."""
 RENEW_S = 60.0
 
 log = logs.get("kube")
 
 
 class ResourceStatus(msgspec.Struct, frozen=True):
-    """`synced_ago_s`: since when nothing was heard of it; None: not in this run. `error`: "" where all is well."""
+    """`synced_ago_s`: since when nothing was heard of it; None: not in this run. `error`: "" where all is well.
+    `version`: resourceVersion up to which the server has told; "": it is to be listed."""
 
     resource: str
     objects: int
     synced_ago_s: float | None
     error: str
+    version: str
 
 
 class SourceStatus(msgspec.Struct, frozen=True):
@@ -108,10 +110,8 @@ class KubernetesSource:
                 log.warning("the API server does not answer: starting with what is on disk")
                 break
             await self._wait(min(left_s, 1.0))
-            self._absorb(BATCH, float("inf"))
-        while len(self._inbox):
-            self._absorb(BATCH, float("inf"))
-            await asyncio.sleep(0)
+            await self._absorb_all()
+        await self._absorb_all()
         self._note_whole()
         batch = self._settle(received_ns)
         self._shown = batch.problems
@@ -163,7 +163,7 @@ class KubernetesSource:
             self.from_disk,
             len(self._inbox),
             tuple(
-                ResourceStatus(key, len(r.replica.seen), None if r.synced_s is None else now_s - r.synced_s, r.error)
+                ResourceStatus(key, len(r.replica.seen), None if r.synced_s is None else now_s - r.synced_s, r.error, r.place)
                 for key, r in self._reflectors.items()
             ),
             self._cache.problem,
@@ -214,6 +214,12 @@ class KubernetesSource:
             pass
 
     # ---- taking in
+
+    async def _absorb_all(self) -> None:
+        """Take in what waits, while more is being fetched."""
+        while len(self._inbox):
+            self._absorb(BREATH, BATCH_S)
+            await asyncio.sleep(0)
 
     def _absorb(self, most: int, most_s: float) -> None:
         """Take in what waits, as far as there is time."""
