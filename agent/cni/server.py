@@ -60,6 +60,7 @@ class Server:
         self._limits = limits or Limits()
         self._listener: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._closing = False
 
     async def __aenter__(self) -> Self:
         listener = listen(self.path)
@@ -72,7 +73,12 @@ class Server:
     ) -> None:
         """Whoever asks from now on finds nobody: its plugin says so, or leaves a DEL in the queue."""
         assert self._listener is not None
+        self._closing = True
         self.path.unlink(missing_ok=True)
+        # asyncio loses a connection that it has accepted when its server closes, but not yet handed over.
+        asyncio.get_running_loop().remove_reader(self._listener.sockets[0].fileno())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
         self._listener.close()
         if self._connections:
             _, late = await asyncio.wait(self._connections, timeout=CLOSING_S)
@@ -82,6 +88,9 @@ class Server:
                 await asyncio.wait(late)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._closing:  # it was in the backlog
+            writer.transport.abort()
+            return
         task = asyncio.ensure_future(self._connection(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
