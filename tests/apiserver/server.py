@@ -15,6 +15,7 @@ from aiohttp import web
 from certificates import Authority
 
 from apiserver import writes
+from apiserver.client import Client
 from apiserver.faults import Faults, send_reset
 from apiserver.handlers import Handler, Seen
 from apiserver.resources import TABLE, Resource
@@ -79,6 +80,10 @@ class ApiServer:
     def url(self) -> str:
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{'https' if self._tls else 'http'}://{host}:{self.port}"
+
+    def client(self) -> Client:
+        """With its token, by hand."""
+        return Client(self.url, self.token, self._authority.pem if self._authority else None)
 
     def start(self) -> None:
         """Returns when it answers. After `stop`: on the same port, with the same objects."""

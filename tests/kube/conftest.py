@@ -28,12 +28,17 @@ def real_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
 
 
 @pytest.fixture(params=["in-test", "real"])
-def either(request: pytest.FixtureRequest) -> Iterator[Client]:
-    """A client of the one, then of the other."""
+def either_api(request: pytest.FixtureRequest) -> Iterator[ApiServer | RealServer]:
+    """The one, then the other; both have url, token, client() and kubeconfig(path)."""
     if request.param == "real":
-        real: RealServer = request.getfixturevalue("real_api")
-        with real.client() as client:
-            yield client
+        yield request.getfixturevalue("real_api")
         return
-    with ApiServer() as server, Client(server.url) as client:
+    with ApiServer() as server:
+        yield server
+
+
+@pytest.fixture
+def either(either_api: ApiServer | RealServer) -> Iterator[Client]:
+    """A client of the one, then of the other."""
+    with either_api.client() as client:
         yield client
