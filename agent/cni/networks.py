@@ -206,7 +206,7 @@ def _pod_side(inside: RouteSocket, found: Link, addresses: Sequence[bytes], inte
     bound = [links.read_address(reply) for reply in inside.request(links.list_addresses())]
     there = {one.address for one in bound if one.ifindex == found.ifindex and one.is_global}
     gateways = wiring.gateways_of(addresses)
-    ways = {one.gateway for one in routes.list_routes(inside) if one.ifindex == found.ifindex and _is_default(one)}
+    ways = {one.gateway for one in routes.list_routes(inside) if one.ifindex == found.ifindex and one.is_default}
     known = routes.list_neighbours(inside)
     wanted = [Neighbour(found.ifindex, gateway, interface.host_mac) for gateway in gateways]
     return [
@@ -217,10 +217,6 @@ def _pod_side(inside: RouteSocket, found: Link, addresses: Sequence[bytes], inte
         *(f"there is no default route via {format_address(g)} by {name}" for g in gateways if g not in ways),
         *(f"{format_address(n.address)} is no permanent neighbour of {name}" for n in wanted if n not in known),
     ]
-
-
-def _is_default(route: routes.Route) -> bool:
-    return route.block.bits == (96 if route.block.is_v4 else 0)
 
 
 def _host_side(route: RouteSocket, found: Link, addresses: Sequence[bytes], interface: Interface) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import socket
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from agent import log as logs
 from agent.config import Config
 from agent.datapath import bpf, bpf_programs, devices, xdp
+from agent.datapath.changes import Changes
 from agent.datapath.devices import Device
 from agent.datapath.maps import Map
 from agent.datapath.pins import Pins
@@ -33,8 +33,6 @@ _TC_PROGRAMS = sum(spec.hook is not None for spec in NETWORK_PROGRAMS)
 
 # linux/rtnetlink.h RTMGRP_*: links, tc, IPv4 and IPv6 addresses, IPv4 and IPv6 routes
 _GROUPS = 0x1 | 0x8 | 0x10 | 0x100 | 0x40 | 0x400
-_MESSAGE = struct.Struct("=IHHII")
-_RECEIVE_BYTES = 1 << 16
 
 log = logs.get("network")
 
@@ -65,7 +63,8 @@ class Network:
         self._xdp: Xdp | None = None
         if config.xdp != "off" and XDP_PROGRAM in programs:
             self._xdp = Xdp(pins, programs[XDP_PROGRAM], config.xdp)
-        self._changes = _Changes()
+        self._used: set[int] = set()
+        self._changes = Changes(_GROUPS, lambda kind, body: devices.may_matter(kind, body, self._used))
         self._route = RouteSocket()
         self._hooks = Hooks(programs, NETWORK_PROGRAMS)
 
@@ -92,7 +91,7 @@ class Network:
         wanted: list[Device] = []
         if self._config.devices and self._programs:
             wanted, problems = devices.choose(self._config.devices, found, self._node_addresses)
-        self._changes.used = {device.ifindex for device in wanted}
+        self._used = {device.ifindex for device in wanted}
         self._write(found, wanted, problems)
         self._detach(found, wanted)
         self._attach(wanted, problems)
@@ -188,49 +187,3 @@ def _uses(program: int, map_ids: frozenset[int]) -> bool:
         return not map_ids.isdisjoint(bpf_programs.program_info(fd).map_ids)
     finally:
         os.close(fd)
-
-
-class _Changes:
-    """Tells when devices, addresses or default routes have changed, or something was taken off a device of `used`.
-
-    From when it is made, nothing is missed.
-    """
-
-    def __init__(self) -> None:
-        self.used: set[int] = set()
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
-        )
-        self._socket.bind((0, _GROUPS))
-        self._happened = asyncio.Event()
-
-    async def __aenter__(self) -> None:
-        asyncio.get_running_loop().add_reader(self._socket, self._receive)
-
-    async def __aexit__(self, *_: object) -> None:
-        asyncio.get_running_loop().remove_reader(self._socket)
-
-    async def wait(self) -> None:
-        """Until something has changed since the last call returned."""
-        await self._happened.wait()
-        self._happened.clear()
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def _receive(self) -> None:
-        while True:
-            try:
-                data = self._socket.recv(_RECEIVE_BYTES)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self._happened.set()  # some were lost
-                continue
-            while len(data) >= _MESSAGE.size:
-                length, kind, _, _, _ = _MESSAGE.unpack_from(data)
-                if devices.may_matter(kind, data[_MESSAGE.size : length], self.used):
-                    self._happened.set()
-                data = data[(length + 3) & ~3 :]

@@ -56,6 +56,7 @@ _HOST_SIDE_CONF = {
 
 _ALIAS_BYTES = 255  # IFALIASZ, less the NUL
 _LINK = struct.Struct("=BxHiII")
+LINK_HEADER_BYTES = _LINK.size
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")

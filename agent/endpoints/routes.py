@@ -46,6 +46,7 @@ FAMILIES = (socket.AF_INET, socket.AF_INET6)
 RTM_DELROUTE, RTM_DELNEIGH, RTM_GETNEIGH = 25, 29, 30
 RTA_PRIORITY, RTA_METRICS, RTA_TABLE, RTAX_MTU = 6, 8, 15, 2
 NTF_SELF = 0x02
+REMOVALS = (RTM_DELROUTE, RTM_DELNEIGH)
 ROUTE = struct.Struct("=BBBBBBBBI")
 NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _NUMBER = struct.Struct("=I")
@@ -62,6 +63,10 @@ class Route(msgspec.Struct, frozen=True, order=True, gc=False):
     mtu: int = 0
     priority: int = 0
     protocol: int = RTPROT_GATEHOUSE
+
+    @property
+    def is_default(self) -> bool:
+        return self.block.bits == (V4_MAPPED_BITS if self.block.is_v4 else 0)
 
 
 class Neighbour(msgspec.Struct, frozen=True, order=True, gc=False):

@@ -14,7 +14,8 @@ import rig
 from small_datapath import NETWORK_PROGRAM, write_source
 
 from agent.config import Config, build
-from agent.datapath import abi, network, xdp
+from agent.datapath import abi, devices, network, xdp
+from agent.datapath.changes import Changes
 from agent.datapath.maps import Maps
 from agent.datapath.network import Network
 from agent.datapath.pins import Pins
@@ -293,7 +294,7 @@ def test_pods_links_do_not_matter(outside: rig.Outside) -> None:
     """Nor do their routes: a burst of pod starts is no reason to look at every device."""
 
     async def changes() -> bool:
-        made = network._Changes()
+        made = Changes(network._GROUPS, lambda kind, body: devices.may_matter(kind, body, ()))
         try:
             async with made:
                 for command in (
