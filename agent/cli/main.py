@@ -25,6 +25,7 @@ COMMANDS = {
     "plan": "run",
     "policy": "policy",
     "demo": "demo",
+    "preflight": "preflight",
     "helper": "helper",
     "cleanup": "node",
 }

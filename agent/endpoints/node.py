@@ -65,7 +65,7 @@ def prepare(
     its family, as it could not send to pods then. `reserved`: ports that no socket is to get unless it asks for them.
     `given_out`: ports the datapath gives out, reserved as well where sockets could get one of them.
     """
-    changes = _changes([*reserved, *([given_out] if given_out and _overlaps_local(given_out) else [])])
+    changes = wanted(reserved, given_out)
     if changes and not allow_initial and namespaces.is_initial():
         listed = " ".join(f"{key.replace('/', '.')}={value}" for key, value in changes.items())
         raise NodeRefused(
@@ -80,6 +80,11 @@ def prepare(
         write_sysctls(changes)
         route.request(links.set_up(loopback.ifindex), *(links.add_address(loopback.ifindex, a) for a in missing))
         return _addresses(route)
+
+
+def wanted(reserved: Sequence[Ports] = (), given_out: Ports | None = None) -> dict[str, str]:
+    """Sysctls that `prepare` would change, by their paths under /proc/sys, and what to. Changes nothing."""
+    return _changes([*reserved, *([given_out] if given_out and _overlaps_local(given_out) else [])])
 
 
 def restore(saved: Path) -> None:
