@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,10 @@ class Kernel:
                 raise
             return Interface(self._indexes, name, b"\2" * 6, b"\4" * 6, netns)
 
+    def adopt(self, netns: str, ifname: str, addresses: Sequence[bytes]) -> Interface:
+        self.step("adopt")
+        return Interface(77, "veth-of-another", b"\2" * 6, b"\4" * 6, netns, resolves=True)
+
     def activate(self, interface: Interface, addresses: Sequence[bytes]) -> None:
         self.step("activate")
 
@@ -114,12 +118,15 @@ class World:
 class CniNode:
     """An agent on a node; a second one of the same folder and kernel is the next agent there."""
 
-    def __init__(self, folder: Path, kernel: Kernel, blocks: Sequence[Prefix] = BLOCKS, **verbs: Any) -> None:
+    def __init__(
+        self, folder: Path, kernel: Kernel, blocks: Sequence[Prefix] = BLOCKS, chained: bool = False, **verbs: Any
+    ) -> None:
         self.folder = folder
         self.kernel = kernel
         self.world = World(kernel)
         self.unreachable = ""
         self.unready = ""
+        self.publish: Callable[[ObjectRef], Awaitable[None]] = self.world.published
         self.programs: set[int] = set()
         self.record = Attachments(folder / "attachments")
         self.ipam = Ipam(lambda: 0.0)
@@ -130,17 +137,20 @@ class CniNode:
             has_programs=self.programs.__contains__,
             attach=self.world.attach,
             detach=self.world.detach,
-            published=self.world.published,
+            published=self._published,
             unreachable=lambda: self.unreachable,
             mtu=lambda: 1500,
         )
-        self.pods = CniPods(self.record, self.ipam, around)
+        self.pods = CniPods(self.record, self.ipam, around, chained)
         self.verbs = Verbs(self.pods, folder / "cni-queue", lambda: self.unready, lambda: 1500, **verbs)
         self._running: asyncio.Task[None] | None = None
 
     def _attach_programs(self, ifindex: int) -> None:
         self.kernel.step("programs")
         self.programs.add(ifindex)
+
+    async def _published(self, ref: ObjectRef) -> None:
+        await self.publish(ref)
 
     async def begin(self, *pods: Pod) -> CniNode:
         """As an agent starts: adopt, then the pods of the API server, then the socket."""

@@ -208,10 +208,7 @@ class CniPods:
     async def _build(self, local: CniPod, attachment: Attachment) -> Attachment:
         around, pod = self._around, attachment.pod
         local.step = "making its link"
-        interface = await self._in(
-            self._builders, around.links.connect,
-            attachment.netns, attachment.key.ifname, attachment.addresses, pod, around.mtu(),
-        )  # fmt: skip
+        interface = await self._in(self._builders, self._link, attachment, around.mtu())
         around.attach_programs(interface.index)  # it has no endpoint entry yet: everything is dropped
         self._told[pod] = attachment
         local.step = "waiting for its identity, and for its policy to be in the kernel"
@@ -225,6 +222,13 @@ class CniPods:
         self.record.put(complete)
         self._told[pod] = complete
         return complete
+
+    def _link(self, attachment: Attachment, mtu: int) -> Interface:
+        """Blocks."""
+        links, where, ifname = self._around.links, attachment.netns, attachment.key.ifname
+        if attachment.chained:
+            return links.adopt(where, ifname, attachment.addresses)
+        return links.connect(where, ifname, attachment.addresses, attachment.pod, mtu)
 
     async def _undo(self, attachment: Attachment) -> None:
         try:
@@ -245,10 +249,11 @@ class CniPods:
         assert interface is not None
         self._told[attachment.pod] = attachment
         try:
+            self._around.attach_programs(interface.index)  # those of an earlier agent may be there
             await self._around.attach(attachment.pod, attachment.addresses, interface, attachment.uid)
             await self._around.published(attachment.pod)
             local.ready()
-        except PodGone as error:
+        except (PodGone, OSError) as error:
             local.fail(str(error))
 
     def _forget(self, ref: ObjectRef) -> None:

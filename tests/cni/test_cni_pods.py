@@ -7,8 +7,8 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import pytest
 from cni_node import CniNode, Kernel, Killed, pod, ref_of
 from cni_plugin import config, environment
@@ -19,7 +19,7 @@ from agent.cni.known import KnownPods
 from agent.cni.networks import host_link
 from agent.cni.protocol import CniError, Key, frame_request
 from agent.pods import PodGone
-from policies.address import Prefix, format_address
+from policies.address import Prefix, format_address, parse_address
 
 ADD_STEPS = ["connect", "connected", "programs", "attach", "activate", "published"]
 
@@ -124,7 +124,7 @@ async def test_an_add_that_takes_too_long_is_undone_and_says_where_it_stood(tmp_
     async def wait(ref: object) -> None:
         await never.wait()
 
-    node.pods._around = msgspec.structs.replace(node.pods._around, published=wait)
+    node.publish = wait
     with pytest.raises(CniError, match="other nodes to be told") as caught:
         await node.add("web")
     assert caught.value.code == 11
@@ -387,6 +387,45 @@ async def test_a_pod_of_the_nodes_network_gets_none(tmp_path: Path) -> None:
         await node.add("web")
     assert caught.value.code == 7
     assert [one.state for one in node.pods] == ["ready"]
+    await node.end()
+
+
+# ---- behind another plugin
+
+
+PREVIOUS: dict[str, Any] = {
+    "cniVersion": "1.1.0",
+    "interfaces": [{"name": "veth-of-another"}, {"name": "eth0", "sandbox": "/run/netns/x"}],
+    "ips": [{"address": "10.1.0.5/24", "interface": 1, "gateway": "10.1.0.1"}],
+}
+
+
+@on_a_loop
+async def test_behind_another_plugin_its_link_and_addresses_are_taken(tmp_path: Path) -> None:
+    node = await CniNode(tmp_path, Kernel(), chained=True).begin(pod("web"))
+    assert json.loads(await node.add("web", previous=PREVIOUS)) == PREVIOUS
+    assert node.kernel.steps == ["adopt", "programs", "attach", "activate", "published"]
+    assert node.world.attached == {ref_of("web"): (parse_address("10.1.0.5"),)}
+    assert await node.ask("CHECK", "c-web", previous=PREVIOUS) == b""
+    await node.end()
+    node = await CniNode(tmp_path, node.kernel, chained=True).begin(pod("web"))
+    assert node.world.attached == {ref_of("web"): (parse_address("10.1.0.5"),)}
+    await node.ask("DEL", "c-web")
+    assert "disconnect" not in node.kernel.steps
+    assert not list(node.record)
+    assert not node.world.attached
+    await node.end()
+
+
+@on_a_loop
+async def test_a_result_of_another_plugin_that_names_no_address(tmp_path: Path) -> None:
+    node = await CniNode(tmp_path, Kernel(), chained=True).begin(pod("web"))
+    given: tuple[Any, ...] = (None, {"ips": []}, PREVIOUS | {"ips": [{"address": "10.1.0.1/24", "interface": 0}]})
+    for previous in given:
+        with pytest.raises(CniError, match="names no address") as caught:
+            await node.add("web", previous=previous)
+        assert caught.value.code == 7
+    assert not list(node.record)
     await node.end()
 
 

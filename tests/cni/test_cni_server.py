@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from cni_node import CniNode, Kernel, pod
 from cni_plugin import ask, config, environment, queued_names, start
@@ -264,7 +263,7 @@ async def test_a_plugin_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
         reached.set()
         await never.wait()
 
-    node.pods._around = msgspec.structs.replace(node.pods._around, published=wait)
+    node.publish = wait
     async with Server(tmp_path / "cni.sock", node.verbs.handle) as server:
         process = await start(environment("ADD", netns=node.netns("c1")))
         assert process.stdin is not None

@@ -1,0 +1,191 @@
+"""The plugin, the socket, the pods behind it and real network namespaces: a runtime's whole way, without policy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import probes
+import pytest
+import rig
+from cni_node import CniNode, Kernel, pod
+from cni_plugin import Run, ask, config, environment
+from coroutines import on_a_loop
+
+from agent.cni.networks import Connected, Networks
+from agent.cni.server import Server
+from agent.endpoints import namespaces
+from agent.objects import Interface
+from policies.model import ObjectRef
+
+ARGS = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={};K8S_POD_UID=u1"
+
+
+class RealLinks(Kernel):
+    """The kernel's own, with the model's record of steps."""
+
+    def __init__(self, networks: Networks) -> None:
+        super().__init__()
+        self.networks = networks
+
+    def connect(self, netns: str, ifname: str, addresses: Sequence[bytes], pod: ObjectRef, mtu: int) -> Interface:
+        self.step("connect")
+        made = self.networks.connect(netns, ifname, addresses, pod, mtu)
+        self.step("connected")
+        return made
+
+    def activate(self, interface: Interface, addresses: Sequence[bytes]) -> None:
+        self.step("activate")
+        self.networks.activate(interface, addresses)
+
+    def disconnect(self, link: Interface | str) -> bool:
+        self.step("disconnect")
+        return self.networks.disconnect(link)
+
+    def existing(self) -> list[Connected]:
+        return self.networks.existing()
+
+    def check(self, netns: str, ifname: str, addresses: Sequence[bytes], interface: Interface) -> list[str]:
+        return self.networks.check(netns, ifname, addresses, interface)
+
+
+@pytest.fixture
+def kernel(node: rig.Node) -> Iterator[RealLinks]:
+    node.sysctl(ipv4__ip_forward="1", ipv6__conf__all__forwarding="1")
+    networks = node.call(Networks)
+    yield RealLinks(networks)
+    networks.close()
+
+
+@pytest.fixture
+def sandboxes(root: None) -> Iterator[list[rig.Netns]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(rig.Netns(f"sandbox{number}")) for number in range(6)]
+
+
+def env(command: str, number: int, sandbox: rig.Netns) -> dict[str, str]:
+    return environment(command, f"c{number}", netns=sandbox.path, args=ARGS.format(f"p{number}"))
+
+
+def names(kernel: RealLinks) -> list[str]:
+    return sorted(one.name for one in kernel.existing())
+
+
+async def every(command: str, sandboxes: list[rig.Netns], stdin: bytes) -> list[Run]:
+    return await asyncio.gather(*(ask(env(command, n, sandbox), stdin) for n, sandbox in enumerate(sandboxes)))
+
+
+PODS = [pod(f"p{number}") for number in range(6)]
+
+
+def addresses(result: dict[str, Any]) -> list[str]:
+    return [ip["address"].partition("/")[0] for ip in result["ips"]]
+
+
+@on_a_loop
+async def test_pods_added_checked_and_deleted(kernel: RealLinks, sandboxes: list[rig.Netns], tmp_path: Path) -> None:
+    agent = await CniNode(tmp_path, kernel).begin(*PODS)
+    stdin = config(tmp_path / "cni.sock")
+    async with Server(tmp_path / "cni.sock", agent.verbs.handle):
+        added = await every("ADD", sandboxes, stdin)
+        assert [one.status for one in added] == [0] * 6, added
+        (inside,) = json.loads(sandboxes[0].run("ip", "-j", "link", "show", "dev", "eth0").stdout)
+        told = added[0].json["interfaces"]
+        assert (inside["address"], inside["mtu"]) == (told[1]["mac"], told[1]["mtu"])
+        assert told[0]["name"] in names(kernel)
+        for address in addresses(added[1].json):
+            assert probes.ping(sandboxes[0], address)
+        for n, sandbox in enumerate(sandboxes):
+            previous = config(tmp_path / "cni.sock", prevResult=added[n].json)
+            assert (await ask(env("CHECK", n, sandbox), previous)).output == b""
+        sandboxes[2].ip("address flush dev eth0")
+        broken = await ask(env("CHECK", 2, sandboxes[2]), stdin)
+        assert (broken.status, "has not the address" in broken.json["details"]) == (1, True)
+        again = await ask(env("ADD", 0, sandboxes[0]), stdin)
+        assert (again.status, again.json["code"]) == (1, 4)
+        assert [one.status for one in await every("DEL", sandboxes, stdin)] == [0] * 6
+        assert [one.status for one in await every("DEL", sandboxes, stdin)] == [0] * 6
+    assert names(kernel) == []
+    assert not list(agent.record)
+    await agent.end()
+
+
+@on_a_loop
+async def test_an_interface_of_somebody_elses(kernel: RealLinks, sandboxes: list[rig.Netns], tmp_path: Path) -> None:
+    agent = await CniNode(tmp_path, kernel).begin(*PODS)
+    sandboxes[0].ip("link add eth0 type veth peer name other")
+    async with Server(tmp_path / "cni.sock", agent.verbs.handle):
+        refused = await ask(env("ADD", 0, sandboxes[0]), config(tmp_path / "cni.sock"))
+        assert (refused.status, refused.json["code"]) == (1, 4), refused
+        missing = await ask(
+            environment("ADD", netns="/run/netns/never", args=ARGS.format("p1")), config(agent.folder / "cni.sock")
+        )
+        assert (missing.status, missing.json["code"]) == (1, 8), missing
+    assert names(kernel) == []
+    assert not list(agent.record)
+    await agent.end()
+
+
+@on_a_loop
+async def test_an_agent_killed_while_it_adds(kernel: RealLinks, sandboxes: list[rig.Netns], tmp_path: Path) -> None:
+    """Some ADDs are complete, some have a link and no more when it ends; deletions come while it is away."""
+    agent = await CniNode(tmp_path, kernel).begin(*PODS)
+    stdin = config(tmp_path / "cni.sock")
+    never, waiting = asyncio.Event(), asyncio.Semaphore(0)
+    published = agent.world.published
+    work: list[asyncio.Task[bytes]] = []
+
+    async def some(ref: ObjectRef) -> None:
+        if ref.name in ("p3", "p4", "p5"):
+            waiting.release()
+            await never.wait()
+        await published(ref)
+
+    agent.publish = some
+    for number, sandbox in enumerate(sandboxes):
+        work.append(agent.add(f"p{number}", f"c{number}", netns=sandbox.path))
+    await asyncio.wait(work[:3])
+    for _ in range(3):
+        await waiting.acquire()
+    assert len(names(kernel)) == 6
+    # As of a kill: nothing more of it has an effect, and what is on file and in the kernel is what it is.
+    following = await CniNode(tmp_path, kernel).begin(*PODS)
+    assert sorted(one.key.container_id for one in following.record) == ["c0", "c1", "c2"]
+    assert len(names(kernel)) == 3
+    following_env = [env("DEL", n, sandbox) for n, sandbox in enumerate(sandboxes)]
+    assert (await ask(following_env[0], stdin)).status == 0  # nobody listens: it is left in the queue
+    async with Server(tmp_path / "cni.sock", following.verbs.handle):
+        await following.verbs._take_queue()
+        assert len(names(kernel)) == 2
+        assert [run.status for run in await asyncio.gather(*(ask(e, stdin) for e in following_env))] == [0] * 6
+        assert [one.status for one in await every("ADD", sandboxes, stdin)] == [0] * 6
+        assert len(names(kernel)) == 6
+        assert [one.status for one in await every("DEL", sandboxes, stdin)] == [0] * 6
+    assert names(kernel) == []
+    await following.end()
+    agent.record.remove = lambda key: None  # type: ignore[method-assign]
+    for task in work[3:]:
+        task.cancel()
+    await asyncio.wait(work)
+    await agent.end()
+
+
+@on_a_loop
+async def test_a_sandbox_that_went_while_the_agent_was_away(
+    kernel: RealLinks, sandboxes: list[rig.Netns], tmp_path: Path
+) -> None:
+    agent = await CniNode(tmp_path, kernel).begin(*PODS)
+    async with Server(tmp_path / "cni.sock", agent.verbs.handle):
+        added = await every("ADD", sandboxes[:2], config(tmp_path / "cni.sock"))
+    await agent.end()
+    namespaces.take_name(sandboxes[0].name)
+    following = await CniNode(tmp_path, kernel).begin(*PODS)
+    assert [one.key.container_id for one in following.record] == ["c1"]
+    assert names(kernel) == [added[1].json["interfaces"][0]["name"]]
+    await following.ask("DEL", "c1")
+    await following.end()
+    assert names(kernel) == []
