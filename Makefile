@@ -5,6 +5,7 @@
 #   make check    ruff, mypy --strict, import contracts
 #   make bench    speed and size, as ratios within one run
 #   make kernels  every program and packet table on Debian's 6.1 and 6.12 kernels, in QEMU: some minutes for each
+#   make image    the container image (IMAGE=name:tag), with docker or buildah, whichever is there
 #   make insns    instructions per BPF program, as this kernel's verifier counts them
 #   make lock     choose newer Python packages and pin them
 #   make clean    remove what the above made in this folder, and anything a demo or test left on the machine
@@ -21,10 +22,14 @@ PY := .venv/bin/python
 JOBS ?= auto
 ARGS ?=
 
-.PHONY: help demo test check bench kernels insns lock clean setup
+IMAGE ?= gatehouse:dev
+IMAGE_BUILDER ?= $(shell command -v docker || command -v buildah)
+IMAGE_ARGS ?=
+
+.PHONY: help demo test check bench kernels insns image lock clean setup
 
 help:
-	@sed -n '3,11{s/^# *//;p}' Makefile
+	@sed -n '3,12{s/^# *//;p}' Makefile
 
 # One stamp for the packages, one for the venv: make redoes what changed, and nothing else.
 .venv/debian: Makefile
@@ -67,6 +72,12 @@ kernels: setup
 
 insns: setup
 	@$(PY) -m agent.datapath.programs --stats
+
+image:
+	@[ -n "$(IMAGE_BUILDER)" ] || { echo "image: neither docker nor buildah is here: install one" >&2; exit 1; }
+	@echo "image: building $(IMAGE) with $(notdir $(IMAGE_BUILDER))"
+	@$(IMAGE_BUILDER) $(if $(filter buildah,$(notdir $(IMAGE_BUILDER))),bud,build) -t $(IMAGE) \
+	  --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(IMAGE_ARGS) .
 
 lock: .venv/debian
 	@/usr/bin/python3 -m venv build/lock && build/lock/bin/pip install -q pip-tools 2> >(grep -v ^WARNING >&2)
