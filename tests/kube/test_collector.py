@@ -262,8 +262,11 @@ class Agent:
         return {(one.identity, one.digest) for one in self.membership._published.values()}
 
 
+HASTY = Times(period_s=1.0, idle_s=1.0, grace_s=3.0)
+
+
 @pytest.mark.parametrize(
-    ("lag_s", "strict"), [(30.0, True), (5000.0, False)], ids=["watches lag", "watches stand still"]
+    ("lag_s", "times", "strict"), [(30.0, TIMES, True), (100.0, HASTY, False)], ids=["lag", "hasty"]
 )
 @in_no_time
 async def test_a_number_that_is_named_is_never_deleted(lag_s: float, times: Times, strict: bool) -> None:
@@ -307,19 +310,19 @@ async def test_a_number_that_is_named_is_never_deleted(lag_s: float, times: Time
         agents.append(Agent(cluster, f"n{i}", draw, lag_s))
     collectors = [cluster.collector(times), cluster.collector(times)]
     published = 0
-    for _ in range(1500):
+    for _ in range(1500 if strict else 4000):
         agent = draw.choice(agents)
         pod = f"pod-{draw.randrange(4)}"
-        if draw.random() < 0.6:
+        if draw.random() < (0.6 if strict else 0.75):
             agent.pods.pop(pod, None)
             agent.turn()
         else:
-            agent.pods[pod] = (f"app-{draw.randrange(12 if strict else 3)}", 0)
+            agent.pods[pod] = (f"app-{draw.randrange(12 if strict else 6)}", 0)
             agent.turn()
             published += await agent.membership.published(ObjectRef("Pod", "shop", pod), 30.0)
-        await asyncio.sleep(draw.choice((0.0, 1.0, 100.0, 400.0) if strict else (0.0, 0.5, 2.0, 10.0)))
+        await asyncio.sleep(draw.choice((0.0, 1.0, 100.0, 400.0) if strict else (0.0, 2.0, 5.0, 15.0)))
         for task in collectors:
             assert not task.done(), task
     print("deleted", deleted, "published", published)
-    assert deleted > 20 and published > 100
+    assert deleted > 10 and published > 100
     await stopped(*collectors, *(task for agent in agents for task in agent.tasks))
