@@ -12,13 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent import traces
+from agent.cni import conflist
+from agent.cni.attachments import Attachments
+from agent.cni.networks import Networks, host_link
 from agent.datapath import bpf, cgroup, network, xdp
 from agent.endpoints import cgroups, launch, links, namespaces, node
 from agent.endpoints.netlink import NetlinkError, RouteSocket, is_gone
 from agent.endpoints.sandbox import POD_LINK
 from agent.instance import Instance
 from agent.lock import lock
-from agent.proxy import routing
+from agent.proxy import routing as proxy_routing
+from agent.routing import routing as node_routing
 from agent.supervisor import end_listener
 
 FILES = (
@@ -37,6 +41,10 @@ FILES = (
     "*.helper.json",
     "*.log",
     "agent.lock",
+    "attachments",
+    "cni-queue",
+    "cni.sock",
+    "objects.db*",
 )
 
 REMOVED_GROUP = 0x6761
@@ -61,6 +69,7 @@ def remove(instance: Instance) -> dict[str, int]:
     removed = {
         "flows process": int(end_listener(instance.flows_socket)),
         "proxies": int(end_listener(instance.envoy_socket)) + int(end_listener(instance.dns_socket)),
+        "CNI files": len(conflist.uninstall(instance.state_dir)),
         "containers": _end_containers(instance.pods),
         "network namespaces": _remove_namespaces(instance.short_name),
         **_leave_node(instance, found),
@@ -130,9 +139,27 @@ def _leave_node(instance: Instance, found: traces.Traces | None) -> dict[str, in
             node.restore(instance.node)
             if found is None:
                 return {}
-            return {"devices": network.detach_all(_map_ids(instance)), "routes to proxies": routing.remove()}
+            return {
+                "pods' links": _remove_links(instance),
+                "devices": network.detach_all(_map_ids(instance)),
+                "routes to proxies": proxy_routing.remove(),
+                "routes to other nodes": node_routing.remove(),
+            }
     finally:
         os.close(netns)
+
+
+def _remove_links(instance: Instance) -> int:
+    """Of pods whose sandboxes a runtime made, and has not ended yet."""
+    record = Attachments(instance.state_dir / "attachments")
+    if not (instance.state_dir / "attachments").is_dir():
+        return 0
+    record.load()
+    networks = Networks()
+    try:
+        return sum(networks.disconnect(host_link(one.addresses)) for one in record if not one.chained)
+    finally:
+        networks.close()
 
 
 def _map_ids(instance: Instance) -> frozenset[int]:

@@ -10,9 +10,13 @@ import msgspec
 
 from agent import log as logs
 from agent.config import Config, port_range
+from agent.config.checks import makes_pods
+from agent.datapath import devices
 from agent.endpoints import node
+from agent.endpoints.netlink import RouteSocket
 from agent.instance import Instance
 from agent.objects import Node
+from agent.routing import mtu
 from agent.settings import node_config, prefixes
 from agent.sources.directory import DirectorySource
 from agent.sources.source import Batch, Source
@@ -52,7 +56,7 @@ async def lay(config: Config, instance: Instance) -> Groundwork:
     source: Source = api.source if api else DirectorySource(Path(config.manifests), instance.last_good)
     batch = await source.initial()
     blocks = await _blocks(config, source, batch)
-    config = msgspec.structs.replace(config, pod_cidrs=tuple(map(str, blocks)))
+    config = msgspec.structs.replace(config, pod_cidrs=tuple(map(str, blocks)), mtu=_mtu(config))
     return Groundwork(config, _prepared(config, instance), source, batch, api)
 
 
@@ -69,6 +73,15 @@ def _api(config: Config, instance: Instance) -> Api:
         api_wait_s=config.api_wait_s,
     )
     return Api(client, source)
+
+
+def _mtu(config: Config) -> int:
+    """0 where routing works it out: pods are wired one by one, by what other nodes there are then."""
+    if config.mtu or not makes_pods(config):
+        return config.mtu
+    with RouteSocket() as route:
+        found = [device.mtu for device in devices.read(route) if device.default_route]
+    return mtu.of_pods(0, found, 0)
 
 
 async def _blocks(config: Config, source: Source, batch: Batch) -> Sequence[Prefix]:

@@ -43,6 +43,8 @@ from agent.proxy.proxies import Proxies
 from agent.proxy.rules import LiveRules
 from agent.realize import Realizer
 from agent.retirement import Retirement
+from agent.routing.desired import Own
+from agent.routing.routing import Routing
 from agent.services.health import Answer
 from agent.sources.slices import derive
 from agent.sources.source import Batch
@@ -99,6 +101,7 @@ class Agent:
         self.attachments = Attachments(config, instance, maps, loaded, node.addresses)
         self.kube_proxy = kubeproxy.Watch(config)
         self.hooks = Hooks(self.programs)
+        self.routing = Routing(config)
         self.member = _member(self, ground.api) if ground.api else None
         self.cni = None if makes_pods(config) else _cni(self, node)
         self.pods: Pods = self.cni.pods if self.cni else self._local_pods()
@@ -151,6 +154,7 @@ class Agent:
             await self.flows.stop()
         self.hooks.close()
         self.attachments.close()
+        self.routing.close()
 
     async def _begin(self, batch: Batch) -> set[ObjectRef]:
         """Take over what an earlier agent left, bring the kernel to what is written. Returns pods that are to go."""
@@ -170,6 +174,7 @@ class Agent:
         self.turns.load(batch)
         stays = {ref: found for ref, found in adopted.items() if self._fits(ref, found)}
         writes = self.turns.start({ref: found.interface for ref, found in stays.items()})
+        await asyncio.to_thread(self.routing.sync)
         self.proxies.start()
         await self.live_rules.start()
         await self.envoy.start()
@@ -189,12 +194,12 @@ class Agent:
 
     async def _work(self, stopping: asyncio.Event) -> None:
         """All that goes on at once, until told to stop. What fails ends the agent."""
-        works = (
+        works = [
             self.turns.run(self.pods), self._watch(), self.flows.run(), self._retirement.run(), self._flush(),
-            self._become_ready(), self.health.run(), self.attachments.follow(),
-            self.kube_proxy.run(), self.proxies.run(), self.envoy.run(), self.live_rules.run(),
-            self.dns.run(), *([self.member.run()] if self.member else ()), *([self.cni.run()] if self.cni else ()),
-        )  # fmt: skip
+            self._become_ready(), self.health.run(), self.attachments.follow(), self.kube_proxy.run(),
+            self.proxies.run(), self.envoy.run(), self.live_rules.run(), self.dns.run(), self.routing.follow(),
+        ]  # fmt: skip
+        works += [part.run() for part in (self.member, self.cni) if part is not None]
         stop = asyncio.create_task(stopping.wait())
         pending: set[asyncio.Task[Any]] = {stop, *(asyncio.create_task(work) for work in works)}
         try:
@@ -236,8 +241,13 @@ class Agent:
 
     def _turned(self) -> None:
         """What other nodes are told, and the ways to them, may be others now."""
+        peers = list(self.world.nodes.peers().values())
         if self.member:
             self.member.wake()
+        else:  # a Node manifest alone tells who a node is, not that there is an agent
+            peers = [peer for peer in peers if self.world.nodes.said(peer.name)]
+        if peers or self.member or self.routing.reached:
+            self.routing.update(own(self.world), peers)
 
     # ---- what is remembered
 
@@ -314,7 +324,7 @@ class Agent:
 def _member(agent: Agent, api: Api) -> Member:
     from agent.member import Member  # noqa: PLC0415  # as is the client
 
-    return Member(agent.config, api, agent.world, lambda: agent.turns.problems)
+    return Member(agent.config, api, agent.world, lambda: own(agent.world), lambda: agent.turns.problems)
 
 
 def _cni(agent: Agent, node: NodeConfig) -> CniService:
@@ -332,6 +342,13 @@ def _cni(agent: Agent, node: NodeConfig) -> CniService:
         detach=agent.turns.detach,
         published=published,
         unreachable=lambda: agent.member.unreachable() if agent.member else "",
-        mtu=lambda: agent.config.mtu,
+        mtu=lambda: agent.routing.mtu,
     )
     return CniService(agent.config, agent.instance.state_dir, around, node.pod_cidrs, node.addresses)
+
+
+def own(world: World) -> Own:
+    """This node as others are told of it: its addresses as the Node object has them, else those of its interfaces."""
+    blocks, known = world.config.pod_cidrs, world.nodes.get(world.config.name)
+    bound = [a for a in world.config.addresses if not any(block.contains(a) for block in blocks)]
+    return Own(world.config.name, (known.addresses if known else ()) or tuple(bound), blocks)

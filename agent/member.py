@@ -15,7 +15,8 @@ from agent.kube.membership import Membership
 from agent.kube.nodestatus import Report, StatusReporter
 from agent.kube.writes import Collection
 from agent.objects import Problem
-from agent.settings import prefixes
+from agent.routing.desired import Own
+from agent.status import ClusterView, ResourceView
 from agent.world.world import World
 from policies.model import ObjectRef
 
@@ -24,24 +25,29 @@ REPORTED = ("CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy")
 
 
 class Member:
-    """`problems_of_sources`: what is written and not in force. `public_key`: of WireGuard, 32 bytes, or none."""
+    """`own`: this node as it is now. `problems_of_sources`: what is written and not in force."""
 
     def __init__(
-        self, config: Config, api: Api, world: World, problems_of_sources: Callable[[], list[Problem]]
+        self,
+        config: Config,
+        api: Api,
+        world: World,
+        own: Callable[[], Own],
+        problems_of_sources: Callable[[], list[Problem]],
     ) -> None:
-        self._config = config
+        self._own = own
         self._api = api
         self._world = world
         self._problems_of_sources = problems_of_sources
-        own, nodes = f"apis/{bodies.VERSION}", Collection(api.client, "api/v1", "nodes")
+        group, nodes = f"apis/{bodies.VERSION}", Collection(api.client, "api/v1", "nodes")
         self._allocator = IdentityAllocator(
-            Collection(api.client, own, "securityidentities"), world.identities, api.source.observe
+            Collection(api.client, group, "securityidentities"), world.identities, api.source.observe
         )
         self._membership = Membership(
-            Collection(api.client, own, "nodeendpoints"), nodes, config.node,
+            Collection(api.client, group, "nodeendpoints"), nodes, config.node,
             self._facts, world.local_endpoints, self._allocator.confirm,
         )  # fmt: skip
-        self._reporter = StatusReporter(Collection(api.client, own, "nodestatuses"), nodes, config.node, self._report)
+        self._reporter = StatusReporter(Collection(api.client, group, "nodestatuses"), nodes, config.node, self._report)
 
     def wake(self) -> None:
         """The World has changed."""
@@ -58,6 +64,19 @@ class Member:
         since_s = self._api.source.status().unreachable_s
         return "" if since_s is None else f"the API server has not answered for {since_s:.0f} s"
 
+    def view(self) -> ClusterView:
+        status = self._api.source.status()
+        resources = tuple(
+            ResourceView(
+                name=one.resource, objects=one.objects, version=one.version, synced_ago_s=one.synced_ago_s,
+                problem=one.error,
+            )
+            for one in status.resources
+        )  # fmt: skip
+        return ClusterView(
+            unreachable_s=status.unreachable_s, from_disk=status.from_disk, leader=False, resources=resources
+        )
+
     def problems(self) -> list[Problem]:
         return [*self._allocator.problems(), *self._membership.problems()]
 
@@ -73,12 +92,8 @@ class Member:
     # ---- what is told
 
     def _facts(self) -> NodeFacts:
-        """Addresses as the Node object has them; where it has none, those of the interfaces."""
-        blocks = prefixes(self._config.pod_cidrs)
-        known = self._world.nodes.get(self._config.node)
-        given = known.addresses if known else ()
-        own = [a for a in self._world.config.addresses if not any(block.contains(a) for block in blocks)]
-        return NodeFacts(tuple(given) or tuple(own), blocks)
+        own = self._own()
+        return NodeFacts(own.addresses, own.pod_cidrs)
 
     def _report(self) -> Report:
         return Report(version("gatehouse"), dict(self._enforced()), tuple(self._refused()))

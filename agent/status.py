@@ -207,6 +207,26 @@ class ProblemView(msgspec.Struct, frozen=True, kw_only=True):
     warning: bool  # in force as written, but perhaps not as meant
 
 
+class ResourceView(msgspec.Struct, frozen=True, kw_only=True):
+    """Objects of a kind at the API server, as kubectl names it. `version`: resourceVersion up to which it has told."""
+
+    name: str
+    objects: int
+    version: str
+    synced_ago_s: float | None  # null: not in this run
+    problem: str
+
+
+class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
+    """`unreachable_s`: for how long the API server has not answered; null: it does. `from_disk`: in force is what was
+    known before this run, as not everything has been had of the server yet."""
+
+    unreachable_s: float | None
+    from_disk: bool
+    leader: bool  # this node does what one node does for all
+    resources: tuple[ResourceView, ...]
+
+
 class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     """`state`: starting | ready | degraded | stopping; `reasons` says why it is degraded, one sentence each."""
 
@@ -235,3 +255,4 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     map_full: int  # sum of the maps' `full`
     flows: FlowsView
     proxies: dict[str, ProxyView] = {}  # envoy, dns
+    cluster: ClusterView | None = None  # null without an API server

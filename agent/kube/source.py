@@ -163,7 +163,7 @@ class KubernetesSource:
             self.from_disk,
             len(self._inbox),
             tuple(
-                ResourceStatus(key, len(r.replica.seen), None if r.synced_s is None else now_s - r.synced_s, r.error, r.place)
+                ResourceStatus(key, len(r.replica.seen), _ago(now_s, r.synced_s), r.error, r.place)
                 for key, r in self._reflectors.items()
             ),
             self._cache.problem,
@@ -254,7 +254,8 @@ class KubernetesSource:
 
     def _settle(self, received_ns: int) -> Batch:
         changes = self._tree.settle()
-        self._cache.commit()
+        if (writing := self._cache.commit()) is not None:
+            asyncio.wrap_future(writing).add_done_callback(self._written)
         problems = self._tree.problems
         if self._cache.problem:
             message = f"what the API server says cannot be kept: {self._cache.problem}"
@@ -263,6 +264,11 @@ class KubernetesSource:
         return Batch(changes, problems, received_ns)
 
     # ---- the cache
+
+    def _written(self, _: object) -> None:
+        """Where that failed, people are to be told."""
+        if self._cache.problem:
+            self._inbox.wake()
 
     def _note_whole(self) -> None:
         """Everything that lists and watches told is taken in."""
@@ -283,6 +289,7 @@ class KubernetesSource:
         while True:
             await asyncio.sleep(RENEW_S)
             if self._cache.problem and await self._cache.renew():
+                self._inbox.wake()
                 self._rewriting, self._whole = True, frozenset()
                 for reflector in self._reflectors.values():
                     reflector.relist()
@@ -293,6 +300,10 @@ class KubernetesSource:
             if resource.kind == kind and resource.namespace in ("", namespace):
                 return reflector
         return None
+
+
+def _ago(now_s: float, then_s: float | None) -> float | None:
+    return None if then_s is None else now_s - then_s
 
 
 def _digest(body: bytes) -> bytes:

@@ -1,0 +1,250 @@
+"""A cluster on one machine: an API server and nodes on one network, each node with a real agent; pods come by CNI.
+
+with KubeCluster(folder, "n1", "n2") as cluster:
+    cluster.apply(policy("shop/web", ...))
+    cluster.start()
+    web = cluster.add("n2/shop/web", app="web")        # the Pod at the API server, its sandbox, CNI ADD
+    probes.tcp(client.netns, web.ip("v4"), 8080)
+
+The network is a bridge in a namespace of its own, the API server listens in another. The in-test API server stands for
+the real one (tests/apiserver says how far), and this module for scheduler, kubelet and runtime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import cni_plugin
+import rig
+from agents import START_S, Document, RunningAgent, environment
+from apiserver import ApiServer
+
+from agent.cni import build
+
+SERVER_IP = "192.0.2.100"
+FAMILIES = ("v4", "v6")
+CLUSTER_CIDRS = "10.244.0.0/16,fd00:10:244::/48"
+
+
+def node_ips(number: int) -> dict[str, str]:
+    return {"v4": f"192.0.2.{10 + number}", "v6": f"2001:db8:0:1::{10 + number:x}"}
+
+
+def blocks(number: int) -> dict[str, str]:
+    return {"v4": f"10.244.{number}.0/24", "v6": f"fd00:10:244:{number}::/64"}
+
+
+class KubeAgent(RunningAgent):
+    """An agent over the API server and CNI. `conf`, `bin`: where it puts the plugin."""
+
+    def __init__(self, node: rig.Netns, name: str, folder: Path, *flags: str) -> None:
+        super().__init__(node, folder, *flags)
+        self.name = name
+        self.conf, self.bin = folder / "net.d", folder / "bin"
+        self.conf.mkdir()
+        self.socket = self.instance.state_dir / "cni.sock"
+
+    def start(self, *flags: str, settle: bool = True) -> None:
+        command = [sys.executable, "-m", "agent.cli.main", "agent", "--source", "kubernetes", "--node", self.name]
+        command += ["--state-dir", str(self.instance.state_dir), "--cni-conf-dir", str(self.conf)]
+        command += ["--cni-bin-dir", str(self.bin), *self.flags, *flags]
+        with self.log_path.open("ab") as log:
+            self.process = self.node.popen(*command, stdout=log, stderr=log, env=environment())
+        if settle:
+            self.settle(START_S)
+            self.await_plugin()
+
+    def await_plugin(self) -> None:
+        """Until runtimes find it."""
+        rig.wait_until(lambda: any(self.conf.iterdir()), START_S, f"the CNI configuration is there\n{self.log()}")
+
+    def await_versions(self, versions: Mapping[str, int]) -> None:
+        """Until the agent has been told of these resourceVersions by resource, and all of it is in force."""
+
+        def told() -> bool:
+            seen = {one["name"]: one["version"] for one in self.status()["cluster"]["resources"]}
+            return all(int(seen[name] or "0") >= version for name, version in versions.items())
+
+        rig.wait_until(told, START_S, f"{self.name} is told of {versions}\n{self.log()}")
+        self.settle()
+
+    def cni(self, command: str, pod: KubePod, **more: Any) -> cni_plugin.Run:
+        """One call of the plugin, as the runtime of this node makes it."""
+        args = f"IgnoreUnknown=1;K8S_POD_NAMESPACE={pod.namespace};K8S_POD_NAME={pod.short};K8S_POD_UID={pod.uid}"
+        env = cni_plugin.environment(command, pod.container, netns=pod.netns.path, args=args)
+        return cni_plugin.run(env, cni_plugin.config(self.socket, **more), self.bin / "gatehouse-cni", timeout_s=120)
+
+
+class KubePod:
+    """A pod with its sandbox. `result`: what ADD printed."""
+
+    def __init__(self, agent: KubeAgent, namespace: str, short: str, uid: str, netns: rig.Netns) -> None:
+        self.agent, self.namespace, self.short, self.uid, self.netns = agent, namespace, short, uid, netns
+        self.container = f"{short}-{netns.name}"
+        self.result: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        return f"{self.namespace}/{self.short}"
+
+    @property
+    def ips(self) -> list[str]:
+        return [str(one["address"]).partition("/")[0] for one in self.result["ips"]]
+
+    def ip(self, family: str = "v4") -> str:
+        return next(ip for ip in self.ips if (":" in ip) == (family == "v6"))
+
+    def attach(self) -> None:
+        done = self.agent.cni("ADD", self)
+        assert done.status == 0, (done.output, done.errors, self.agent.log())
+        self.result = done.json
+
+    def detach(self) -> None:
+        done = self.agent.cni("DEL", self)
+        assert done.status == 0, (done.output, done.errors, self.agent.log())
+
+
+class KubeCluster:
+    """`agents`, `nodes`: by node name."""
+
+    def __init__(self, folder: Path, *names: str, flags: tuple[str, ...] = (), **server: Any) -> None:
+        self.agents: dict[str, KubeAgent] = {}
+        self.nodes: dict[str, rig.Netns] = {}
+        self.pods: dict[str, KubePod] = {}
+        self.numbers = {name: number for number, name in enumerate(names, 1)}
+        _build_plugin()
+        with ExitStack() as stack:
+            self._network = stack.enter_context(rig.Netns("network"))
+            self._network.ip("link add br0 type bridge", "link set br0 up")
+            outside = stack.enter_context(rig.Netns("api"))
+            self.plug(outside, "api", f"{SERVER_IP}/24")
+            self.api = stack.enter_context(ApiServer(netns=outside, host=SERVER_IP, **server))
+            for name, number in self.numbers.items():
+                node = self.nodes[name] = stack.enter_context(rig.Netns(name))
+                ips = node_ips(number)
+                self.plug(node, name, f"{ips['v4']}/24", f"{ips['v6']}/64")
+                self.api.put(node_document(name, number))
+                own = folder / name
+                own.mkdir()
+                kubeconfig = self.api.kubeconfig(own / "kubeconfig", own / "token")
+                settings = ("--kubeconfig", str(kubeconfig), "--ipam", "node", "--devices", "eth0", *flags)
+                agent = self.agents[name] = KubeAgent(node, name, own, *settings)
+                stack.enter_context(agent)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> KubeCluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with ExitStack() as stack:
+            stack.push(self._stack)
+            for pod in self.pods.values():
+                stack.callback(pod.netns.close)
+
+    def plug(self, netns: rig.Netns, port: str, *addresses: str) -> None:
+        """An interface eth0 on the network."""
+        self._network.ip(
+            f"link add p-{port} type veth peer name eth0 netns {netns.name}",
+            f"link set p-{port} master br0",
+            f"link set p-{port} up",
+        )
+        netns.sysctl(ipv6__conf__eth0__accept_ra="0")
+        given = (f"address add {a} dev eth0 {'nodad' if ':' in a else ''}" for a in addresses)
+        netns.ip("link set eth0 up", *given)
+
+    # ---- agents
+
+    def start(self, *flags: str) -> None:
+        """All of them."""
+        for agent in self.agents.values():
+            agent.start(*flags, settle=False)
+        for agent in self.agents.values():
+            agent.settle(START_S)
+            agent.await_plugin()
+
+    # ---- objects
+
+    def apply(self, *documents: Document) -> None:
+        """Put objects at the API server, and wait until every agent that runs has them in force."""
+        versions: dict[str, int] = {}
+        for document in documents:
+            made = self.api.put(document)
+            collection = self.api.store.of_kind(document["apiVersion"], document["kind"]).resource
+            versions[collection.qualified] = int(made["metadata"]["resourceVersion"])
+        for agent in self.running():
+            agent.await_versions(versions)
+
+    def running(self) -> list[KubeAgent]:
+        return [a for a in self.agents.values() if a.process is not None and a.process.poll() is None]
+
+    # ---- pods
+
+    def add(self, where: str, attach: bool = True, **labels: str) -> KubePod:
+        """`where`: NODE/NAMESPACE/NAME."""
+        node, namespace, short = where.split("/")
+        made = self.api.put(pod_document(node, namespace, short, labels))
+        pod = KubePod(self.agents[node], namespace, short, made["metadata"]["uid"], rig.Netns("pod"))
+        self.pods[where] = pod
+        if attach:
+            pod.attach()
+        return pod
+
+    def remove(self, where: str) -> None:
+        """As when a pod ends: the runtime's DEL, and then the Pod object."""
+        pod = self.pods.pop(where)
+        pod.detach()
+        with contextlib.suppress(KeyError):
+            self.api.delete("pods", pod.short, pod.namespace)
+        pod.netns.close()
+
+    def add_many(self, wheres: list[str], at_once: int = 10, **labels: str) -> list[KubePod]:
+        with ThreadPoolExecutor(at_once) as pool:
+            return list(pool.map(lambda where: self.add(where, True, **labels), wheres))
+
+
+def node_document(name: str, number: int) -> Document:
+    cidrs = list(blocks(number).values())
+    addresses = [{"type": "InternalIP", "address": ip} for ip in node_ips(number).values()]
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+        "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
+        "status": {"addresses": [*addresses, {"type": "Hostname", "address": name}]},
+    }
+
+
+def pod_document(node: str, namespace: str, name: str, labels: dict[str, str]) -> Document:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels},
+        "spec": {"nodeName": node, "containers": [{"name": "main"}]},
+        "status": {"phase": "Pending"},
+    }
+
+
+def namespace_document(name: str, **labels: str) -> Document:
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
+def block_of(address: str) -> int:
+    """The number of the node from whose block an address is; 0 for none."""
+    for number in range(1, 255):
+        if any(ip_address(address) in ip_network(block) for block in blocks(number).values()):
+            return number
+    return 0
+
+
+def _build_plugin() -> None:
+    """Where an agent installs it from."""
+    source = build.SOURCE.stat().st_mtime_ns
+    if not build.BINARY.exists() or build.BINARY.stat().st_mtime_ns < source:
+        build.build()
