@@ -48,7 +48,11 @@ help:
 	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . 2> >(grep -v ^WARNING >&2)
 	@touch $@
 
-setup: .venv/debian .venv/python
+# The CNI plugin, which an agent puts where container runtimes look for it.
+agent/cni/plugin/gatehouse-cni: agent/cni/plugin/gatehouse-cni.c agent/cni/build.py | .venv/python
+	@$(PY) -m agent.cni.build $@
+
+setup: .venv/debian .venv/python agent/cni/plugin/gatehouse-cni
 
 demo: setup
 	@.venv/bin/gatehouse demo $(ARGS)

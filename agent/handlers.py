@@ -212,6 +212,7 @@ class Handlers:
             reasons.append(f"{why}: what it told last goes on in force")
         if agent.cni:
             reasons += agent.cni.problems
+        reasons += agent.routing.problems
         failed = [local for local in agent.pods if local.state == "failed"]
         reasons += [f"pod {p.pod.ref.namespace}/{p.pod.ref.name} failed: {p.problem}" for p in failed]
         for name, proxy in proxies.items():
