@@ -80,14 +80,14 @@ def vxlan(own: Own, peers: Iterable[Peer], ifindex: int) -> Desired:
                 "node speaks VXLAN: give every node addresses of the same families"
             )
             continue
-        hop = block.network if block.is_v4 else _link_local(mac)
+        hop = block.network if block.is_v4 else link_local(mac)
         desired.routes[block] = Route(block, ifindex, hop, onlink=block.is_v4)
         desired.neighbours.add(Neighbour(ifindex, hop, mac))
         desired.forwarding.add(Forwarding(ifindex, mac, there))
     return desired
 
 
-def _link_local(mac: bytes) -> bytes:
+def link_local(mac: bytes) -> bytes:
     """RFC 4291, appendix A."""
     return b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
 
