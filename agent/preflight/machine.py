@@ -28,6 +28,8 @@ OK, WARN, FAIL, UNKNOWN = Result.OK, Result.WARN, Result.FAIL, Result.UNKNOWN
 
 
 def kernel(facts: Facts, _config: Config) -> Finding:
+    if not facts.kernel.release:
+        return Finding(UNKNOWN, "it does not say which it is")
     problem = check_kernel(facts.kernel.release)
     return Finding(FAIL, facts.kernel.release, problem) if problem else Finding(OK, facts.kernel.release)
 
