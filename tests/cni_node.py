@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,11 @@ class Kernel:
     def activate(self, interface: Interface, addresses: Sequence[bytes]) -> None:
         self.step("activate")
 
-    def disconnect(self, link: Interface | str) -> bool:
+    def disconnect_all(self, names: Collection[str]) -> None:
         self.step("disconnect")
         with self._lock:
-            return self.links.pop(link if isinstance(link, str) else link.name, None) is not None
+            for name in names:
+                self.links.pop(name, None)
 
     def existing(self) -> list[Connected]:
         with self._lock:

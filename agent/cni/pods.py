@@ -23,6 +23,7 @@ from agent.cni.networks import Connected, host_link
 from agent.cni.protocol import INVALID_CONFIG, TRY_AGAIN_LATER, CniError, Request, previous_addresses
 from agent.cni.surroundings import Surroundings
 from agent.endpoints import namespaces
+from agent.endpoints.batch import Batch
 from agent.endpoints.endpoints import Adopted
 from agent.objects import Interface, Pod
 from agent.pods import PodGone
@@ -31,8 +32,8 @@ from policies.model import ObjectRef
 P = ParamSpec("P")
 T = TypeVar("T")
 
-THREADS = 4
-"""That build; as many remove."""
+BUILDERS = 4
+"""Threads. One removes: the kernel takes as long for many links as for one."""
 
 log = logs.get("cni")
 
@@ -55,8 +56,9 @@ class CniPods:
         self._under_way: set[asyncio.Future[None]] = set()
         self._stopping = False
         # Building waits for nothing, least of all for removals, which take longer.
-        self._builders = ThreadPoolExecutor(THREADS, "cni-build", initializer=namespaces.join_machine_mounts)
-        self._removers = ThreadPoolExecutor(THREADS, "cni-remove", initializer=namespaces.join_machine_mounts)
+        self._builders = ThreadPoolExecutor(BUILDERS, "cni-build", initializer=namespaces.join_machine_mounts)
+        self._remover = ThreadPoolExecutor(1, "cni-remove", initializer=namespaces.join_machine_mounts)
+        self._removals: Batch[str] = Batch(self._disconnect)
 
     # ---- agent.pods.Pods
 
@@ -125,7 +127,7 @@ class CniPods:
         if not keep:
             await asyncio.gather(*(self._clear(attachment) for attachment in self.record))
         self._builders.shutdown()
-        self._removers.shutdown()
+        self._remover.shutdown()
 
     # ---- what runtimes ask for
 
@@ -239,9 +241,12 @@ class CniPods:
     async def _clear(self, attachment: Attachment) -> None:
         """Link, record, addresses, in this order: none is free before the one before it is gone."""
         if not attachment.chained:
-            await self._in(self._removers, self._around.links.disconnect, host_link(attachment.addresses))
+            await self._removals.add(host_link(attachment.addresses))
         self.record.remove(attachment.key)
         self._ipam.take_back(attachment.key)
+
+    async def _disconnect(self, names: Collection[str]) -> None:
+        await self._in(self._remover, self._around.links.disconnect_all, names)
 
     async def _tell(self, local: CniPod, attachment: Attachment) -> None:
         """A network that stood before its pod was known is that pod's."""

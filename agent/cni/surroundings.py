@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Protocol
 
 import msgspec
@@ -21,7 +21,7 @@ class Links(Protocol):
 
     def activate(self, interface: Interface, addresses: Sequence[bytes]) -> None: ...
 
-    def disconnect(self, link: Interface | str) -> bool: ...
+    def disconnect_all(self, names: Collection[str]) -> None: ...
 
     def existing(self) -> list[Connected]: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,9 @@ class RealLinks(Kernel):
         self.step("activate")
         self.networks.activate(interface, addresses)
 
-    def disconnect(self, link: Interface | str) -> bool:
+    def disconnect_all(self, names: Collection[str]) -> None:
         self.step("disconnect")
-        return self.networks.disconnect(link)
+        self.networks.disconnect_all(names)
 
     def existing(self) -> list[Connected]:
         return self.networks.existing()
