@@ -10,7 +10,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -66,7 +66,7 @@ class Cache:
         self._whole: frozenset[str] | None = None
         self._database: sqlite3.Connection | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="objects-db")
-        self._open()
+        self.problem = self._open()
 
     def close(self) -> None:
         """Once all is written."""
@@ -92,7 +92,7 @@ class Cache:
                 for row in found:
                     yield Row(*row)
         except sqlite3.Error as error:
-            self._give_up(error)
+            self.problem = self._discard(str(error))
 
     # ---- writing: in effect after `commit`
 
@@ -106,19 +106,21 @@ class Cache:
         """All objects of these resources, and of no others, are here."""
         self._whole = frozenset(resources)
 
-    def commit(self) -> None:
-        """The thread is to write it down."""
-        if self._pending or self._whole is not None:
-            self._thread.submit(self._write, self._pending, self._whole)
-            self._pending, self._whole = [], None
+    def commit(self) -> Future[None] | None:
+        """The thread is to write it down: done when it has, or has found a `problem`. None: there is nothing."""
+        if not self._pending and self._whole is None:
+            return None
+        pending, self._pending = self._pending, []
+        whole, self._whole = self._whole, None
+        return self._thread.submit(self._write, pending, whole)
 
     async def written(self) -> None:
         """Returns when all that was committed is."""
         await asyncio.wrap_future(self._thread.submit(lambda: None))
 
     async def renew(self) -> bool:
-        """Begin anew; whether that worked."""
-        await asyncio.wrap_future(self._thread.submit(self._open))
+        """Begin anew; whether that worked. What comes after this is written to the new file, and nothing else."""
+        self.problem = await asyncio.wrap_future(self._thread.submit(self._open))
         return not self.problem
 
     # ---- in the thread
@@ -138,25 +140,25 @@ class Cache:
                     self._database.execute("DELETE FROM whole")
                     self._database.executemany("INSERT INTO whole VALUES (?)", [(key,) for key in sorted(whole)])
         except sqlite3.Error as error:
-            self._give_up(error)
+            self.problem = self._discard(str(error), keep=False)
 
     # ---- the file
 
-    def _open(self) -> None:
-        self.problem = ""
+    def _open(self) -> str:
+        """What is wrong: "" where nothing is."""
         try:
             self._connect()
-            return
         except sqlite3.DatabaseError as error:
-            self._give_up(error)
+            self._discard(str(error))
         except OSError as error:
-            self._give_up(error)
-            return
+            return self._discard(str(error))
+        else:
+            return ""
         try:  # what was there is out of the way
             self._connect()
-            self.problem = ""
         except (sqlite3.Error, OSError) as error:
-            self._give_up(error)
+            return self._discard(str(error))
+        return ""
 
     def _connect(self) -> None:
         """Raises OSError, sqlite3.Error."""
@@ -180,17 +182,20 @@ class Cache:
                     database.execute(forget)
                 database.execute("INSERT INTO about VALUES (?)", (self._identity,))
 
-    def _give_up(self, error: sqlite3.Error | OSError) -> None:
-        """What is on disk is not what is known: nobody is to start from it."""
-        self.problem = str(error)
+    def _discard(self, why: str, *, keep: bool = True) -> str:
+        """What is on disk is not what is known: nobody is to start from it. `keep` it for those who look into it."""
         if self._database is not None:
             with suppress(sqlite3.Error):
                 self._database.close()
             self._database = None
         aside = self._path.with_name(self._path.name + ".damaged")
         with suppress(OSError):
-            self._path.replace(aside)
-            self.put_aside = aside
+            if keep:
+                self._path.replace(aside)
+                self.put_aside = aside
+            else:
+                self._path.unlink()
         for suffix in ("-wal", "-shm"):
             with suppress(OSError):
                 self._path.with_name(self._path.name + suffix).unlink()
+        return why

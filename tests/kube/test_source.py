@@ -356,7 +356,7 @@ def test_secrets_that_may_not_be_read_hold_nothing_up(api: ApiServer, tmp_path: 
 
 
 def test_policies_of_several_kinds(api: ApiServer, tmp_path: Path) -> None:
-    spec = {"endpointSelector": {"matchLabels": {"app": "a"}}, "ingress": []}
+    spec = {"endpointSelector": {"matchLabels": {"app": "a"}}, "ingress": [{}]}
     api.put(made("cilium.io/v2", "CiliumNetworkPolicy", "c", "shop", spec=spec, metadata={"generation": 3}))
 
     async def run() -> None:
