@@ -20,12 +20,13 @@ What it does as the real one: discovery; lists with limit and continue, consiste
 with a fresh token when that is compacted; resourceVersion and resourceVersionMatch; label selectors, field selectors
 (metadata.name, metadata.namespace, spec.nodeName); watches with bookmarks, timeoutSeconds, sendInitialEvents, selectors
 that turn changes into ADDED and DELETED, and 410 as an ERROR event (faults.gone_as_status: as HTTP status); optimistic
-concurrency; generation; status subresources; finalizers and graceful deletion of pods; Status objects as errors.
+concurrency; generation; status subresources; finalizers and graceful deletion of pods; Status objects as errors; for
+gatehouse.io the chart's schemas with their CEL rules, and pruning. (`load` and `put` check nothing.) After `stop` and
+`start` it still has its history; a real one has not: compact(tell=False) in between is like it.
 `tests/kube/test_apiserver.py` asks the same of it and of a real kube-apiserver.
 
-What it leaves out: validation by schema, admission, RBAC, garbage collection by owner (that is a controller's),
-ownership of fields in server-side apply (it merges, lists are replaced), dry runs, tables, protobuf, compression,
-HTTP/2.
+What it leaves out: other schemas, admission, RBAC, garbage collection by owner (that is a controller's), a PUT that
+makes, conflicts of server-side apply (it merges; lists are replaced), dry runs, tables, protobuf, compression, HTTP/2.
 """
 
 from apiserver.resources import TABLE, Resource

@@ -17,12 +17,12 @@ from certificates import Authority
 
 from apiserver.client import Client
 from apiserver.resources import GATEHOUSE, TABLE, Resource
+from apiserver.schemas import CHART
 from apiserver.server import write_kubeconfig
 
 VARIABLE = "KUBEBUILDER_ASSETS"
 BINARIES = ("etcd", "kube-apiserver")
 TOKEN = "a-token-of-the-tests"
-CHART = Path(__file__).resolve().parents[2] / "charts/gatehouse/crds"
 _START_S = 90.0
 
 
@@ -73,10 +73,14 @@ class RealServer:
         write_kubeconfig(path, {"server": self.url, "certificate-authority": str(self._directory / "ca.crt")}, user)
         return path
 
-    def restart(self) -> None:
-        """The API server alone, killed and started again over the same etcd."""
+    def stop(self) -> None:
+        """The API server is killed; etcd stays."""
         self._end(self._processes.pop())
+
+    def start(self) -> None:
+        """After `stop`. It has the same objects, and no history: 410 for a watch from a version before the newest."""
         self._start_server()
+        self._await_resources()
 
     def close(self) -> None:
         while self._processes:
@@ -97,6 +101,11 @@ class RealServer:
         with self.client() as client:
             for definition in definitions():
                 client.ask("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition, expect=201)
+        self._await_resources()
+
+    def _await_resources(self) -> None:
+        """Definitions take a moment to be served, also by a server that starts again (429 until then)."""
+        with self.client() as client:
             for resource in TABLE:
                 _await(lambda r=resource: client.ask("GET", r.path() + "?limit=1").code == 200, resource.plural)
 

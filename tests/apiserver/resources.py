@@ -17,7 +17,6 @@ class Resource(msgspec.Struct, frozen=True):
     generation: bool = False  # metadata.generation counts the changes of all but metadata and status
     custom: bool = False  # of a CustomResourceDefinition
     unconditional: bool = True  # a PUT may leave out metadata.resourceVersion
-    immutable: tuple[str, ...] = ()  # fields that an update may not change
     returned: bool = False  # DELETE answers with the object, not with a Status
 
     @property
@@ -63,8 +62,8 @@ TABLE = (
     _custom(POLICY, "v1alpha2 v1beta1", "clusternetworkpolicies", "ClusterNetworkPolicy", status=True),
     _custom(POLICY, "v1alpha1", "adminnetworkpolicies", "AdminNetworkPolicy", status=True),
     _custom(POLICY, "v1alpha1", "baselineadminnetworkpolicies", "BaselineAdminNetworkPolicy", status=True),
-    _custom(GATEHOUSE, "v1alpha1", "securityidentities", "SecurityIdentity", immutable=("spec",)),
+    _custom(GATEHOUSE, "v1alpha1", "securityidentities", "SecurityIdentity"),
     _custom(GATEHOUSE, "v1alpha1", "nodeendpoints", "NodeEndpoints"),
     _custom(GATEHOUSE, "v1alpha1", "nodestatuses", "NodeStatus", status=True),
-    _custom(GATEHOUSE, "v1alpha1", "nodeblocks", "NodeBlock", immutable=("spec",)),
+    _custom(GATEHOUSE, "v1alpha1", "nodeblocks", "NodeBlock"),
 )

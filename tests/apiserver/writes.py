@@ -16,6 +16,7 @@ from apiserver import patches
 from apiserver.defaults import fill
 from apiserver.errors import Refused, already_exists, bad_request, conflict, invalid, not_found
 from apiserver.resources import Resource
+from apiserver.schemas import check
 from apiserver.store import Collection, Entry, Store, tidy
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -88,6 +89,7 @@ def create(store: Store, target: Target, obj: Object, applied: Object | None = N
     for key in _KEPT:
         metadata.pop(key, None)
     fresh(resource, obj)
+    check(resource, target.version, obj, None)
     _manage(metadata, target, applied)
     return store.put(target.collection, target.namespace, name, obj)
 
@@ -115,9 +117,7 @@ def update(store: Store, target: Target, obj: Object, applied: Object | None = N
     else:
         _carry(resource, was, obj)
         fill(resource.plural, obj)
-        for field in resource.immutable:
-            if obj.get(field) != was.get(field):
-                raise invalid(resource, target.name, field, "it cannot be changed")
+    check(resource, target.version, obj, was)
     if _without_managers(obj) == _without_managers(was):
         return old
     ignored = {"metadata", "apiVersion", "kind"} | ({"status"} if resource.status else set())

@@ -26,6 +26,10 @@ LEASES = "/apis/coordination.k8s.io/v1/namespaces/{ns}/leases"
 IDENTITIES = "/apis/gatehouse.io/v1alpha1/securityidentities"
 STATUSES = "/apis/gatehouse.io/v1alpha1/nodestatuses"
 
+ENDPOINTS = "/apis/gatehouse.io/v1alpha1/nodeendpoints"
+BLOCKS = "/apis/gatehouse.io/v1alpha1/nodeblocks"
+ENDPOINT = {"pod": "shop/web", "ips": ["10.0.0.2", "fd00::2"], "identity": 300, "digest": "0123456789abcdef"}
+
 ABSENT = object()
 """Expected where a field is not to be there."""
 
@@ -78,6 +82,17 @@ def identity(name: str = "{n}", namespace: str = "shop", **metadata: Any) -> dic
 def cnp(spec: Any, status: Any = None, **metadata: Any) -> dict[str, Any]:
     about = {"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": {"name": "p", **metadata}}
     return about | {"spec": spec} | ({"status": status} if status else {})
+
+
+def endpoints() -> dict[str, Any]:
+    spec = {"addresses": ["192.0.2.1"], "podCIDRs": ["10.0.0.0/24", "fd00::/64"], "endpoints": [ENDPOINT]}
+    about = {"apiVersion": "gatehouse.io/v1alpha1", "kind": "NodeEndpoints", "metadata": {"name": "{ns}"}}
+    return about | {"spec": spec}
+
+
+def block(name: str, cidr: str) -> dict[str, Any]:
+    about = {"apiVersion": "gatehouse.io/v1alpha1", "kind": "NodeBlock", "metadata": {"name": name}}
+    return about | {"spec": {"cidr": cidr, "node": "n1"}}
 
 
 def failure(reason: str, **details: Any) -> dict[str, Any]:
@@ -225,6 +240,10 @@ ROWS: dict[str, list[Step]] = {
         patch(JSON_PATCH, f"{IDENTITIES}/{{n}}", [{"op": "test", "path": "/spec/namespace", "value": "x"}], 422),
     ],
     "JSON patch of no known operation": [*MADE, patch(JSON_PATCH, f"{MAPS}/a", [{"op": "no", "path": "/data"}], 422)],
+    "fields that no schema knows": [
+        post(IDENTITIES, identity() | {"more": 1}, has={"more": ABSENT}),
+        patch(MERGE, f"{IDENTITIES}/{{n}}", {"spec": {"x": 1}}, has={"spec.x": ABSENT, "metadata.generation": 1}),
+    ],
     "apply makes and changes": [
         patch(APPLY, f"{IDENTITIES}/{{n}}?fieldManager=m", identity(), 201, has={"spec.namespace": "shop"}),
         patch(APPLY, f"{IDENTITIES}/{{n}}?fieldManager=m", identity(labels={"a": "b"}), has={"metadata.labels.a": "b"}),
@@ -244,6 +263,41 @@ ROWS: dict[str, list[Step]] = {
         patch(
             APPLY, f"{IDENTITIES}/{{n}}?fieldManager=m", identity() | {"metadata": {}}, 400, has=failure("BadRequest")
         )
+    ],
+    # Schemas and rules of the chart
+    **{
+        f"no identity named {name}": [post(IDENTITIES, identity(name), 422, has=failure("Invalid", name=name))]
+        for name in ("255", "65536", "0300", "web", "1e3")
+    },
+    **{
+        f"no NodeEndpoints with {key} {value}": [
+            post(ENDPOINTS, endpoints() | {"spec": {key: value}}, 422, has=failure("Invalid", kind="NodeEndpoints"))
+        ]
+        for key, value in [
+            ("addresses", "192.0.2.1"),
+            ("addresses", ["a host"]),
+            ("podCIDRs", ["10.0.0.0/24", "10.0.1.0/24"]),
+            ("podCIDRs", ["10.0.0.0"]),
+            ("publicKey", "short"),
+            ("endpoints", [ENDPOINT | {"digest": "0123"}]),
+            ("endpoints", [ENDPOINT | {"identity": 255}]),
+            ("endpoints", [ENDPOINT | {"identity": "300"}]),
+            ("endpoints", [ENDPOINT | {"ips": []}]),
+            ("endpoints", [ENDPOINT | {"ports": [{"name": "web", "protocol": "ICMP", "port": 80}]}]),
+            ("endpoints", [ENDPOINT, ENDPOINT]),
+            ("endpoints", [{"pod": "shop/web"}]),
+        ]
+    },
+    "NodeEndpoints as an agent writes it": [
+        post(ENDPOINTS, endpoints(), has={"spec.endpoints": [ENDPOINT]}),
+        delete(f"{ENDPOINTS}/{{ns}}"),
+    ],
+    "a block is named after itself": [
+        post(BLOCKS, block("10-9-0-0-24", "10.9.1.0/24"), 422, has=failure("Invalid")),
+        post(BLOCKS, block("10-9-0-0-24", "10.9.0.0/24"), keep=RV),
+        post(BLOCKS, block("10-9-0-0-24", "10.9.0.0/24"), 409, has=failure("AlreadyExists")),
+        patch(MERGE, f"{BLOCKS}/10-9-0-0-24", {"spec": {"node": "other"}}, 422, has=failure("Invalid")),
+        delete(f"{BLOCKS}/10-9-0-0-24"),
     ],
     # Status and generation
     "status is changed apart": [

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import itertools
 import json
 import os
+import ssl
 from typing import Any
 
 import pytest
+from apiserver import ApiServer
 from apiserver.client import Client, Watching
+from apiserver.real import RealServer
 
 CNPS = "/apis/cilium.io/v2/namespaces/{ns}/ciliumnetworkpolicies"
 MERGE = "application/merge-patch+json"
@@ -259,3 +263,22 @@ def test_a_continue_token_says_where_it_goes_on(five: Site) -> None:
     token = five.page("limit=2")["metadata"]["continue"]
     inside = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
     assert set(inside) == {"v", "rv", "start"} and inside["rv"] == int(version(five.page("limit=1")))
+
+
+def test_a_server_that_was_stopped_has_what_it_had(either_api: ApiServer | RealServer) -> None:
+    with either_api.client() as client:
+        site = Site(client, CNPS, {"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "spec": {}})
+        site.make("a")
+        with client.watch(f"{site.path}?watch=1") as watching:
+            assert seen(watching, 1) == [("ADDED", "a")]
+            either_api.stop()
+            with pytest.raises((ConnectionResetError, http.client.IncompleteRead, ssl.SSLEOFError)):
+                watching.read()
+    either_api.start()
+    with either_api.client() as client:
+        site.client = client
+        listed = site.page()
+        assert [item["metadata"]["name"] for item in listed["items"]] == ["a"]
+        with client.watch(f"{site.path}?watch=1&resourceVersion={version(listed)}") as watching:
+            site.make("b")
+            assert seen(watching, 1) == [("ADDED", "b")]
