@@ -15,7 +15,10 @@ from agent import traces
 from agent.cni import conflist
 from agent.cni.attachments import Attachments
 from agent.cni.networks import Networks, host_link
+from agent.cni.place import find
 from agent.datapath import bpf, cgroup, network, xdp
+from agent.datapath.programs import Programs
+from agent.datapath.tc import Hooks, remove_empty_clsact
 from agent.endpoints import cgroups, launch, links, namespaces, node
 from agent.endpoints.netlink import NetlinkError, RouteSocket, is_gone
 from agent.endpoints.sandbox import POD_LINK
@@ -141,6 +144,7 @@ def _leave_node(instance: Instance, found: traces.Traces | None) -> dict[str, in
                 return {}
             return {
                 "pods' links": _remove_links(instance),
+                "links of other plugins": _leave_links(instance),
                 "devices": network.detach_all(_map_ids(instance)),
                 "routes to proxies": proxy_routing.remove(),
                 "routes to other nodes": node_routing.remove(),
@@ -160,6 +164,22 @@ def _remove_links(instance: Instance) -> int:
         return sum(networks.disconnect(host_link(one.addresses)) for one in record if not one.chained)
     finally:
         networks.close()
+
+
+def _leave_links(instance: Instance) -> int:
+    """Of pods whose links another CNI plugin made: without the programs, which would let nothing pass any more."""
+    if not (instance.state_dir / "attachments").is_dir():
+        return 0
+    record = Attachments(instance.state_dir / "attachments")
+    record.load()
+    adopted = [one.interface for one in record if one.chained and one.interface]
+    with RouteSocket() as route, Hooks(Programs("", {})) as hooks:
+        there = [one.index for one in adopted if (link := find(route, one.name)) and link.ifindex == one.index]
+        ours = {one.ifindex for one in hooks.attached(there)}
+        for index in ours:
+            hooks.detach(index)
+            remove_empty_clsact(route, index)
+    return len(ours)
 
 
 def _map_ids(instance: Instance) -> frozenset[int]:
