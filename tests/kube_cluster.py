@@ -13,6 +13,8 @@ the real one (tests/apiserver says how far), and this module for scheduler, kube
 from __future__ import annotations
 
 import contextlib
+import re
+import subprocess
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +67,19 @@ class KubeAgent(RunningAgent):
         """Until runtimes find it."""
         rig.wait_until(lambda: any(self.conf.iterdir()), START_S, f"the CNI configuration is there\n{self.log()}")
 
+    def links(self) -> list[str]:
+        """Host sides of pods' veths."""
+        shown = self.node.run("ip", "-o", "link").stdout
+        return re.findall(r"\bgh[0-9a-f]{12}\b", shown)
+
+    def await_pod(self, name: str) -> None:
+        """Until the API server has told of it."""
+
+        def told() -> bool:
+            return any(f"{e['namespace']}/{e['name']}" == name for e in self.json("endpoints"))
+
+        rig.wait_until(told, START_S, f"pod {name} is known\n{self.log()}")
+
     def await_versions(self, versions: Mapping[str, int]) -> None:
         """Until the agent has been told of these resourceVersions by resource, and all of it is in force."""
 
@@ -77,9 +92,24 @@ class KubeAgent(RunningAgent):
 
     def cni(self, command: str, pod: KubePod, **more: Any) -> cni_plugin.Run:
         """One call of the plugin, as the runtime of this node makes it."""
+        env, config = self._call(command, pod), cni_plugin.config(self.socket, **more)
+        return cni_plugin.run(env, config, self.bin / "gatehouse-cni", timeout_s=120)
+
+    def begin(self, command: str, pod: KubePod) -> subprocess.Popen[bytes]:
+        """The same, under way."""
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(
+            [self.bin / "gatehouse-cni"], env=self._call(command, pod), stdin=pipe, stdout=pipe, stderr=pipe
+        )
+        assert process.stdin is not None
+        process.stdin.write(cni_plugin.config(self.socket))
+        process.stdin.close()
+        process.stdin = None  # communicate() would flush it
+        return process
+
+    def _call(self, command: str, pod: KubePod) -> dict[str, str]:
         args = f"IgnoreUnknown=1;K8S_POD_NAMESPACE={pod.namespace};K8S_POD_NAME={pod.short};K8S_POD_UID={pod.uid}"
-        env = cni_plugin.environment(command, pod.container, netns=pod.netns.path, args=args)
-        return cni_plugin.run(env, cni_plugin.config(self.socket, **more), self.bin / "gatehouse-cni", timeout_s=120)
+        return cni_plugin.environment(command, pod.container, netns=pod.netns.path, args=args)
 
 
 class KubePod:

@@ -1,0 +1,72 @@
+"""The API server goes away, and comes back: what is known goes on, what is new waits, and nothing breaks on return."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import rig
+from agents import START_S, allow_from, policy
+from kube_cluster import KubeCluster
+from probes import Server, tcp
+
+PORT = 8080
+SILENT_S = 0.5
+
+
+@pytest.fixture
+def cluster(datapath_host: None, tmp_path: Path) -> Iterator[KubeCluster]:
+    with KubeCluster(tmp_path, "n1", "n2", flags=("--api-wait-s", "1")) as cluster:
+        cluster.start()
+        cluster.apply(policy("shop/web", {"app": "web"}, ingress=allow_from(app="client")))
+        yield cluster
+
+
+def test_node_goes_on_without_the_api_server(cluster: KubeCluster) -> None:
+    web = cluster.add("n2/shop/web", app="web")
+    client, other = cluster.add("n1/shop/client", app="client"), cluster.add("n1/shop/other", app="other")
+    told = cluster.add("n2/shop/client-2", attach=False, app="client")
+    cluster.agents["n2"].await_pod(told.name)
+    with Server(web.netns, "tcp", PORT, "web"):
+        assert tcp(client.netns, web.ip(), PORT)
+        cluster.api.stop()
+        told.attach()  # its identity is known
+        for netns in (client.netns, told.netns):
+            assert tcp(netns, web.ip(), PORT)
+        assert not tcp(other.netns, web.ip(), PORT, SILENT_S)
+        for agent in cluster.running():  # from what is on disk
+            agent.kill()
+            agent.start()
+            assert agent.status()["cluster"]["from_disk"]
+        for netns in (client.netns, told.netns):
+            assert tcp(netns, web.ip(), PORT)
+        assert not tcp(other.netns, web.ip(), PORT, SILENT_S)
+        web.agent.cni("DEL", told)
+        cluster.api.delete("networkpolicies", "web", "shop")
+        cluster.api.start()
+        rig.wait_until(lambda: tcp(other.netns, web.ip(), PORT), START_S, "what changed meanwhile is in force")
+        for agent in cluster.running():
+            rig.wait_until(lambda agent=agent: not agent.status()["cluster"]["from_disk"], START_S, "all is synced")
+            assert agent.status()["state"] == "ready"
+
+
+def test_new_pod_of_unknown_identity_waits_for_the_api_server(cluster: KubeCluster) -> None:
+    """Where the runtime gives up meanwhile, nothing is left of it."""
+    cluster.api.faults.refuse(503, verbs=["create"], resources=["securityidentities"])
+    pod = cluster.add("n1/shop/new", attach=False, app="new", tier="never-seen")
+    agent = cluster.agents["n1"]
+    agent.await_pod(pod.name)
+    adding = agent.begin("ADD", pod)
+    rig.wait_until(agent.links, START_S, "its link is made")
+    assert adding.poll() is None
+    assert agent.endpoint(pod.name)["state"] == "creating"
+    adding.kill()
+    adding.communicate()
+    rig.wait_until(lambda: not agent.links(), START_S, "nothing is left of it")
+    adding = agent.begin("ADD", pod)
+    rig.wait_until(agent.links, START_S, "its link is made")
+    cluster.api.faults.clear()
+    output, _ = adding.communicate(timeout=START_S)
+    assert json.loads(output)["ips"]
