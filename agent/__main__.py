@@ -19,7 +19,7 @@ from agent.config import Config, handover
 from agent.datapath.bpf import BpfError
 from agent.datapath.bytecode import CompileFailed
 from agent.datapath.maps import MapMismatch, Maps
-from agent.datapath.mounts import BPFFS, Unmet, is_mounted, require_cgroup2
+from agent.datapath.mounts import BPFFS, Unmet, ensure_writable_sysctls, is_mounted, require_cgroup2
 from agent.datapath.programs import PODS, load_units
 from agent.endpoints import namespaces
 from agent.endpoints.node import NodeRefused
@@ -44,6 +44,7 @@ def main() -> None:
     instance = Instance(Path(config.state_dir), handover.shown(resolved))
     _leave_passing_mounts()
     try:
+        ensure_writable_sysctls()
         held = lock(instance.state_dir)
         asyncio.run(_run(config, instance))
         if config.remove_on_exit:

@@ -19,6 +19,10 @@ OWN_CGROUP2 = Path("/run/gatehouse/cgroup2")
 MOUNTING = Path("/run/gatehouse/mounting.lock")
 INCLUDE = Path("/usr/include")
 OLDEST_KERNEL = (6, 1)
+SYSCTLS = Path("/proc/sys")
+
+# linux/mount.h
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 2, 4, 8, 32, 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -107,6 +111,24 @@ def ensure_cgroup2() -> Path:
         OWN_CGROUP2.mkdir(parents=True, exist_ok=True)
         _mount("cgroup2", OWN_CGROUP2, "cgroup2")
         return OWN_CGROUP2
+
+
+def ensure_writable_sysctls() -> bool:
+    """Make /proc/sys writable for the mount namespace of the caller; False where it is already. Raises Unmet.
+
+    Container runtimes mount it read-only over itself, unless the container is privileged. What is written there is of
+    the network namespace the writer is in.
+    """
+    if not os.statvfs(SYSCTLS).f_flag & os.ST_RDONLY:
+        return False
+    flags = _MS_REMOUNT | _MS_BIND | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    if _libc.mount(None, bytes(SYSCTLS), None, flags, None):
+        reason = os.strerror(ctypes.get_errno())
+        raise Unmet(
+            f"{SYSCTLS} is read-only and cannot be mounted otherwise ({reason}): "
+            "give the container CAP_SYS_ADMIN and no AppArmor profile that denies mounting."
+        )
+    return True
 
 
 def _has_bpffs() -> bool:

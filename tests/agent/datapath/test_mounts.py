@@ -86,3 +86,40 @@ def test_who_starts_at_once_mounts_once() -> None:
     done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=True)
     found = [kind for folder, kind in mounts.mounted(done.stdout) if folder == mounts.BPFFS]
     assert found == ["bpf"]
+
+
+SYSCTLS_IN_A_CONTAINER = """\
+import sys
+from pathlib import Path
+from agent.datapath import mounts
+
+key = Path("/proc/sys/net/ipv4/ip_forward")
+try:
+    key.write_text("1")
+except OSError as error:
+    print(error.strerror)
+try:
+    print(mounts.ensure_writable_sysctls(), mounts.ensure_writable_sysctls())
+    key.write_text("1")
+    print(key.read_text().strip())
+except mounts.Unmet as unmet:
+    print(unmet)
+"""
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [("-sys_chroot", "Read-only file system\nTrue False\n1\n"), ("-sys_admin", "give the container CAP_SYS_ADMIN")],
+)
+def test_sysctls_in_a_container_that_is_not_privileged(held: str, said: str) -> None:
+    """As runtimes mount /proc/sys (OCI runtime-spec, readonlyPaths)."""
+    script = (
+        "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro,nosuid,nodev,noexec /proc/sys && "
+        f'exec setpriv --bounding-set={held} --inh-caps={held} -- "$@"'
+    )
+    command = ["unshare", "--net", "--mount", "--", "sh", "-c", script, "sh"]
+    result = subprocess.run(
+        [*command, sys.executable, "-c", SYSCTLS_IN_A_CONTAINER], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert said in result.stdout
+    assert not os.statvfs("/proc/sys").f_flag & os.ST_RDONLY
