@@ -33,6 +33,14 @@ INLINE bool parse_frame(struct xdp_md *context, struct packet *p)
 	return p->tuple.protocol == PROTO_TCP || p->tuple.protocol == PROTO_UDP;
 }
 
+/* A device of the node that XDP can send by. A tunnel, which alone has no address, takes no frames from it. */
+INLINE bool is_link(__u32 ifindex)
+{
+	const struct device *device = LOOKUP(devices, &ifindex);
+
+	return device && !(is_no_address(&device->ipv4) && is_no_address(&device->ipv6));
+}
+
 /* The packet's entry, if it passes through this node and nothing but its addresses and ports are to change. */
 INLINE struct nat *find_transit(struct xdp_md *context, struct packet *p, struct bpf_fib_lookup *route)
 {
@@ -54,7 +62,7 @@ INLINE struct nat *find_transit(struct xdp_md *context, struct packet *p, struct
 		return NULL;
 	if (p->nat_flags & (NAT_FORWARD | NAT_DSR)) {
 		reason = find_route(context, p, context->ingress_ifindex, p->length - ETHERNET_SIZE, route, &result);
-		if (reason || result != BPF_FIB_LKUP_RET_SUCCESS || !LOOKUP(devices, &route->ifindex))
+		if (reason || result != BPF_FIB_LKUP_RET_SUCCESS || !is_link(route->ifindex))
 			return NULL;
 		if (!e && !own_address(&p->after.source, route->ifindex, p->ipv6))
 			return NULL;

@@ -15,6 +15,8 @@ from agent.endpoints.netlink import NLM_F_DUMP, Reply, Request, RouteSocket, att
 from policies.address import V4_MAPPED, is_v4
 
 AUTO = "auto"
+TUNNEL = "gatehouse_vxlan"
+"""Name of the device by which packets come from other nodes, where they come in VXLAN."""
 MTU_MAX = 0xFFFF
 MAC_BYTES = 6
 _POD_SIDE = re.compile(r"gh[0-9a-f]{12}")  # agent.endpoints.sandbox names pods' links so
@@ -59,12 +61,21 @@ class Device(msgspec.Struct, frozen=True):
 
 
 def choose(
-    setting: Sequence[str], found: Iterable[Device], node_addresses: Iterable[bytes]
+    setting: Sequence[str], found: Sequence[Device], node_addresses: Iterable[bytes]
 ) -> tuple[list[Device], list[str]]:
     """The devices a setting means, and one sentence for each thing that is missing.
 
-    `auto`: Ethernet devices with a default route or an address of the node, but for pods' links.
+    `auto`: Ethernet devices with a default route or an address of the node, but for pods' links. Wherever there are
+    any, the VXLAN device is one of them: packets of services come to a backend here by it.
     """
+    chosen, problems = _choose(setting, found, node_addresses)
+    tunnels = [device for device in found if device.name == TUNNEL and device not in chosen]
+    return [*chosen, *(tunnels if chosen else ())], problems
+
+
+def _choose(
+    setting: Sequence[str], found: Iterable[Device], node_addresses: Iterable[bytes]
+) -> tuple[list[Device], list[str]]:
     candidates = [device for device in found if not device.of_pod]
     if AUTO not in setting:
         by_name = {device.name: device for device in candidates}

@@ -145,7 +145,7 @@ class Network:
         log.info("programs on device", device=device.name, ifindex=device.ifindex)
 
     def _attach_xdp(self, device: Device) -> None:
-        if self._xdp is None:
+        if self._xdp is None or device.name == devices.TUNNEL:
             return
         if not self._xdp.is_attached(device):
             self._xdp.attach(device)

@@ -7,11 +7,12 @@ import struct
 
 import msgspec
 
+from agent.datapath.devices import TUNNEL
 from agent.endpoints import links
 from agent.endpoints.netlink import NLM_F_CREATE, NLM_F_EXCL, Reply, Request, attribute, attributes, number, text
 from policies.address import V4_MAPPED, is_v4
 
-NAME = "gatehouse_vxlan"
+NAME = TUNNEL
 KIND = "vxlan"
 VNI = 0x6A7E
 """Network identifier, the same on every node."""

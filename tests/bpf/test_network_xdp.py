@@ -39,6 +39,15 @@ OUT, OUT_FAR = tcp("world", "vip", 1000, 80, "S"), tcp("node", "far", PORT, 8080
 ANSWER, ANSWER_VIP = tcp("far", "node", 8080, PORT, "SA"), tcp("vip", "world", 80, 1000, "SA")
 SYN = tcp("world", "node", 1000, 30080, "S")
 
+
+def tunnel(kernel: Kernel) -> None:
+    """`uplink` is one from now on: it has no address, and packets leave it with the node's."""
+    kernel.maps["devices"].update(
+        struct.pack("=I", INTERFACES["uplink"]), kernel.pack("device", mac=host_mac("uplink"))
+    )
+    kernel.config(ipv4=kernel.address("node"), ipv6=kernel.address("node"))
+
+
 CASES: list[Case] = [
     (
         "a TCP connection, both ways",
@@ -179,6 +188,17 @@ CASES: list[Case] = [
             by_xdp(OUT, OUT_FAR),
             do("frontend", "vip", 81, Frontend([("beyond", 8080)], kinds=("LOAD_BALANCER",))),
             left_to_tc(tcp("world", "vip", 1000, 81, "S")),
+        ],
+    ),
+    (
+        "to a node behind a tunnel, which takes no frames from XDP",
+        [
+            do("frontend", "vip", 81, Frontend([("beyond", 8080)], kinds=("LOAD_BALANCER",))),
+            tunnel,
+            left_to_tc(tcp("world", "vip", 1000, 81, "S")),
+            nat(tcp("world", "vip", 1000, 81, "S")),
+            goes_on(tcp("world", "vip", 1000, 81, "S"), tcp("node", "beyond", PORT, 8080, "S")),
+            left_to_tc(tcp("world", "vip", 1000, 81)),
         ],
     ),
 ]

@@ -41,6 +41,16 @@ def test_which_devices_a_setting_means(
     assert len(sentences) == missing
 
 
+@pytest.mark.parametrize(("setting", "names"), [(("auto",), ["eth0", "eth2"]), (("eth1",), ["eth1"]), (("eth9",), [])])
+def test_the_tunnel_goes_with_the_devices(setting: tuple[str, ...], names: list[str]) -> None:
+    """Whatever comes by it comes from outside, too; where nothing else is served, neither is that."""
+    tunnel = Device(7, devices.TUNNEL)
+    chosen, _ = devices.choose(setting, (*ALL, tunnel), (A4,))
+    assert [d.name for d in chosen] == [*names, *([devices.TUNNEL] if names else [])]
+    named, _ = devices.choose((devices.TUNNEL, "eth1"), (*ALL, tunnel), (A4,))
+    assert [d.name for d in named] == [devices.TUNNEL, "eth1"]
+
+
 def test_auto_that_finds_nothing_says_so() -> None:
     chosen, (sentence,) = devices.choose(("auto",), (LO, POD, ETH1, TUN), (A4,))
     assert chosen == []
