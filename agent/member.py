@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from uuid import uuid4
 
 from agent.config import Config
 from agent.groundwork import Api
 from agent.kube import bodies
 from agent.kube.bodies import NodeFacts, RefusedPolicy
+from agent.kube.collector import Collector, Kinds
 from agent.kube.identities import IdentityAllocator
+from agent.kube.lease import Lease
 from agent.kube.membership import Membership
 from agent.kube.nodestatus import Report, StatusReporter
+from agent.kube.policystatus import PolicyStatus
 from agent.kube.writes import Collection
 from agent.objects import Problem
 from agent.routing.desired import Own
@@ -39,15 +43,22 @@ class Member:
         self._api = api
         self._world = world
         self._problems_of_sources = problems_of_sources
-        group, nodes = f"apis/{bodies.VERSION}", Collection(api.client, "api/v1", "nodes")
-        self._allocator = IdentityAllocator(
-            Collection(api.client, group, "securityidentities"), world.identities, api.source.observe
+        group = f"apis/{bodies.VERSION}"
+        kinds = Kinds(
+            identities=Collection(api.client, group, "securityidentities"),
+            endpoints=Collection(api.client, group, "nodeendpoints"),
+            statuses=Collection(api.client, group, "nodestatuses"),
+            blocks=Collection(api.client, group, "nodeblocks"),
+            nodes=Collection(api.client, "api/v1", "nodes"),
         )
+        self._kinds = kinds
+        self._allocator = IdentityAllocator(kinds.identities, world.identities, api.source.observe)
         self._membership = Membership(
-            Collection(api.client, group, "nodeendpoints"), nodes, config.node,
-            self._facts, world.local_endpoints, self._allocator.confirm,
-        )  # fmt: skip
-        self._reporter = StatusReporter(Collection(api.client, group, "nodestatuses"), nodes, config.node, self._report)
+            kinds.endpoints, kinds.nodes, config.node, self._facts, world.local_endpoints, self._allocator.confirm
+        )
+        self._reporter = StatusReporter(kinds.statuses, kinds.nodes, config.node, self._report)
+        leases = Collection(api.client, "apis/coordination.k8s.io/v1", "leases")
+        self._lease = Lease(leases, config.namespace, f"{config.node}_{uuid4()}")
 
     def wake(self) -> None:
         """The World has changed."""
@@ -74,7 +85,7 @@ class Member:
             for one in status.resources
         )  # fmt: skip
         return ClusterView(
-            unreachable_s=status.unreachable_s, from_disk=status.from_disk, leader=False, resources=resources
+            unreachable_s=status.unreachable_s, from_disk=status.from_disk, leader=self._lease.held, resources=resources
         )
 
     def problems(self) -> list[Problem]:
@@ -83,8 +94,17 @@ class Member:
     async def run(self) -> None:
         self.wake()
         async with asyncio.TaskGroup() as tasks:
-            for work in (self._allocator.run(), self._membership.run(), self._reporter.run()):
+            works = (
+                self._allocator.run(), self._membership.run(), self._reporter.run(), self._lease.run(self._tend),
+            )  # fmt: skip
+            for work in works:
                 tasks.create_task(work)
+
+    async def _tend(self) -> None:
+        """What one agent does for all, as long as it has the Lease."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(Collector(self._kinds).run())
+            tasks.create_task(PolicyStatus(self._api.client).run())
 
     async def close(self) -> None:
         await self._api.client.close()
@@ -102,13 +122,19 @@ class Member:
         for policy in self._world.index.policies():
             ref = policy.ref
             if ref.kind in REPORTED and not policy.problem and (seen := self._api.source.seen(ref)) is not None:
-                yield f"{ref.kind}/{ref.namespace}/{ref.name}", seen.generation
+                yield _named(ref), seen.generation
 
     def _refused(self) -> Iterator[RefusedPolicy]:
         for problem in self._problems_of_sources():
             kind, _, name = problem.subject.partition(" ")
             if kind in REPORTED and not problem.warning:
                 namespace, _, short = name.rpartition("/")
-                seen = self._api.source.seen(ObjectRef(kind, namespace, short))
+                ref = ObjectRef(kind, namespace, short)
+                seen = self._api.source.seen(ref)
                 message = f"{problem.path}: {problem.message}" if problem.path else problem.message
-                yield RefusedPolicy(f"{kind}/{namespace}/{short}", seen.generation if seen else 0, message)
+                yield RefusedPolicy(_named(ref), seen.generation if seen else 0, message)
+
+
+def _named(ref: ObjectRef) -> str:
+    """As in NodeStatus."""
+    return f"{ref.kind}/{ref.namespace}/{ref.name}" if ref.namespace else f"{ref.kind}/{ref.name}"

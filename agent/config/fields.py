@@ -52,6 +52,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Meta(ge=0, le=600),
         _doc("How long to wait for the API server at the start, where there is state on disk."),
     ] = 10.0
+    namespace: Annotated[
+        str, _doc("Namespace of the Lease by which one of the agents is chosen for what is done once for all.")
+    ] = "kube-system"
     secret_namespaces: Annotated[
         tuple[str, ...], _doc("Namespaces whose Secrets TLS rules may name (read from the API server).")
     ] = ()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import rig
 from agents import START_S, allow_from, policy
-from kube_cluster import KubeCluster
+from kube_cluster import KubeAgent, KubeCluster
 from probes import Server, tcp
 
 PORT = 8080
@@ -48,8 +49,12 @@ def test_node_goes_on_without_the_api_server(cluster: KubeCluster) -> None:
         cluster.api.start()
         rig.wait_until(lambda: tcp(other.netns, web.ip(), PORT), START_S, "what changed meanwhile is in force")
         for agent in cluster.running():
-            rig.wait_until(lambda agent=agent: not agent.status()["cluster"]["from_disk"], START_S, "all is synced")
+            rig.wait_until(partial(is_synced, agent), START_S, "all is as the API server has it")
             assert agent.status()["state"] == "ready"
+
+
+def is_synced(agent: KubeAgent) -> bool:
+    return not agent.status()["cluster"]["from_disk"]
 
 
 def test_new_pod_of_unknown_identity_waits_for_the_api_server(cluster: KubeCluster) -> None:
