@@ -33,8 +33,8 @@ def helper(
     asks for a proxy. It needs the agent's network namespace, and flows and dns the machine's bpffs; no PID namespace
     has to be shared.
 
-    Privileges: flows those of the agent but for CAP_SYS_ADMIN where the kernel lets it; dns and envoy CAP_NET_RAW, and
-    CAP_SETUID, CAP_SETGID and CAP_SETPCAP to give up all else by themselves.
+    Privileges: flows those of the agent; dns and envoy CAP_NET_RAW, and CAP_SETUID, CAP_SETGID and CAP_SETPCAP to give
+    up all else by themselves, and CAP_KILL to end Envoy, which becomes another user.
 
     \b
     Examples:

@@ -48,10 +48,15 @@ class Helper:
             signal.signal(number, lambda *_: os.write(self._wake, b"!"))
         while True:
             self._watch()
-            self._keep_to(self._wanted())
+            try:
+                self._keep_to(self._wanted())
+            except PermissionError as error:
+                log.warning("cannot be ended: the container has to start again", helper=self._name, reason=str(error))
+                return 1
             why = self._wait()
             if why == "told":
-                self._end()
+                with suppress(PermissionError):
+                    self._end()
                 return 0
             if why == "ended":
                 assert self._child is not None
@@ -120,6 +125,8 @@ class Helper:
             folder = folder.parent
 
     def _end(self) -> None:
+        """Raises PermissionError where it has become another user's, whom this container may not end (CAP_KILL): it
+        goes with the container."""
         child, self._child, self._running = self._child, None, None
         if child is None:
             return

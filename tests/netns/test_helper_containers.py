@@ -1,0 +1,168 @@
+"""Helpers in containers of their own: PID namespaces and few privileges, as the chart's DaemonSet has them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import rig
+from agents import SETTLE_S, RunningAgent, kill, pod, policy
+from l7_policies import CLIENT, PORT, WEB, cnp, ingress
+from web import Client, WebServer
+
+from agent.privileges import NET_RAW, ROOT, USER, capabilities
+from agent.supervisor import listener_pid
+
+FLAGS = ("--helpers", "containers", "--l7-proxy", "on", "--dns-proxy", "on", "--healthz", "127.0.0.1:10256")
+FEW = "-all,+net_raw,+setuid,+setgid,+setpcap,+kill"
+"""What a proxy's container has; Envoy and the DNS proxy make do with one of them."""
+
+
+class Containers:
+    """`gatehouse helper NAME`, each in a PID namespace of its own."""
+
+    def __init__(self, agent: RunningAgent, folder: Path) -> None:
+        self.agent = agent
+        self.folder = folder
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, *names: str) -> None:
+        for name in names:
+            few = [] if name == "flows" else ["setpriv", f"--bounding-set={FEW}", f"--inh-caps={FEW}"]
+            command = ["unshare", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc", *few]
+            with (self.folder / f"{name}.container").open("ab") as log:
+                self.running[name] = self.agent.node.popen(
+                    *command, *self.agent.command("helper", name), stdout=log, stderr=log, env=self.agent.env
+                )
+
+    def stop(self, name: str) -> None:
+        """Its PID namespace ends with the first process in it, and that with `unshare`."""
+        container = self.running.pop(name)
+        container.kill()
+        container.wait()
+
+    def said(self, name: str) -> str:
+        return (self.folder / f"{name}.container").read_text()
+
+    def socket(self, name: str) -> Path:
+        instance = self.agent.instance
+        return {"flows": instance.flows_socket, "dns": instance.dns_socket, "envoy": instance.envoy_socket}[name]
+
+    def pid(self, name: str) -> int:
+        """As this machine numbers it."""
+        return listener_pid(self.socket(name))
+
+    def await_all(self) -> None:
+        rig.wait_until(lambda: not self.agent.status()["reasons"], 2 * SETTLE_S, f"all help: {self.why()}")
+
+    def why(self) -> str:
+        return "\n".join([str(self.agent.status()["reasons"]), self.agent.log(), *map(self.said, self.running)])
+
+
+@pytest.fixture
+def containers(agent: RunningAgent, tmp_path: Path) -> Iterator[Containers]:
+    made = Containers(agent, tmp_path)
+    yield made
+    for name in list(made.running):
+        made.stop(name)
+
+
+def begin(agent: RunningAgent, containers: Containers) -> None:
+    agent.write("pods.yaml", pod(WEB, app="web"), pod(CLIENT, app="client"))
+    agent.write("policies.yaml", cnp("shop/web", {"app": "web"}, ingress=ingress({"path": "/public/.*"})))
+    containers.start("flows", "dns", "envoy")  # before there is an agent: they wait for it
+    rig.wait_until(lambda: "for the agent" in containers.said("envoy"), SETTLE_S, "it waits for the agent")
+    agent.start(*FLAGS)
+    containers.await_all()
+    agent.await_listeners()
+
+
+def test_they_help(agent: RunningAgent, containers: Containers) -> None:
+    begin(agent, containers)
+    with WebServer(agent.netns(WEB), PORT), Client(agent.netns(CLIENT), agent.ip(WEB), PORT) as connection:
+        assert [connection.get(path).status for path in ("/public/a", "/private")] == [200, 403]
+    agent.await_flows(lambda flow: bool(flow["l7"]), 2)
+
+    for name, user in (("dns", ROOT), ("envoy", USER)):
+        sets = capabilities(containers.pid(name))
+        assert sets["CapEff"] == 1 << NET_RAW, name
+        assert sets["CapBnd"] == 1 << NET_RAW, name
+        assert Path(f"/proc/{containers.pid(name)}").stat().st_uid == user
+    assert "pid" not in next(line for line in agent.cli("status").stdout.splitlines() if line.startswith("Flows"))
+
+    assert agent.json("config")["helpers"] == {"value": "containers", "origin": "--helpers"}
+    ports = {row["name"]: row for row in agent.json("preflight", *FLAGS, "--manifests", str(agent.manifests))}
+    assert ports["settings"]["result"] == "ok"
+
+
+def test_one_that_ends_is_missed_and_taken_back(agent: RunningAgent, containers: Containers) -> None:
+    begin(agent, containers)
+    for name, says in (("envoy", "envoy does not run"), ("flows", "the flows process does not run")):
+        containers.stop(name)
+        rig.wait_until(lambda: says in str(agent.status()["reasons"]), SETTLE_S, f"{name} is missed")  # noqa: B023
+        assert f"gatehouse helper {name}" in str(agent.status()["reasons"])
+        containers.start(name)
+        containers.await_all()
+    kill(containers.pid("dns"))  # its container ends with it, for the kubelet to start it again
+    assert containers.running.pop("dns").wait(SETTLE_S) != 0
+    containers.start("dns")
+    containers.await_all()
+    with WebServer(agent.netns(WEB), PORT), Client(agent.netns(CLIENT), agent.ip(WEB), PORT) as connection:
+        assert connection.get("/public/a").status == 200
+
+
+def test_an_agent_that_starts_anew_finds_them(agent: RunningAgent, containers: Containers) -> None:
+    begin(agent, containers)
+    before = {name: containers.pid(name) for name in ("flows", "dns", "envoy")}
+    with WebServer(agent.netns(WEB), PORT), Client(agent.netns(CLIENT), agent.ip(WEB), PORT) as connection:
+        agent.kill()
+        assert connection.get("/public/a").status == 200
+        agent.start(*FLAGS)
+        containers.await_all()
+        assert {name: containers.pid(name) for name in before} == before
+        assert connection.get("/public/b").status == 200
+        agent.kill()
+        agent.start(*FLAGS, "--flows-ring", "1000")  # the flows process is to have other settings
+        containers.await_all()
+        rig.wait_until(lambda: containers.pid("flows") not in (0, before["flows"]), SETTLE_S, "it was started anew")
+        assert containers.pid("envoy") == before["envoy"]
+
+
+def test_one_that_nothing_asks_for_is_ended(agent: RunningAgent, containers: Containers) -> None:
+    begin(agent, containers)
+    assert agent.stop() == 0
+    agent.write("policies.yaml", policy("shop/web", {"app": "web"}))
+    agent.start("--helpers", "containers")
+    for name in ("envoy", "dns"):
+        rig.wait_until(lambda: containers.pid(name) == 0, SETTLE_S, f"{name} has ended")  # noqa: B023
+        assert containers.running[name].poll() is None, "its container waits"
+        assert not agent.instance.order(name).exists()
+    assert containers.pid("flows")
+
+
+def test_a_container_that_may_not_end_it_ends_itself(
+    agent: RunningAgent, containers: Containers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "FEW", FEW.removesuffix(",+kill"))
+    begin(agent, containers)
+    agent.instance.order("envoy").unlink()
+    assert containers.running.pop("envoy").wait(SETTLE_S) == 1
+    assert containers.pid("envoy") == 0
+
+
+def test_told_to_end_they_do(agent: RunningAgent, containers: Containers) -> None:
+    begin(agent, containers)
+    inside = {name: parent_of(containers.pid(name)) for name in containers.running}
+    for name, pid in inside.items():
+        os.kill(pid, signal.SIGTERM)
+        assert containers.running.pop(name).wait(SETTLE_S) == 0
+        assert containers.pid(name) == 0
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
