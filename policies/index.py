@@ -84,7 +84,8 @@ class PolicyIndex:
         self._terms.replace(old, policy)
         if policy is not None:
             self._enter(policy)
-        touched = self._touched(old, policy)
+        concerned = any(one is not None and one.subject in self._selected for one in (old, policy))
+        touched = self._touched(old, policy) if concerned else NO_CLASSES
         if old is not None:
             self._dirty_selected(old, policy, touched)
             self._leave(old, policy)

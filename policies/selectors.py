@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 
 from policies.model import LabelSelector, Operator, PodSelector, Requirement, Workload
 from policies.multimap import MultiMap
@@ -18,20 +18,20 @@ Label = tuple[str, str]
 
 
 class _Entry:
-    """A selector in use: how often, under which labels it is filed, and the sorted identities it matches."""
+    """A selector in use: how often, by which requirement and under which labels it is filed, and the sorted identities
+    it matches, once somebody asked: most selectors of a large cluster are about pods of other nodes."""
 
-    __slots__ = ("filed", "matched", "uses")
+    __slots__ = ("anchor", "filed", "matched", "uses")
 
-    def __init__(self, filed: tuple[Label | None, ...], matched: Iterable[int]) -> None:
+    def __init__(self, anchor: Requirement | None, filed: tuple[Label | None, ...]) -> None:
         self.uses = 1
+        self.anchor = anchor
         self.filed = filed
-        self.matched = array("I", sorted(matched))
-
-    def __contains__(self, identity: int) -> bool:
-        at = bisect_left(self.matched, identity)
-        return at < len(self.matched) and self.matched[at] == identity
+        self.matched: array[int] | None = None
 
     def toggle(self, identity: int) -> None:
+        if self.matched is None:
+            return
         at = bisect_left(self.matched, identity)
         if at < len(self.matched) and self.matched[at] == identity:
             del self.matched[at]
@@ -58,10 +58,21 @@ class SelectorIndex:
 
     def matched(self, selector: PodSelector) -> Sequence[int]:
         """Identities a selector in use matches, sorted. Do not change it."""
-        return self._entries[selector].matched
+        entry = self._entries[selector]
+        if entry.matched is None:
+            entry.matched = array("I", sorted(self._find(selector, entry.anchor, entry.filed)))
+        return entry.matched
 
     def matches(self, selector: PodSelector, identity: int) -> bool:
-        return identity in self._entries[selector]
+        """Of a selector in use."""
+        workload = self._workloads.get(identity)
+        if workload is None:
+            return False
+        if selector.namespace is not None:
+            inside = selector.namespace == workload.namespace
+        else:
+            inside = selector.namespaces is not None and workload.namespace in self._covered[selector.namespaces]
+        return inside and selector.pods.matches(workload.labels)
 
     def matching(self, identity: int) -> frozenset[PodSelector]:
         """Selectors in use that match an identity; none where its workload is not known."""
@@ -134,7 +145,7 @@ class SelectorIndex:
         filed: tuple[Label | None, ...] = (None,)
         if anchor is not None:
             filed = tuple((anchor.key, value) for value in sorted(anchor.values))
-        self._entries[selector] = _Entry(filed, self._find(selector, scope, anchor, filed))
+        self._entries[selector] = _Entry(anchor, filed)
         folder = self._filed.setdefault(scope, {})
         for label in filed:
             folder[label] = (*folder.get(label, ()), selector)
@@ -173,9 +184,10 @@ class SelectorIndex:
                         yield selector
 
     def _find(
-        self, selector: PodSelector, scope: Scope, anchor: Requirement | None, filed: tuple[Label | None, ...]
+        self, selector: PodSelector, anchor: Requirement | None, filed: tuple[Label | None, ...]
     ) -> Iterator[int]:
         """Identities that match, found through its namespaces or its anchor label, whichever are fewer."""
+        scope = _scope(selector)
         namespaces: Collection[str] = (scope,) if isinstance(scope, str) else self._covered[scope]
         by_namespace: list[Set[int]] = [self._members.get(name, set()) for name in namespaces]
         candidates, rest = by_namespace, selector.pods.requirements

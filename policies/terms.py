@@ -64,6 +64,8 @@ class TermCount:
 
     def replace(self, old: Policy | None, new: Policy | None) -> None:
         before, after = terms_of(old), terms_of(new)
+        if before is after:
+            return
         self.prefixes.replace(before.prefixes, after.prefixes)
         self.egress_ports.replace(before.egress_ports, after.egress_ports)
         self.ingress_ports.replace(before.ingress_ports, after.ingress_ports)
@@ -80,19 +82,23 @@ class TermCount:
 
 
 def terms_of(policy: Policy | None) -> Terms:
-    """The terms of one policy's rules."""
-    rules = () if policy is None else policy.rules
-    peers = {peer for r in rules for peer in r.peers or ()}
-    names = {
-        direction: frozenset(
-            (port.protocol, port.name)
-            for r in rules
-            if r.ref.direction is direction
-            for port in r.ports or ()
-            if isinstance(port, NamedPort)
-        )
-        for direction in Direction
-    }
-    prefixes = frozenset(p for peer in peers if isinstance(peer, CidrBlock) for p in (peer.block, *peer.excepts))
-    marks = frozenset(peer for peer in peers if isinstance(peer, NamePattern | NodePeer | ServicePeer))
-    return Terms(prefixes, names[Direction.EGRESS], names[Direction.INGRESS], marks)
+    """The terms of one policy's rules. Most have none."""
+    prefixes: set[Prefix] = set()
+    marks: set[Mark] = set()
+    names: dict[Direction, set[PortName]] = {direction: set() for direction in Direction}
+    for rule in () if policy is None else policy.rules:
+        for peer in rule.peers or ():
+            if isinstance(peer, CidrBlock):
+                prefixes.update((peer.block, *peer.excepts))
+            elif isinstance(peer, NamePattern | NodePeer | ServicePeer):
+                marks.add(peer)
+        for port in rule.ports or ():
+            if isinstance(port, NamedPort):
+                names[rule.ref.direction].add((port.protocol, port.name))
+    egress, ingress = names[Direction.EGRESS], names[Direction.INGRESS]
+    if not (prefixes or marks or egress or ingress):
+        return NOTHING
+    return Terms(frozenset(prefixes), frozenset(egress), frozenset(ingress), frozenset(marks))
+
+
+NOTHING = Terms()

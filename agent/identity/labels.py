@@ -24,6 +24,10 @@ NOISY: tuple[str, ...] = (
 """Keys that controllers write anew for every pod or revision: each value would cost an identity of its own."""
 
 
+REMEMBERED = 4096
+"""Keys."""
+
+
 class LabelFilter:
     """Which label keys tell identities apart. Patterns are shell wildcards (`*`, `?`, `[…]`) over the whole key.
 
@@ -33,9 +37,16 @@ class LabelFilter:
     def __init__(self, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> None:
         self._include = _any_of(tuple(include) or ("*",))
         self._exclude = _any_of((*NOISY, *exclude))
+        self._known: dict[str, bool] = {}
 
     def relevant(self, key: str) -> bool:
-        return self._include.fullmatch(key) is not None and self._exclude.fullmatch(key) is None
+        """Remembered: there are many pods and policies, and few keys."""
+        if (known := self._known.get(key)) is None:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            known = self._include.fullmatch(key) is not None and self._exclude.fullmatch(key) is None
+            self._known[key] = known
+        return known
 
     def select(self, labels: Mapping[str, str], named: Container[str] = ()) -> dict[str, str]:
         """The labels an identity is made of. `named`: keys that a policy selects by; they always count, for a

@@ -54,6 +54,7 @@ class AddressBook:
         self._policy_prefixes = PrefixSet()
         self._classes: dict[Prefix, RemoteClass] = {}
         self._uses: dict[RemoteClass, int] = {}
+        self._named: set[RemoteClass] = set()  # of these, those that names alone tell apart
         self._standing: frozenset[RemoteClass] = frozenset()
         self._stood: tuple[frozenset[frozenset[NamePattern]], list[frozenset[Prefix]]] = (frozenset(), [])
         self._sorted = SortedPrefixes()
@@ -181,13 +182,12 @@ class AddressBook:
 
     def name_classes(self) -> NameClasses:
         """What is known of addresses outside by their names alone."""
-        outside = self._marks.known_by_service()
-        blocks = (*self._nodes.pod_blocks, *self._config.service_cidrs)
+        outside = frozenset(map(Prefix.host, self._marks.known_by_service()))
         return NameClasses(
             self._marks.names.patterns,
             frozenset(self._index.prefixes()),
-            frozenset((*blocks, *map(Prefix.host, (*self._nodes.addresses(), *outside)))),
-            frozenset(remote for remote in self._uses if _is_named(remote)),
+            self._nodes.places().union(self._config.service_cidrs, outside),
+            frozenset(self._named),
         )
 
     # ---- inside
@@ -282,12 +282,15 @@ class AddressBook:
         self._uses[remote] = uses + 1
         if not uses:
             self._index.add_class(remote)
+            if _is_named(remote):
+                self._named.add(remote)
         return remote
 
     def _drop(self, remote: RemoteClass) -> None:
         self._uses[remote] -= 1
         if not self._uses[remote]:
             del self._uses[remote]
+            self._named.discard(remote)
             self._index.drop_class(remote)
 
 

@@ -10,7 +10,7 @@ import msgspec
 from agent.objects import Node, NodeEndpoints
 from agent.world.blocks import GIVEN, OWN, SAID, BlockBook, Claim
 from agent.world.config import NodeConfig
-from agent.world.prefixes import PrefixSet
+from agent.world.prefixes import PrefixSet, SortedPrefixes
 from policies.address import Prefix
 from policies.multimap import MultiMap
 
@@ -51,10 +51,12 @@ class NodeBook:
         self._addresses: dict[str, tuple[bytes, ...]] = {}  # of other nodes, those that count
         self._refused: dict[str, tuple[bytes, ...]] = {}
         self._at: MultiMap[bytes, str] = MultiMap()
+        self._sorted = SortedPrefixes()  # of these addresses
         self._blockless: set[str] = set()  # who says it is a node, and of whom no block is known
         self._counted: dict[Claim, tuple[Prefix, ...]] = {}
         self._counts: Counter[Prefix] = Counter()
         self._peers: dict[str, Peer] = {}
+        self._places: frozenset[Prefix] | None = None  # until something changes
         self.blocks = BlockBook()
         self.pod_blocks = PrefixSet()
         """Where pods of any node have their addresses."""
@@ -84,6 +86,12 @@ class NodeBook:
         """Of this node and all others."""
         yield from self._own_addresses
         yield from self._at
+
+    def places(self) -> frozenset[Prefix]:
+        """Blocks of pods, and addresses of all nodes."""
+        if self._places is None:
+            self._places = frozenset((*self.pod_blocks, *map(Prefix.host, self.addresses())))
+        return self._places
 
     def addresses_of(self, name: str) -> tuple[bytes, ...]:
         """Of another node, those that count."""
@@ -170,11 +178,17 @@ class NodeBook:
             self._blockless.add(name)
         else:
             self._blockless.discard(name)
-        if moved.blocks:  # whoever has none may have an address in one that is another's now, and who was refused one
+        if moved.blocks and self._cluster:
+            # Who was refused an address may have it now; who has one in a block that is another's now, loses it.
             moved.nodes |= self._refused.keys() | self._blockless
+            for block in moved.blocks:
+                for prefix in self._sorted.inside(block):
+                    moved.nodes |= self._at[prefix.network]
         for node in {name, *moved.nodes} - {self._own}:
             self._settle_addresses(node, moved)
             self._settle_peer(node)
+        if moved.blocks or moved.came or moved.went:
+            self._places = None
         return moved
 
     def _settle_addresses(self, name: str, moved: Moved) -> None:
@@ -190,8 +204,12 @@ class NodeBook:
             return
         for address in set(old) - set(new):
             self._at.take(address, name)
+            if address not in self._at:
+                self._sorted.remove(Prefix.host(address))
             moved.went.append((address, name))
         for address in set(new) - set(old):
+            if address not in self._at:
+                self._sorted.add(Prefix.host(address))
             self._at.put(address, name)
             moved.came.append((address, name))
 

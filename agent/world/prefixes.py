@@ -48,20 +48,36 @@ class PrefixSet:
         return self._shared.setdefault(result, result)
 
 
+FEW = 16
+"""So many new ones are put in their places one by one; more, by sorting all anew."""
+
+
 class SortedPrefixes:
     """Prefixes in the order of their addresses, to find those inside a block without looking at the rest."""
 
     def __init__(self) -> None:
         self._keys: list[tuple[bytes, int]] = []
+        self._new: list[tuple[bytes, int]] = []  # not in their places yet
 
     def add(self, prefix: Prefix) -> None:
-        insort(self._keys, (prefix.network, prefix.bits))
+        self._new.append((prefix.network, prefix.bits))
 
     def remove(self, prefix: Prefix) -> None:
+        self._settle()
         del self._keys[bisect_left(self._keys, (prefix.network, prefix.bits))]
+
+    def _settle(self) -> None:
+        if len(self._new) <= FEW:
+            for key in self._new:
+                insort(self._keys, key)
+        else:
+            self._keys += self._new
+            self._keys.sort()
+        self._new.clear()
 
     def inside(self, block: Prefix) -> Iterator[Prefix]:
         """Members that `block` covers."""
+        self._settle()
         last = int.from_bytes(block.network, "big") | ((1 << (128 - block.bits)) - 1)
         low = bisect_left(self._keys, (block.network, block.bits))
         high = bisect_right(self._keys, (last.to_bytes(16, "big"), 128))
