@@ -14,8 +14,8 @@ from pathlib import Path
 from agent import traces
 from agent.cni import conflist
 from agent.cni.attachments import Attachments
-from agent.cni.networks import Networks, host_link
-from agent.cni.place import find
+from agent.cni.networks import Networks
+from agent.cni.place import find, host_link
 from agent.datapath import bpf, cgroup, network, xdp
 from agent.datapath.programs import Programs
 from agent.datapath.tc import Hooks, remove_empty_clsact

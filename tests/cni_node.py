@@ -10,10 +10,10 @@ from typing import Any
 
 from agent.cni.attachments import Attachments
 from agent.cni.ipam import Ipam
-from agent.cni.networks import Connected, host_link
-from agent.cni.place import NotConnected
+from agent.cni.place import Connected, NotConnected, host_link
 from agent.cni.pods import CniPods
 from agent.cni.protocol import Key, Request
+from agent.cni.recovery import Recovered
 from agent.cni.surroundings import Surroundings
 from agent.cni.verbs import Verbs
 from agent.objects import Interface, Pod
@@ -45,6 +45,7 @@ class Kernel:
         self.steps: list[str] = []
         self.at: Callable[[str], None] = lambda step: None
         self.wrong: list[str] = []
+        self.lost: dict[str, Recovered] = {}
         self._lock = threading.Lock()
         self._indexes = 0
 
@@ -86,6 +87,9 @@ class Kernel:
     def existing(self) -> list[Connected]:
         with self._lock:
             return list(self.links.values())
+
+    def recover(self, orphans: Collection[Connected]) -> list[Recovered]:
+        return [self.lost[one.name] for one in orphans if one.name in self.lost]
 
     def check(self, netns: str, ifname: str, addresses: Sequence[bytes], interface: Interface) -> list[str]:
         return list(self.wrong)

@@ -8,15 +8,13 @@ which is no other pod's: so what a killed ADD left is known by what was on recor
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 from collections.abc import Collection, Sequence
 
-import msgspec
-
-from agent.cni import chained
-from agent.cni.place import NotConnected, Place, find, opened
+from agent.cni import chained, recovery
+from agent.cni.place import Connected, NotConnected, Place, find, host_link, opened
+from agent.cni.recovery import Recovered
 from agent.endpoints import links, namespaces, routes, wiring
 from agent.endpoints.links import Link
 from agent.endpoints.netlink import NetlinkError, RouteSocket, is_gone
@@ -33,21 +31,6 @@ _ALIAS = re.compile(r"([^/]+)/([^/ ]+) ([^/ ]+)")  # NAMESPACE/POD INTERFACE
 # Of the pod's interface. What else there is in a namespace is the runtime's and the pod's to say.
 _SYSCTLS_V4 = {"rp_filter": "0", "accept_redirects": "0"}
 _SYSCTLS_V6 = {"disable_ipv6": "0", "accept_ra": "0", "accept_dad": "0", "accept_redirects": "0"}
-
-
-class Connected(msgspec.Struct, frozen=True):
-    """The host side of a pod's veth as found. `pod` and `ifname` are what its alias says."""
-
-    name: str
-    ifindex: int
-    pod: ObjectRef
-    ifname: str
-    up: bool
-
-
-def host_link(addresses: Sequence[bytes]) -> str:
-    """Name of the host side of the veth of the pod that has these addresses (16 bytes each, the first one counts)."""
-    return f"gh{hashlib.sha256(b'link' + addresses[0]).hexdigest()[:12]}"
 
 
 class Networks:
@@ -134,6 +117,11 @@ class Networks:
                 pod = ObjectRef("Pod", said[1], said[2])
                 connected.append(Connected(link.name, link.ifindex, pod, said[3], link.up))
         return connected
+
+    def recover(self, orphans: Collection[Connected]) -> list[Recovered]:
+        """What can be told of networks that are on no record."""
+        with route_in(self._node) as route:
+            return list(recovery.recover(route, orphans))
 
     def check(self, netns: str, ifname: str, addresses: Sequence[bytes], interface: Interface) -> list[str]:
         """What of a pod's network is not as `connect` and `activate` left it, one sentence each (CNI CHECK)."""

@@ -1,20 +1,39 @@
-"""A network namespace that a container runtime made, and what Gatehouse looks up there."""
+"""A network namespace that a container runtime made, what Gatehouse looks up there, and the veth that leads there."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
+
+import msgspec
 
 from agent.endpoints import links, namespaces
 from agent.endpoints.links import Link
 from agent.endpoints.netlink import NetlinkError, RouteSocket, is_gone
+from policies.model import ObjectRef
 
 
 class NotConnected(OSError):
     """A pod cannot be given its network; the message says why and what to do."""
+
+
+class Connected(msgspec.Struct, frozen=True):
+    """The host side of a pod's veth as found. `pod` and `ifname` are what its alias says."""
+
+    name: str
+    ifindex: int
+    pod: ObjectRef
+    ifname: str
+    up: bool
+
+
+def host_link(addresses: Sequence[bytes]) -> str:
+    """Name of the host side of the veth of the pod that has these addresses (16 bytes each, the first one counts)."""
+    return f"gh{hashlib.sha256(b'link' + addresses[0]).hexdigest()[:12]}"
 
 
 class Place(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,8 +19,8 @@ from agent import log as logs
 from agent.cni.attachments import Attachment, Attachments
 from agent.cni.ipam import Ipam
 from agent.cni.known import CniPod, KnownPods, is_same
-from agent.cni.networks import Connected, host_link
-from agent.cni.protocol import INVALID_CONFIG, TRY_AGAIN_LATER, CniError, Request, previous_addresses
+from agent.cni.place import Connected, host_link
+from agent.cni.protocol import INVALID_CONFIG, TRY_AGAIN_LATER, CniError, Key, Request, previous_addresses
 from agent.cni.surroundings import Surroundings
 from agent.endpoints import namespaces
 from agent.endpoints.batch import Batch
@@ -53,6 +53,8 @@ class CniPods:
         self._known = KnownPods(around.unreachable)
         self._told: dict[ObjectRef, Attachment] = {}
         """By whose addresses the World knows a pod."""
+        self._leaving: set[Key] = set()
+        """What is about to be gone, and is not to be known to the World again."""
         self._under_way: set[asyncio.Future[None]] = set()
         self._stopping = False
         # Building waits for nothing, least of all for removals, which take longer.
@@ -86,6 +88,7 @@ class CniPods:
         complete, or has lost its namespace or its link, is removed."""
         self.notices += self.record.load()
         links = {one.name: one for one in await self._in(self._builders, self._around.links.existing)}
+        await self._recover(links)
         for attachment in self.record:
             self._ipam.hold(attachment.key, () if attachment.chained else attachment.addresses)
             if not await self._in(self._builders, _stands, attachment, links):
@@ -101,8 +104,9 @@ class CniPods:
         """The API server told of a pod; its network comes when the runtime asks for it, or stands from before."""
         local = self._known.tell(pod)
         told, attachment = self._told.get(pod.ref), self.attachment(pod.ref)
-        if attachment is not None and is_same(attachment.uid, pod.uid):
+        if attachment is not None and is_same(attachment.uid, pod.uid) and attachment.key not in self._leaving:
             if told is None or told.key != attachment.key:
+                self._told[pod.ref] = attachment
                 self._spawn(self._tell(local, attachment))
             elif told is attachment:
                 local.ready()
@@ -123,11 +127,20 @@ class CniPods:
         self._stopping = True
         await self.settled()
 
-    async def close(self, keep: bool) -> None:
-        if not keep:
-            await asyncio.gather(*(self._clear(attachment) for attachment in self.record))
+    async def close(self, keep: bool) -> None:  # noqa: ARG002
+        """What is attached stays in any case: agent.cleanup removes it, and needs the record for that."""
         self._builders.shutdown()
         self._remover.shutdown()
+
+    def guard(self) -> None:
+        """Once the kernel holds the plan: networks whose pods nobody has told of get the programs that are in force,
+        under which nothing passes; those of an earlier version would go on by what they knew."""
+        for one in self.record:
+            if one.interface is not None and one.pod not in self._told:
+                try:
+                    self._around.attach_programs(one.interface.index)
+                except OSError as error:
+                    log.error("a pod's network is not guarded", pod=str(one.pod), reason=str(error))
 
     # ---- what runtimes ask for
 
@@ -157,12 +170,16 @@ class CniPods:
 
     async def remove(self, attachment: Attachment) -> None:
         """All there is of it. Raises OSError; it then stays on record."""
-        if (told := self._told.get(attachment.pod)) is not None and told.key == attachment.key:
-            del self._told[attachment.pod]
-            await self._around.detach(attachment.pod)
-            if (local := self._known.get(attachment.pod)) is not None:
-                local.state = "creating"
-        await self._clear(attachment)
+        self._leaving.add(attachment.key)
+        try:
+            if (told := self._told.get(attachment.pod)) is not None and told.key == attachment.key:
+                del self._told[attachment.pod]
+                await self._around.detach(attachment.pod)
+                if (local := self._known.get(attachment.pod)) is not None and local.state == "ready":
+                    local.state = "creating"
+            await self._clear(attachment)
+        finally:
+            self._leaving.discard(attachment.key)
 
     async def check(self, attachment: Attachment) -> list[str]:
         """What is not as ADD left it, one sentence each."""
@@ -245,6 +262,27 @@ class CniPods:
         self.record.remove(attachment.key)
         self._ipam.take_back(attachment.key)
 
+    async def _recover(self, links: Mapping[str, Connected]) -> None:
+        """Links on no record: those whose record was lost are written anew, others removed."""
+        known = {host_link(one.addresses) for one in self.record if not one.chained}
+        orphans = [link for name, link in links.items() if name not in known]
+        if not orphans:
+            return
+        found = await self._in(self._builders, self._around.links.recover, orphans)
+        for one in found:
+            key = Key(f"recovered-{one.interface.name}", one.ifname)
+            self.record.put(
+                Attachment(
+                    key, one.pod, "", one.interface.netns, "", one.addresses, time.time_ns(), False, one.interface, True
+                )
+            )
+        left = {link.name for link in orphans} - {one.interface.name for one in found}
+        await asyncio.gather(*map(self._removals.add, left))
+        self.notices.append(
+            f"{len(orphans)} pods' links were on no record: {len(found)} were put on it, {len(left)} removed; "
+            "see the agent's state directory"
+        )
+
     async def _disconnect(self, names: Collection[str]) -> None:
         await self._in(self._remover, self._around.links.disconnect_all, names)
 
@@ -252,7 +290,8 @@ class CniPods:
         """A network that stood before its pod was known is that pod's."""
         interface = attachment.interface
         assert interface is not None
-        self._told[attachment.pod] = attachment
+        if self._told.get(attachment.pod) is not attachment:
+            return  # it was deleted meanwhile
         try:
             self._around.attach_programs(interface.index)  # those of an earlier agent may be there
             await self._around.attach(attachment.pod, attachment.addresses, interface, attachment.uid)
@@ -297,6 +336,8 @@ def _stands(attachment: Attachment, links: dict[str, Connected]) -> bool:
         link = links.get(interface.name)
         if link is None or link.ifindex != interface.index:
             return False
+    if attachment.recovered and not attachment.netns:
+        return True  # a veth is there as long as both its ends are
     return _is_netns(attachment.netns, interface)
 
 

@@ -7,7 +7,8 @@ from typing import Protocol
 
 import msgspec
 
-from agent.cni.networks import Connected
+from agent.cni.place import Connected
+from agent.cni.recovery import Recovered
 from agent.objects import Interface
 from policies.model import ObjectRef
 
@@ -24,6 +25,8 @@ class Links(Protocol):
     def disconnect_all(self, names: Collection[str]) -> None: ...
 
     def existing(self) -> list[Connected]: ...
+
+    def recover(self, orphans: Collection[Connected]) -> list[Recovered]: ...
 
     def check(self, netns: str, ifname: str, addresses: Sequence[bytes], interface: Interface) -> list[str]: ...
 

@@ -54,6 +54,7 @@ class Verbs:
 
     async def run(self) -> None:
         """To be started once the server listens: whoever found nobody there before has left its DEL by then."""
+        self._pods.guard()
         while True:
             await self._take_queue()
             self._opened.set()
@@ -178,7 +179,7 @@ class Verbs:
         """Remove this network's attachments that are not valid any more; what fails is told once all is tried."""
         failed = []
         for attachment in self._pods.record:
-            if attachment.network != request.network or attachment.key in request.valid:
+            if attachment.key in request.valid or (attachment.network != request.network and not attachment.recovered):
                 continue
             if attachment.recovered and await self._pods.stands(attachment):
                 continue  # nobody can list it: its container's id was lost

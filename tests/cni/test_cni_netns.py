@@ -16,7 +16,9 @@ from cni_node import CniNode, Kernel, pod
 from cni_plugin import Run, ask, config, environment
 from coroutines import on_a_loop
 
-from agent.cni.networks import Connected, Networks
+from agent.cni.networks import Networks
+from agent.cni.place import Connected
+from agent.cni.recovery import Recovered
 from agent.cni.server import Server
 from agent.endpoints import namespaces
 from agent.objects import Interface
@@ -48,6 +50,9 @@ class RealLinks(Kernel):
 
     def existing(self) -> list[Connected]:
         return self.networks.existing()
+
+    def recover(self, orphans: Collection[Connected]) -> list[Recovered]:
+        return self.networks.recover(orphans)
 
     def check(self, netns: str, ifname: str, addresses: Sequence[bytes], interface: Interface) -> list[str]:
         return self.networks.check(netns, ifname, addresses, interface)
@@ -189,3 +194,45 @@ async def test_a_sandbox_that_went_while_the_agent_was_away(
     await following.ask("DEL", "c1")
     await following.end()
     assert names(kernel) == []
+
+
+@on_a_loop
+async def test_a_record_that_was_lost(kernel: RealLinks, sandboxes: list[rig.Netns], tmp_path: Path) -> None:
+    """Pods that run keep their networks, under their policy; their addresses are given to nobody; runtimes' DEL and GC
+    find them."""
+    agent = await CniNode(tmp_path, kernel).begin(*PODS)
+    stdin = config(tmp_path / "cni.sock")
+    async with Server(tmp_path / "cni.sock", agent.verbs.handle):
+        added = await every("ADD", sandboxes[:4], stdin)
+        before = {one.pod: one for one in agent.record}
+    await agent.end()
+    for file in (tmp_path / "attachments").iterdir():
+        if file.name.startswith("c3"):
+            file.write_text("damaged")
+        else:
+            file.unlink()
+    half = kernel.networks.connect(sandboxes[5].path, "eth0", (bytes(15) + b"\7",), PODS[5].ref, 1500)  # never up
+    following = await CniNode(tmp_path, kernel).begin(*PODS)
+    assert "c3@eth0.json" in following.pods.notices[0]
+    assert "4 were put on it, 1 removed" in following.pods.notices[1]
+    assert half.name not in names(kernel)
+    for one in following.record:
+        earlier = before[one.pod]
+        assert (set(one.addresses), one.interface) == (set(earlier.addresses), earlier.interface)
+        assert one.addresses[0] == earlier.addresses[0]
+    assert following.world.attached.keys() == before.keys()
+    async with Server(tmp_path / "cni.sock", following.verbs.handle):
+        assert [one.status for one in await every("ADD", sandboxes[4:], stdin)] == [0] * 2
+        gc: dict[str, Any] = {
+            "cni.dev/valid-attachments": [{"containerID": f"c{n}", "ifname": "eth0"} for n in range(6)]
+        }
+        assert (await ask(environment("GC"), config(tmp_path / "cni.sock", **gc))).status == 0
+        assert len(following.record) == 6
+        assert (await ask(env("DEL", 0, sandboxes[0]), stdin)).status == 0  # known by its namespace
+        gone = env("DEL", 1, sandboxes[1]) | {"CNI_NETNS": ""}  # or by its addresses
+        assert (await ask(gone, config(tmp_path / "cni.sock", prevResult=added[1].json))).status == 0
+        assert len(following.record) == 4
+        assert [one.status for one in await every("DEL", sandboxes, stdin)] == [0] * 6
+    assert names(kernel) == []
+    assert not list(following.record)
+    await following.end()

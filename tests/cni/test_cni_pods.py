@@ -16,7 +16,7 @@ from coroutines import in_no_time, on_a_loop
 
 from agent.cni.attachments import Attachment
 from agent.cni.known import KnownPods
-from agent.cni.networks import host_link
+from agent.cni.place import host_link
 from agent.cni.protocol import CniError, Key, frame_request
 from agent.pods import PodGone
 from policies.address import Prefix, format_address, parse_address
@@ -378,6 +378,42 @@ async def test_a_network_that_stood_before_its_pod_was_known(tmp_path: Path) -> 
     assert state is not None
     assert state.state == "ready"
     await following.end()
+
+
+@on_a_loop
+async def test_a_network_of_nobody_is_guarded_from_the_start(tmp_path: Path) -> None:
+    kernel = Kernel()
+    node = await CniNode(tmp_path, kernel).begin(pod("web"))
+    await node.add("web")
+    interface = only(node).interface
+    assert interface is not None
+    await node.end()
+    following = await CniNode(tmp_path, kernel).begin()
+    assert following.programs == {interface.index}
+    await following.end()
+
+
+@on_a_loop
+async def test_a_pod_told_of_while_its_network_goes_does_not_get_it_back(tmp_path: Path) -> None:
+    node = await CniNode(tmp_path, Kernel()).begin(pod("web"))
+    await node.add("web")
+    loop = asyncio.get_running_loop()
+
+    def tell(name: str) -> None:
+        if name == "disconnect":
+            asyncio.run_coroutine_threadsafe(told(), loop).result()
+
+    async def told() -> None:
+        node.drop("web")
+        node.tell(pod("web"))
+        await node.pods.settled()
+
+    node.kernel.at = tell
+    await node.ask("DEL", "c-web")
+    await node.pods.settled()
+    assert not node.world.attached
+    node.assert_clean()
+    await node.end()
 
 
 @on_a_loop

@@ -13,8 +13,8 @@ import probes
 import pytest
 import rig
 
-from agent.cni.networks import Connected, Networks, host_link
-from agent.cni.place import NotConnected
+from agent.cni.networks import Networks
+from agent.cni.place import Connected, NotConnected, host_link
 from agent.endpoints import links, wiring
 from agent.endpoints.netlink import NetlinkError, RouteSocket
 from agent.objects import Interface
