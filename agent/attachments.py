@@ -19,6 +19,7 @@ from agent.datapath.mounts import Unmet
 from agent.datapath.network import Network
 from agent.datapath.programs import NETWORK, PODS, SOCKET, Loaded, ProgramType, Unit
 from agent.instance import Instance
+from policies.address import Prefix
 
 log = logs.get("attachments")
 
@@ -70,6 +71,9 @@ class Attachments:
         self._network.sync()
         self._attach_sockets()
         self._note([*(folder for folder in stale if not self._detach_sockets(folder)), *self._folders])
+
+    def set_pod_blocks(self, blocks: frozenset[Prefix]) -> None:
+        self._network.set_pod_blocks(blocks)
 
     async def follow(self) -> None:
         await self._network.follow()

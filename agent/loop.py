@@ -174,6 +174,7 @@ class Agent:
         self.turns.load(batch)
         stays = {ref: found for ref, found in adopted.items() if self._fits(ref, found)}
         writes = self.turns.start({ref: found.interface for ref, found in stays.items()})
+        self._turned()
         await asyncio.to_thread(self.routing.sync)
         self.proxies.start()
         await self.live_rules.start()
@@ -248,6 +249,7 @@ class Agent:
             peers = [peer for peer in peers if self.world.nodes.said(peer.name)]
         if peers or self.member or self.routing.reached:
             self.routing.update(own(self.world), peers)
+            self.attachments.set_pod_blocks(frozenset(block for peer in peers for block in peer.pod_cidrs))
 
     # ---- what is remembered
 

@@ -78,9 +78,10 @@ def first_of_family(addresses: Iterable[bytes], *, v4: bool) -> bytes:
     return next((address for address in addresses if is_v4(address) is v4), bytes(16))
 
 
-def unmasqueraded(config: Config, addresses: Iterable[bytes]) -> dict[bytes, bytes]:
-    """Entries of the map of that name: where pods' traffic goes with its own address. `addresses`: of the node."""
+def unmasqueraded(config: Config, addresses: Iterable[bytes], pod_blocks: Iterable[Prefix] = ()) -> dict[bytes, bytes]:
+    """Entries of the map of that name: where pods' traffic goes with its own address. `addresses`: of the node;
+    `pod_blocks`: where other nodes' pods are."""
     key = abi.load().records["ipcache_key"]
-    blocks = prefixes((*config.pod_cidrs, *config.cluster_cidrs, *config.masquerade_exclude))
+    blocks = (*prefixes((*config.pod_cidrs, *config.cluster_cidrs, *config.masquerade_exclude)), *pod_blocks)
     own = map(Prefix.host, addresses)
     return {key.pack(prefixlen=block.bits, address=block.network): _VALUE for block in (*blocks, *own)}

@@ -153,7 +153,7 @@ class KubeCluster:
         with ExitStack() as stack:
             self._network = stack.enter_context(rig.Netns("network"))
             self._network.ip("link add br0 type bridge", "link set br0 up")
-            outside = stack.enter_context(rig.Netns("api"))
+            outside = self.outside = stack.enter_context(rig.Netns("api"))
             self.plug(outside, "api", f"{SERVER_IP}/24")
             self.api = stack.enter_context(ApiServer(netns=outside, host=SERVER_IP, **server))
             for name, number in self.numbers.items():

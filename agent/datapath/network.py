@@ -25,6 +25,7 @@ from agent.datapath.tc import Hooks, TcError, remove_empty_clsact
 from agent.datapath.xdp import Xdp, XdpRefused
 from agent.endpoints.netlink import RouteSocket
 from agent.settings import unmasqueraded
+from policies.address import Prefix
 
 SYNC_S = 0.1
 """Changes are followed at most this often."""
@@ -58,6 +59,7 @@ class Network:
         self._pins = pins
         self._programs = programs
         self._node_addresses = tuple(node_addresses)
+        self._pod_blocks: frozenset[Prefix] = frozenset()
         self._devices = maps["devices"]
         self._unmasqueraded = maps["unmasqueraded"]
         self._xdp: Xdp | None = None
@@ -73,6 +75,12 @@ class Network:
         self._changes.close()
         self._route.close()
         self._hooks.close()
+
+    def set_pod_blocks(self, blocks: frozenset[Prefix]) -> None:
+        """Where pods of all nodes have their addresses, as far as nodes tell: their traffic is never masqueraded."""
+        if blocks != self._pod_blocks:
+            self._pod_blocks = blocks
+            self._changes.notice()
 
     async def follow(self) -> None:
         """Keep it so. Ends at once where nothing is to be attached."""
@@ -105,7 +113,8 @@ class Network:
     def _write(self, found: Sequence[Device], wanted: Sequence[Device], problems: list[str]) -> None:
         known = {struct.pack("=I", d.ifindex): devices.value(d, self._node_addresses) for d in wanted}
         own = {*self._node_addresses, *(address for device in found for address in device.addresses)}
-        for target, entries in ((self._devices, known), (self._unmasqueraded, unmasqueraded(self._config, own))):
+        kept = unmasqueraded(self._config, own, self._pod_blocks)
+        for target, entries in ((self._devices, known), (self._unmasqueraded, kept)):
             held = dict(target.items())
             try:
                 target.update_many({key: value for key, value in entries.items() if held.get(key) != value})
