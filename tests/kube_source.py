@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 from apiserver import ApiServer
+from apiserver.real import RealServer
 
 from agent.kube.client import ApiClient, Timeouts
 from agent.kube.credentials import Access
@@ -138,7 +139,7 @@ async def following(
             await asyncio.gather(*source._tasks, *([task] if task else []), return_exceptions=True)
 
 
-def stored(api: ApiServer, node: str = NODE) -> Mapping[ObjectRef, Object]:
+def stored(api: ApiServer | RealServer, node: str = NODE) -> Mapping[ObjectRef, Object]:
     """What a source is to come to."""
     found: dict[ObjectRef, Object] = {}
     for resource in watched(node):
@@ -152,7 +153,7 @@ def stored(api: ApiServer, node: str = NODE) -> Mapping[ObjectRef, Object]:
     return found
 
 
-def _listed(api: ApiServer, resource: Resource) -> list[Json]:
+def _listed(api: ApiServer | RealServer, resource: Resource) -> list[Json]:
     try:
         return api.objects(resource.plural)
     except KeyError:

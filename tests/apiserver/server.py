@@ -244,12 +244,15 @@ class ApiServer:
         app.router.add_route("*", "/{path:.*}", self._handler.handle)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
-        sock = self._bound(self.port)
+        self._listening = sock = self._bound(self.port)
         sock.listen(1024)
         await web.SockSite(self._runner, sock, ssl_context=self._tls, backlog=1024).start()
 
     async def _shut(self) -> None:
         assert self._runner is not None and self._runner.server is not None
+        asyncio.get_running_loop().remove_reader(self._listening)
+        for _ in range(5):  # what was accepted just before becomes a connection
+            await asyncio.sleep(0)
         for site in list(self._runner.sites):
             await site.stop()
         for connection in self._runner.server.connections:
