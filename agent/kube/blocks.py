@@ -16,7 +16,7 @@ from agent import log
 from agent.identity.allocator import first_choice
 from agent.kube import bodies
 from agent.kube.pace import Pace
-from agent.kube.writes import Conflict, Missing, Objects
+from agent.kube.writes import Conflict, Missing, Objects, decode
 from policies.address import V4_MAPPED_BITS, Prefix
 
 FILE = "blocks.json"
@@ -153,13 +153,13 @@ class NodeBlocks:
                     raw = await self._objects.get(bodies.block_name(block))
                 except Missing:
                     continue  # it was given up in this moment
-                return msgspec.json.decode(raw, type=_BlockHead).spec.node == self._node
+                return decode(raw, _BlockHead).spec.node == self._node
 
     async def _owners(self) -> dict[Prefix, str]:
         owners: dict[Prefix, str] = {}
         async for page in self._objects.pages():
             for raw in page:
-                spec = msgspec.json.decode(raw, type=_BlockHead).spec
+                spec = decode(raw, _BlockHead).spec
                 owners[Prefix.parse(spec.cidr)] = spec.node
         return owners
 

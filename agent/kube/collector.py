@@ -22,7 +22,7 @@ from agent import log
 from agent.kube import bodies
 from agent.kube.bodies import Head, Metadata
 from agent.kube.pace import Pace
-from agent.kube.writes import ApiFailure, Conflict, Missing, Objects, Refused
+from agent.kube.writes import ApiFailure, Conflict, Missing, Objects, decode
 
 logger = log.get("collector")
 
@@ -215,7 +215,4 @@ def _key(head: Head | EndpointsHead | BlockHead) -> tuple[str, ...]:
 async def _all(objects: Objects, form: type[T]) -> AsyncIterator[T]:
     async for page in objects.pages():
         for raw in page:
-            try:
-                yield msgspec.json.decode(raw, type=form)
-            except msgspec.MsgspecError as error:
-                raise Refused(f"see to this object, which cannot be read ({error}): {bytes(raw)[:200]!r}") from error
+            yield decode(raw, form)

@@ -11,15 +11,13 @@ import random
 from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
-import msgspec
-
 from agent import log
 from agent.identity.allocator import first_choice
 from agent.identity.labels import key_digest
 from agent.kube import bodies
 from agent.kube.bodies import IdentityHead, Key
 from agent.kube.pace import Pace
-from agent.kube.writes import ApiFailure, Conflict, Missing, Objects
+from agent.kube.writes import ApiFailure, Conflict, Missing, Objects, decode
 from agent.objects import Problem
 from agent.world.config import FIRST_IDENTITY as FIRST
 from agent.world.config import LAST_IDENTITY as LAST
@@ -126,7 +124,7 @@ class IdentityAllocator:
                 raw = await self._objects.get(str(number))
             except Missing:
                 return False
-            head = msgspec.json.decode(raw, type=IdentityHead)
+            head = decode(raw, IdentityHead)
             if key_digest(head.key) != digest:
                 return False
             if not head.metadata.unused_since:
@@ -179,7 +177,7 @@ class IdentityAllocator:
             raw = await self._look(number, body, known=number in self._identities.numbers(key))
             if raw is None:
                 continue
-            head = msgspec.json.decode(raw, type=IdentityHead)
+            head = decode(raw, IdentityHead)
             if head.key != key:
                 return None
             if not head.metadata.unused_since:

@@ -19,7 +19,7 @@ import msgspec
 
 from agent import log
 from agent.kube.bodies import Metadata, json_of, micro_time
-from agent.kube.writes import ApiFailure, Conflict, Missing, Objects
+from agent.kube.writes import ApiFailure, Conflict, Missing, Objects, decode
 
 GROUP, PLURAL = "apis/coordination.k8s.io/v1", "leases"
 NAME = "gatehouse"
@@ -177,7 +177,7 @@ class Lease:
 
     async def _read(self) -> LeaseHead | None:
         try:
-            return msgspec.json.decode(await self._objects.get(self._name, self._namespace), type=LeaseHead)
+            return decode(await self._objects.get(self._name, self._namespace), LeaseHead)
         except Missing:
             return None
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import msgspec
-
 from agent import log
 from agent.kube import bodies
 from agent.kube.bodies import Head
 from agent.kube.pace import Pace
-from agent.kube.writes import ApiFailure, Conflict, Missing, Objects
+from agent.kube.writes import ApiFailure, Conflict, Missing, Objects, decode
 
 CONFLICTS = 5
 """So many in a row mean that somebody else writes the object all the time."""
@@ -88,7 +86,7 @@ class OwnObject:
             self._there = body[self._part]  # whatever the server made of it: it is not to be written again
 
     def _learn(self, raw: bytes) -> None:
-        read = msgspec.json.decode(raw)
+        read = decode(raw, dict[str, Any])
         self._metadata = {key: value for key, value in read["metadata"].items() if key != "managedFields"}
         self._version = self._metadata["resourceVersion"]
         self._there = read.get(self._part)
@@ -100,7 +98,7 @@ class OwnObject:
         except Missing:
             logger.warning("there is no Node of this node's name: see --node", node=self._node)
             return ""
-        return msgspec.json.decode(raw, type=Head).metadata.uid
+        return decode(raw, Head).metadata.uid
 
     async def _contended(self) -> None:
         logger.warning("somebody else keeps writing this node's object: is there a second agent?", node=self._node)

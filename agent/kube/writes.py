@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from agent.kube.client import ApiClient
 from agent.kube.errors import ApiServerError, ApiUnreachable
 
+T = TypeVar("T")
 REQUEST_S = 10.0
 """Whoever writes is waited for, so the time of one request is short. One that is given up may still take effect."""
 
@@ -119,6 +120,14 @@ class Collection:
             raise Away(f"the API server did not answer within {self._request_s:g} s ({self._plural})") from None
         except (ApiServerError, ApiUnreachable) as error:
             raise failure(error) from error
+
+
+def decode(raw: bytes | msgspec.Raw, form: type[T]) -> T:
+    """An object in the form its writers need. Raises Refused where somebody has given it another."""
+    try:
+        return msgspec.json.decode(raw, type=form)
+    except msgspec.MsgspecError as error:
+        raise Refused(f"see to this object, which cannot be read ({error}): {bytes(raw)[:200]!r}") from error
 
 
 def failure(error: ApiServerError | ApiUnreachable) -> ApiFailure:

@@ -315,3 +315,20 @@ async def test_ten_agents_race_for_two_thousand_identities() -> None:
     assert set(given.values()) == {key_of(one) for one in everything} and len(twice) <= 5
     for agent in agents:
         assert all(given[number] == key for number, key in agent.meant.items())
+
+
+@on_a_loop
+async def test_an_object_that_cannot_be_read_is_told_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identities, "AGAIN_S", 0.01)
+    store, known = ObjectStore(), Known([workload("web")])
+    store.put({"kind": "SecurityIdentity", "metadata": {"name": str(first(workload("web")))}, "spec": {"namespace": 7}})
+    allocator = IdentityAllocator(store, known, known.observe, quick())
+    running = asyncio.create_task(allocator.run())
+    allocator.wake()
+    while not allocator.problems():
+        await asyncio.sleep(0.001)
+    assert "cannot be read" in allocator.problems()[0].message
+    store.objects.clear()
+    await asyncio.wait_for(known.settled.wait(), WAIT_S)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
