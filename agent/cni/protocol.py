@@ -114,7 +114,13 @@ class _Config(msgspec.Struct, frozen=True):
     dns: dict[str, Any] | None = None
     runtime_config: _RuntimeConfig | None = msgspec.field(default=None, name="runtimeConfig")
     previous: dict[str, Any] | None = msgspec.field(default=None, name="prevResult")
-    valid: tuple[_Valid, ...] | None = msgspec.field(default=None, name="cni.dev/valid-attachments")
+    valid: tuple[_Valid, ...] | None | msgspec.UnsetType = msgspec.field(
+        default=msgspec.UNSET, name="cni.dev/valid-attachments"
+    )
+    attachments: tuple[_Valid, ...] | None | msgspec.UnsetType = msgspec.field(
+        default=msgspec.UNSET, name="cni.dev/attachments"
+    )
+    """How libcni 1.2 misspelt it."""
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -192,7 +198,7 @@ def parse_request(environment: bytes, config: bytes) -> Request:
         previous=read.previous,
         port_mappings=(read.runtime_config and read.runtime_config.port_mappings) or (),
         dns=read.dns or {},
-        valid=_valid(command, read.valid),
+        valid=_valid(command, read),
     )
 
 
@@ -248,11 +254,14 @@ def _pod(args: str) -> tuple[ObjectRef | None, str]:
     return pod, given.get("K8S_POD_UID", "")
 
 
-def _valid(command: str, valid: Sequence[_Valid] | None) -> frozenset[Key]:
-    """An absent list must not mean that nothing is valid."""
-    if command == "GC" and valid is None:
-        raise CniError(INVALID_CONFIG, "cni.dev/valid-attachments is missing", "GC is not told what is to stay")
-    return frozenset(Key(one.container_id, one.ifname) for one in valid or ())
+def _valid(command: str, config: _Config) -> frozenset[Key]:
+    """An absent list must not mean that nothing is valid; null is how Go writes an empty one."""
+    told = config.attachments if config.valid is msgspec.UNSET else config.valid
+    if told is msgspec.UNSET:
+        if command == "GC":
+            raise CniError(INVALID_CONFIG, "cni.dev/valid-attachments is missing", "GC is not told what is to stay")
+        return frozenset()
+    return frozenset(Key(one.container_id, one.ifname) for one in told or ())
 
 
 def previous_addresses(previous: Mapping[str, Any], ifname: str) -> tuple[bytes, ...]:

@@ -101,8 +101,14 @@ def test_gc_lists_what_is_valid() -> None:
     told: dict[str, Any] = {"cni.dev/valid-attachments": valid}
     found = parse(env, config("/s", **told))
     assert found.valid == {Key("a", "eth0"), Key("b", "net1")}
-    none: dict[str, Any] = {"cni.dev/valid-attachments": []}
-    assert parse(env, config("/s", **none)).valid == frozenset()
+    for name, given, expected in (
+        ("cni.dev/valid-attachments", [], frozenset()),
+        ("cni.dev/valid-attachments", None, frozenset()),  # Go's empty list
+        ("cni.dev/attachments", valid, found.valid),  # libcni 1.2
+        ("cni.dev/attachments", None, frozenset()),
+    ):
+        more: dict[str, Any] = {name: given}
+        assert parse(env, config("/s", **more)).valid == expected
 
 
 INTERFACES: list[dict[str, Any]] = [
