@@ -91,9 +91,11 @@ def _set(device: str, feature: int, on: bool) -> None:
 
 
 class NorthSouth:
-    """`outside`: the client's namespace; `nodes`, `agents`: by node name."""
+    """`outside`: the client's namespace; `nodes`, `agents`: by node name. `routed`: nodes have routes to each other's
+    pods, which nobody has to make. `flags`: of both agents, always."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *flags: str, routed: bool = True) -> None:
+        self._always = flags
         self.manifests = folder / "manifests"
         self.manifests.mkdir()
         self.nodes: dict[str, rig.Netns] = {}
@@ -110,7 +112,7 @@ class NorthSouth:
             for name in NODES:
                 self.nodes[name] = stack.enter_context(rig.Netns(name))
                 self._plug(self.nodes[name], NODE_IPS[name])
-            self._route()
+            self._route(routed)
             for name in NODES:
                 self.agents[name] = stack.enter_context(self._agent(name, folder))
             self.write("nodes.yaml", *map(node_document, NODES))
@@ -139,10 +141,11 @@ class NorthSouth:
             *(f"address add {ip}/{PREFIX_BITS[f]} dev eth0 {'nodad' if f == 'v6' else ''}" for f, ip in own),
         )
 
-    def _route(self) -> None:
+    def _route(self, routed: bool) -> None:
         for name, other in (NODES, NODES[::-1]):
             self.outside.ip(*(f"route add {ROUTED[name][f]} via {NODE_IPS[name][f]}" for f in FAMILIES))
-            self.nodes[name].ip(*(f"route add {POD_CIDRS[other][f]} via {NODE_IPS[other][f]}" for f in FAMILIES))
+            if routed:
+                self.nodes[name].ip(*(f"route add {POD_CIDRS[other][f]} via {NODE_IPS[other][f]}" for f in FAMILIES))
 
     # ---- agents and pods
 
@@ -157,7 +160,7 @@ class NorthSouth:
             "--masquerade-exclude": ",".join(f"{ip}/{32 if '.' in ip else 128}" for ip in OTHER_CLIENT_IPS.values()),
         }
         words = [word for setting in settings.items() for word in setting]
-        agent = RunningAgent(self.nodes[name], own, *words, "--external-ips", "--masquerade")
+        agent = RunningAgent(self.nodes[name], own, *words, "--external-ips", "--masquerade", *self._always)
         agent.manifests = self.manifests
         return agent
 
