@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -114,10 +114,10 @@ class _Config(msgspec.Struct, frozen=True):
     dns: dict[str, Any] | None = None
     runtime_config: _RuntimeConfig | None = msgspec.field(default=None, name="runtimeConfig")
     previous: dict[str, Any] | None = msgspec.field(default=None, name="prevResult")
-    valid: tuple[_Valid, ...] | None | msgspec.UnsetType = msgspec.field(
+    valid: tuple[_Valid, ...] | msgspec.UnsetType | None = msgspec.field(
         default=msgspec.UNSET, name="cni.dev/valid-attachments"
     )
-    attachments: tuple[_Valid, ...] | None | msgspec.UnsetType = msgspec.field(
+    attachments: tuple[_Valid, ...] | msgspec.UnsetType | None = msgspec.field(
         default=msgspec.UNSET, name="cni.dev/attachments"
     )
     """How libcni 1.2 misspelt it."""
