@@ -37,6 +37,7 @@ LABEL org.opencontainers.image.title="Gatehouse" \
 RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
       linux-libc-dev python3 "python3-bpfcc=${BPFCC}" && \
     rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* && \
+    find / -xdev -type f -perm /6000 -exec chmod a-s {} + && \
     groupadd --gid 27262 gatehouse-envoy && \
     useradd --uid 27262 --gid 27262 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin gatehouse-envoy
 COPY --from=build /opt/gatehouse /opt/gatehouse

@@ -69,6 +69,10 @@ def test_no_compiler_is_in_the_image() -> None:
     assert {"linux-libc-dev", "python3", "python3-bpfcc=${BPFCC}"} <= installed
 
 
+def test_no_program_makes_its_caller_somebody_else() -> None:
+    assert "find / -xdev -type f -perm /6000 -exec chmod a-s {} +" in of(stages()[-1], "RUN")[0]
+
+
 def test_envoys_user_is_the_one_it_is_run_as() -> None:
     run = of(stages()[-1], "RUN")[0]
     assert f"--uid {privileges.USER} --gid {privileges.USER}" in run

@@ -83,6 +83,9 @@ def test_misspelt_command_is_an_error() -> None:
         ("gatehouse services ", {"trace"}),
         ("gatehouse services --", {"--namespace", "--name", "--problems", "--output", "--state-dir"}),
         ("gatehouse services trace --", {"--source-port", "--output"}),
+        ("gatehouse config --", {"--config", "--changed", "--output", "--mtu", "--state-dir"}),
+        ("gatehouse preflight --", {"--config", "--output", "--source", "--cni-conf-dir"}),
+        ("gatehouse helper ", {"flows", "dns", "envoy"}),
     ],
 )
 def test_shell_completion(words: str, known: set[str]) -> None:

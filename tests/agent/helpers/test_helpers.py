@@ -306,7 +306,11 @@ def test_what_is_ordered(tmp_path: Path) -> None:
         keeping.dns,
         lambda config, instance: keeping.envoy(config, instance, command, USER),
     ):
-        kept, other = keep(containers, instance), keep(children, instance)
+        instance.order("envoy").parent.mkdir(exist_ok=True)
+        kept = keep(containers, instance)
+        orders.write(instance.order(kept.name), order_of(tmp_path))
+        other = keep(children, instance)
+        assert not instance.order(kept.name).exists(), "no container is to run what a child does"
         assert isinstance(other, Supervisor)
         assert isinstance(kept, Elsewhere)
         assert kept.name == other.name
