@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from agent.loop import Agent
 
 SERVICES_A_TURN = 10
+ENDPOINTS_AT_ONCE = 64
 FLOW_MAPS = ("conntrack", "conntrack_host", "nat", "affinity")
 SOCKET_MAPS = ("socket_frontends", "socket_backends")
 FULL = {
@@ -105,7 +106,13 @@ class Handlers:
         return self._agent.instance.settings
 
     async def endpoints(self, _arguments: dict[str, Any]) -> list[EndpointView]:
-        return self._views.endpoints()
+        """There may be 30,000, of other nodes: not all at once."""
+        found: list[EndpointView] = []
+        for view in self._views.endpoints():
+            found.append(view)
+            if len(found) % ENDPOINTS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return found
 
     async def identities(self, _arguments: dict[str, Any]) -> list[IdentityView]:
         return self._views.identities()

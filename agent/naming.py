@@ -17,7 +17,7 @@ from agent.world.hostports import KIND as HOST_PORT
 from agent.world.hostports import host_port_ref
 from agent.world.identities import Identity
 from agent.world.world import World
-from policies.address import format_address
+from policies.address import format_address, parse_address
 from policies.model import SERVICE_ACCOUNT, ObjectRef, Policy, Protocol
 
 Line = dict[str, Any]
@@ -54,6 +54,7 @@ class NameFeed:
         after: Lines = {}
         for ref in refs:
             after.update(self._lines_of(ref))
+        after.update(self._heirs(self._before.keys() - after.keys()))
         changed = [line for key, line in after.items() if self._before.get(key) != line]
         gone = [line | {"gone": True} for key, line in self._before.items() if key not in after and self._is_gone(key)]
         self._before = {}
@@ -90,6 +91,7 @@ class NameFeed:
         """Objects may come and go meanwhile: those that come are in the deltas."""
         world = self._world
         identities, pods = [one.number for one in world.identities], [state.pod.ref for state in world.pods]
+        nodes = world.remotes.nodes()
         services, policies = list(world.served()), [policy.ref for policy in world.index.policies()]
         yield {"t": "node", "name": self._node}
         for number in identities:
@@ -98,6 +100,8 @@ class NameFeed:
         for ref in pods:
             if (state := world.pods.get(ref)) is not None:
                 yield from _pod_lines(state.pod).values()
+        for name in nodes:
+            yield from list(self._remote_lines(name).values())
         for ref in services:
             yield from self._service_lines(ref).values()
         for ref in policies:
@@ -114,10 +118,25 @@ class NameFeed:
             if identity is not None:
                 lines["identity", identity.number] = _identity(identity)
             return lines | self._service_lines(host_port_ref(ref))
+        if ref.kind == "NodeEndpoints":
+            return self._remote_lines(ref.name)
+        if ref.kind == "SecurityIdentity":
+            identity = self._world.identities.get(int(ref.name))
+            return {} if identity is None else {("identity", identity.number): _identity(identity)}
         if ref.kind in ("Service", HOST_PORT):
             return self._service_lines(ref)
         policy = self._world.index.policy(ref)
         return {} if policy is None else _rule_lines(policy)
+
+    def _remote_lines(self, node: str) -> Lines:
+        """Of the pods of another node, at the addresses they have."""
+        world = self._world
+        lines: Lines = {}
+        for remote in world.remotes.of(node):
+            for address in remote.addresses:
+                if world.addresses.remote(address) is remote:
+                    lines |= _pod_line(address, remote.ref)
+        return lines
 
     def _service_lines(self, ref: ObjectRef) -> Lines:
         """Of each of its frontends, of whatever kind."""
@@ -135,6 +154,15 @@ class NameFeed:
             }
         return lines
 
+    def _heirs(self, keys: Iterable[Key]) -> Lines:
+        """Pods of other nodes that have an address now which somebody else gave up."""
+        lines: Lines = {}
+        for kind, name in keys:
+            address = parse_address(str(name)) if kind == "pod" else b""
+            if address and (remote := self._world.addresses.remote(address)) is not None:
+                lines |= _pod_line(address, remote.ref)
+        return lines
+
     def _is_gone(self, key: Key) -> bool:
         """An identity outlives a pod that had it, as long as another one has it."""
         kind, number = key
@@ -143,8 +171,15 @@ class NameFeed:
 
 def _pod_lines(pod: Pod) -> Lines:
     """None for a hostNetwork pod: its addresses are the node's."""
-    ips = [] if pod.host_network else [format_address(address) for address in pod.addresses]
-    return {("pod", ip): {"t": "pod", "ip": ip, "namespace": pod.ref.namespace, "name": pod.ref.name} for ip in ips}
+    lines: Lines = {}
+    for address in () if pod.host_network else pod.addresses:
+        lines |= _pod_line(address, pod.ref)
+    return lines
+
+
+def _pod_line(address: bytes, pod: ObjectRef) -> Lines:
+    ip = format_address(address)
+    return {("pod", ip): {"t": "pod", "ip": ip, "namespace": pod.namespace, "name": pod.name}}
 
 
 def _identity(identity: Identity) -> Line:

@@ -158,9 +158,11 @@ class _Frontends:
     def _backend(self, backend: Backend, endpoint: SliceEndpoint | None, inside: str, outside: str) -> BackendView:
         """`inside`, `outside`: why these clients do not get it; "": they do."""
         owner = self._world.addresses.owner(backend[0])
-        pod = self._world.pods.get(owner) if owner else None
+        pod, remote = self._world.pods.get(owner) if owner else None, self._world.addresses.remote(backend[0])
         node = endpoint.node if endpoint else ""
-        if not node and pod is not None:
+        if remote is not None:
+            node = remote.node
+        elif not node and pod is not None:
             node = pod.pod.node or self._world.config.name
         return BackendView(
             address=format_address(backend[0]),
@@ -169,7 +171,7 @@ class _Frontends:
             inside=not inside,
             outside=not outside,
             node=node,
-            pod=f"{owner.namespace}/{owner.name}" if owner and pod is not None else "",
+            pod=f"{owner.namespace}/{owner.name}" if owner and (pod is not None or remote is not None) else "",
             why=_why(inside, outside),
         )
 

@@ -119,7 +119,10 @@ class Tracer:
 
     def _pod_addresses(self, text: str) -> tuple[bytes, ...]:
         namespace, _, name = text.partition("/")
-        state = self._world.pods.get(ObjectRef("Pod", namespace, name))
+        ref = ObjectRef("Pod", namespace, name)
+        state, remote = self._world.pods.get(ref), self._world.remotes.get(ref)
+        if state is None and remote is not None:
+            return remote.addresses
         if state is None:
             raise ApiError(f"there is no pod {text}: see `gatehouse endpoints`")
         return self._world.config.addresses if state.pod.host_network else state.pod.addresses
@@ -194,11 +197,12 @@ class Tracer:
         address, port = delivery.backend
         owner = self._world.addresses.owner(address)
         pod = self._world.pods.get(owner) if owner else None
+        remote = self._world.addresses.remote(address)
         return DeliveryView(
             address=format_address(address),
             port=port,
-            pod=f"{owner.namespace}/{owner.name}" if owner and pod else "",
-            node=(pod.pod.node or self._world.config.name) if pod else "",
+            pod=f"{owner.namespace}/{owner.name}" if owner and (pod or remote) else "",
+            node=remote.node if remote else (pod.pod.node or self._world.config.name) if pod else "",
             seen_from=str(delivery.source),
             local=delivery.local,
             direct=delivery.direct,
@@ -225,6 +229,8 @@ class _View:
     def place(self, address: bytes) -> Place:
         if address in self._world.config.addresses or address in LOOPBACKS:
             return Place.NODE
+        if self._world.addresses.remote(address) is not None:
+            return Place.REMOTE_POD
         owner = self._world.addresses.owner(address)
         if owner is None or (state := self._world.pods.get(owner)) is None or state.pod.host_network:
             return Place.OUTSIDE

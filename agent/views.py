@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from agent.datapath import abi
 from agent.flows.names import reserved_labels
-from agent.objects import Node, Problem
+from agent.objects import Problem
 from agent.pods import Pods
 from agent.status import (
     EndpointView,
@@ -19,13 +19,14 @@ from agent.status import (
     Revision,
 )
 from agent.world.allocations import key_of
+from agent.world.identities import Identity
+from agent.world.nodes import Peer
 from agent.world.pods import PodState
+from agent.world.remotes import RemotePod
 from agent.world.world import World
 from policies.address import format_address
 from policies.kinds import KINDS
-from policies.model import ObjectRef, Origin, Policy
-
-NOWHERE = Origin("", 0)
+from policies.model import SERVICE_ACCOUNT, ObjectRef, Origin, Policy
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,33 @@ class Views:
 
     # ---- endpoints
 
-    def endpoints(self) -> list[EndpointView]:
+    def endpoints(self) -> Iterator[EndpointView]:
+        """Those of this node first. What comes or goes meanwhile may be left out."""
         problems = _by_subject(self.world.problems())
-        return [self._endpoint(s, problems.get(str(s.pod.ref), "")) for s in sorted(self.world.pods, key=_pod_key)]
+        local, remote = sorted(self.world.pods, key=_pod_key), list(self.world.remotes)
+        yield from (self._endpoint(state, problems.get(str(state.pod.ref), "")) for state in local)
+        yield from (self._remote(pod) for pod in remote)
+
+    def _remote(self, pod: RemotePod) -> EndpointView:
+        number = self.world.remotes.identity(pod)
+        identity = self.world.identities.get(number)
+        told = pod.endpoint
+        return EndpointView(
+            id=0,
+            namespace=told.pod.namespace,
+            name=told.pod.name,
+            ips=tuple(map(format_address, pod.addresses)),
+            identity=number,
+            labels=own_labels(identity) if identity is not None else {},
+            netns="",
+            interface="",
+            state="remote",
+            policy_revision=Revision(0, 0),
+            node=pod.node,
+            host_network=False,
+            isolated=(),
+            problem="" if number else f"what identity {told.identity} stands for is not known here, or something else",
+        )
 
     def _endpoint(self, state: PodState, problem: str) -> EndpointView:
         pod, ref = state.pod, state.pod.ref
@@ -74,7 +99,9 @@ class Views:
         return "waiting" if self._is_here(state) else "remote"
 
     def endpoint_states(self) -> dict[str, int]:
-        return dict(sorted(Counter(map(self._state, self.world.pods)).items()))
+        states = Counter(map(self._state, self.world.pods))
+        states["remote"] += len(self.world.remotes)
+        return dict(sorted((+states).items()))
 
     # ---- identities
 
@@ -139,22 +166,28 @@ class Views:
     def nodes(self) -> list[NodeView]:
         config = self.world.config
         counts = Counter(state.pod.node or config.name for state in self.world.pods)
-        zones = self.world.nodes.zones
-        written = {node.ref.name: node for node in self.world.nodes}
-        own = Node(ObjectRef("Node", "", config.name), NOWHERE, config.addresses, config.pod_cidrs)
-        others = sorted((written.keys() | counts.keys()) - {config.name})
-        nodes = [own, *(written.get(name, Node(ObjectRef("Node", "", name), NOWHERE)) for name in others)]
+        for name in self.world.remotes.nodes():
+            counts[name] += len(self.world.remotes.of(name))
+        zones, peers = self.world.nodes.zones, self.world.nodes.peers()
+        own = Peer(config.name, config.addresses, config.pod_cidrs)
+        others = sorted((peers.keys() | counts.keys()) - {config.name})
+        nodes = [own, *(peers.get(name, Peer(name, (), ())) for name in others)]
         return [
             NodeView(
-                name=node.ref.name,
+                name=node.name,
                 local=node is own,
                 addresses=tuple(map(format_address, node.addresses)),
                 pod_cidrs=tuple(map(str, node.pod_cidrs)),
-                zone=zones.get(node.ref.name, ""),
-                pods=counts[node.ref.name],
+                zone=zones.get(node.name, ""),
+                pods=counts[node.name],
             )
             for node in nodes
         ]
+
+
+def own_labels(identity: Identity) -> dict[str, str]:
+    """Those that pods have themselves."""
+    return {key: value for key, value in identity.workload.labels.items() if key != SERVICE_ACCOUNT}
 
 
 def _refused(problem: Problem) -> PolicyView:

@@ -118,7 +118,8 @@ def explain(
     world = offline.world_of(tree, offline.config_of(manifests))
     policies = list(world.index.policies())
     asked = flows(world, source, destination, port, ipv6=ipv6)
-    found = [explaining.explain(policies, offline.namespaces(world), flow) for flow in asked]
+    always = world.config.enforce_always
+    found = [explaining.explain(policies, offline.namespaces(world), flow, enforce_always=always) for flow in asked]
     if output is Format.JSON:
         emit_json(found if destination.startswith("service/") else found[0])
     else:

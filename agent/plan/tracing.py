@@ -37,6 +37,8 @@ class WorldView:
     def place(self, address: bytes) -> Place:
         if address in self._world.config.addresses or is_loopback(address):
             return Place.NODE
+        if self._world.addresses.remote(address) is not None:
+            return Place.REMOTE_POD
         owner = self._world.addresses.owner(address)
         state = self._world.pods.get(owner) if owner is not None else None
         if owner is None or state is None or state.pod.host_network:

@@ -218,7 +218,10 @@ class NodeBook:
         if said is None and name not in self._nodes:
             self._peers.pop(name, None)
             return
+        node = self._nodes.get(name)
         blocks = self.blocks.of(name, (SAID,)) or self.blocks.of(name, (GIVEN,))
+        if not self._cluster and node is not None:
+            blocks = node.pod_cidrs
         key = said.public_key if said is not None else b""
         peer = Peer(name, self._addresses.get(name, ()), blocks, key)
         if self._peers.get(name) != peer:

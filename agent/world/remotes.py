@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from functools import lru_cache
 
 import msgspec
@@ -71,7 +71,11 @@ class RemoteBook:
         told = pod.endpoint
         return told.identity if self._stands_for(told.identity, told.digest) else 0
 
-    def of(self, node: str) -> Iterable[RemotePod]:
+    def nodes(self) -> list[str]:
+        """Those that have pods."""
+        return list(self._nodes)
+
+    def of(self, node: str) -> Collection[RemotePod]:
         return self._nodes.get(node, {}).values()
 
     def at(self, address: bytes) -> RemotePod | None:
