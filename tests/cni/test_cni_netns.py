@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,8 +23,11 @@ from agent.cni.recovery import Recovered
 from agent.cni.server import Server
 from agent.endpoints import namespaces
 from agent.objects import Interface
+from policies.address import parse_address
 from policies.model import ObjectRef
 
+PTP = Path("/usr/lib/cni/ptp")
+"""Of Debian's containernetworking-plugins."""
 ARGS = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={};K8S_POD_UID=u1"
 
 
@@ -39,6 +43,10 @@ class RealLinks(Kernel):
         made = self.networks.connect(netns, ifname, addresses, pod, mtu)
         self.step("connected")
         return made
+
+    def adopt(self, netns: str, ifname: str, addresses: Sequence[bytes]) -> Interface:
+        self.step("adopt")
+        return self.networks.adopt(netns, ifname, addresses)
 
     def activate(self, interface: Interface, addresses: Sequence[bytes]) -> None:
         self.step("activate")
@@ -236,3 +244,38 @@ async def test_a_record_that_was_lost(kernel: RealLinks, sandboxes: list[rig.Net
     assert names(kernel) == []
     assert not list(following.record)
     await following.end()
+
+
+@pytest.mark.skipif(not PTP.exists(), reason="Debian's containernetworking-plugins are not installed")
+@on_a_loop
+async def test_a_runtimes_way_behind_ptp(
+    kernel: RealLinks, node: rig.Node, sandboxes: list[rig.Netns], tmp_path: Path
+) -> None:
+    agent = await CniNode(tmp_path, kernel, chained=True).begin(*PODS)
+    results: list[dict[str, Any]] = []
+
+    def first(command: str, number: int) -> dict[str, Any]:
+        addresses = [{"address": f"10.88.0.{number + 2}/24", "gateway": "10.88.0.1"}]
+        ipam = {"type": "static", "addresses": addresses, "routes": [{"dst": "0.0.0.0/0"}]}
+        given = {"cniVersion": "1.0.0", "name": "chain", "type": "ptp", "ipam": ipam}
+        variables = {**os.environ, **env(command, number, sandboxes[number]), "CNI_PATH": str(PTP.parent)}
+        done = node.run(str(PTP), input=json.dumps(given), env=variables)
+        found: dict[str, Any] = json.loads(done.stdout or "{}")
+        return found
+
+    async with Server(tmp_path / "cni.sock", agent.verbs.handle):
+        for number in (0, 1):
+            results.append(first("ADD", number))
+            chained = config(tmp_path / "cni.sock", "1.0.0", name="chain", prevResult=results[number])
+            done = await ask(env("ADD", number, sandboxes[number]), chained)
+            assert (done.status, done.json) == (0, results[number])
+            assert (await ask(env("CHECK", number, sandboxes[number]), chained)).status == 0
+        assert probes.ping(sandboxes[0], "10.88.0.3")
+        assert set(agent.world.attached.values()) == {(parse_address(f"10.88.0.{n}"),) for n in (2, 3)}
+        for number in (0, 1):
+            chained = config(tmp_path / "cni.sock", "1.0.0", name="chain", prevResult=results[number])
+            assert (await ask(env("DEL", number, sandboxes[number]), chained)).status == 0
+            first("DEL", number)
+    assert not list(agent.record)
+    assert not agent.world.attached
+    await agent.end()
