@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import yaml
 
 if TYPE_CHECKING:
     from kubernetes.aio.client.configuration import Configuration
@@ -121,9 +122,9 @@ class KubeconfigCredentials:
             await self._load(refused)
             assert self._found is not None
             return _access(self._found)
-        except (ConfigException, OSError, ValueError, TypeError) as error:
+        except (ConfigException, OSError, ValueError, TypeError, yaml.YAMLError) as error:
             self._loader = None
-            raise NoCredentials(f"--kubeconfig {self._path}: {error}") from error
+            raise NoCredentials(f"--kubeconfig {self._path}: {' '.join(str(error).split())}") from error
 
     async def _load(self, refused: bool) -> None:
         from kubernetes.aio.client.configuration import Configuration  # noqa: PLC0415
