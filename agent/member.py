@@ -40,6 +40,7 @@ class Member:
         problems_of_sources: Callable[[], list[Problem]],
     ) -> None:
         self._own = own
+        self._own_ref = ObjectRef("NodeEndpoints", "", config.node)
         self._api = api
         self._world = world
         self._problems_of_sources = problems_of_sources
@@ -54,7 +55,13 @@ class Member:
         self._kinds = kinds
         self._allocator = IdentityAllocator(kinds.identities, world.identities, api.source.observe)
         self._membership = Membership(
-            kinds.endpoints, kinds.nodes, config.node, self._facts, world.local_endpoints, self._allocator.confirm
+            kinds.endpoints,
+            kinds.nodes,
+            config.node,
+            self._facts,
+            world.local_endpoints,
+            self._allocator.confirm,
+            seen=self._seen,
         )
         self._reporter = StatusReporter(kinds.statuses, kinds.nodes, config.node, self._report)
         leases = Collection(api.client, "apis/coordination.k8s.io/v1", "leases")
@@ -110,6 +117,11 @@ class Member:
         await self._api.client.close()
 
     # ---- what is told
+
+    def _seen(self) -> str | None:
+        """The version of this node's NodeEndpoints that the watch has told of."""
+        found = self._api.source.seen(self._own_ref)
+        return None if found is None else found.version
 
     def _facts(self) -> NodeFacts:
         own = self._own()

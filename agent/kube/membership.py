@@ -16,6 +16,7 @@ from agent.kube import bodies
 from agent.kube.bodies import NodeFacts
 from agent.kube.ownobject import OwnObject
 from agent.kube.pace import Pace
+from agent.kube.text import older
 from agent.kube.writes import ApiFailure, Away, Objects, Refused
 from agent.objects import NodeEndpoint, Problem
 from policies.model import ObjectRef
@@ -39,9 +40,10 @@ logger = log.get("membership")
 
 
 class Membership:
-    """`facts` and `endpoints` (this node's, with an identity) are asked anew for every write."""
+    """`facts` and `endpoints` (this node's, with an identity) are asked anew for every write. `seen`: the
+    resourceVersion of this node's NodeEndpoints as the watch knows it; None: there is none."""
 
-    def __init__(  # what is told, of whom, and to whom
+    def __init__(  # noqa: PLR0913  # what is told, of whom, and to whom
         self,
         objects: Objects,
         nodes: Objects,
@@ -50,10 +52,13 @@ class Membership:
         endpoints: Callable[[], Iterable[NodeEndpoint]],
         confirm: Confirm,
         pace: Pace | None = None,
+        *,
+        seen: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._pace = pace or Pace()
         self._own = OwnObject(objects, nodes, node, "spec", self._pace)
         self._node, self._facts, self._endpoints, self._confirm = node, facts, endpoints, confirm
+        self._seen, self._was_seen = seen, False
         self._woken = asyncio.Event()
         self._confirmed: dict[int, str] = {}  # numbers that were confirmed, and named ever since
         self._published: dict[ObjectRef, NodeEndpoint] = {}
@@ -64,11 +69,6 @@ class Membership:
     def wake(self) -> None:
         """What is told may have changed."""
         self._woken.set()
-
-    def lost(self) -> None:
-        """Somebody has deleted this node's NodeEndpoints."""
-        self._own.forget()
-        self.wake()
 
     def problems(self) -> list[Problem]:
         if not self._problem:
@@ -121,7 +121,16 @@ class Membership:
 
     # ---- inside
 
+    def _watch(self) -> None:
+        """Whoever else writes or deletes the object leaves pods of this node unknown to the others."""
+        seen = self._seen()
+        if self._was_seen if seen is None else older(self._own.version, seen):
+            logger.warning("somebody else has changed this node's NodeEndpoints", node=self._node, deleted=seen is None)
+            self._own.forget()
+        self._was_seen = seen is not None
+
     async def _publish(self) -> None:
+        self._watch()
         told = {one.pod: one for one in self._endpoints()}
         body = bodies.node_endpoints(self._node, self._facts(), told.values())
         if not await self._own.put(body):

@@ -28,14 +28,17 @@ class OwnObject:
     def __init__(self, objects: Objects, nodes: Objects, node: str, part: str, pace: Pace) -> None:
         self._objects, self._nodes, self._node, self._part, self._pace = objects, nodes, node, part, pace
         self._version: str | None = None  # "": there is none; None: not known
-        self._doubted = False  # since the request under way was sent
         self._metadata: dict[str, Any] = {}  # as the server has it: others may have put something there
         self._there: Any = None  # the part, as the server has it or was told
 
+    @property
+    def version(self) -> str:
+        """resourceVersion of what was read or written last; empty where it is not known."""
+        return self._version or ""
+
     def forget(self) -> None:
-        """Look at what the server has before the next write: it may be something else, also than is being written."""
+        """Look at what the server has before the next write: it may be something else. Not while there is one."""
         self._version = None
-        self._doubted = True
 
     async def put(self, body: dict[str, Any]) -> bool:
         """Once it returns, the server has the object as `body` says. Raises Away and Refused.
@@ -44,7 +47,6 @@ class OwnObject:
         """
         known, conflicts = True, 0
         while True:
-            self._doubted = False
             try:
                 if self._version is None:
                     known = False
@@ -53,8 +55,6 @@ class OwnObject:
                     return known
                 else:
                     await self._write(body)
-                if self._doubted:
-                    self._version = None
             except (Conflict, Missing):
                 self.forget()
                 conflicts += 1

@@ -154,7 +154,16 @@ async def test_a_node_tells_of_its_pods(either_api: Api, tmp_path: Path) -> None
         (key,) = world.asked
         allocator = IdentityAllocator(site.identities, world, world.observe)
         endpoints: list[NodeEndpoint] = []
-        membership = Membership(site.endpoints, site.nodes, site.node, lambda: FACTS, endpoints.copy, allocator.confirm)
+        seen: list[str] = []  # by a watch
+        membership = Membership(
+            site.endpoints,
+            site.nodes,
+            site.node,
+            lambda: FACTS,
+            endpoints.copy,
+            allocator.confirm,
+            seen=lambda: next(iter(seen), None),
+        )
         async with running(allocator.run(), membership.run()):
             allocator.wake()
             await world.settled.wait()
@@ -169,8 +178,10 @@ async def test_a_node_tells_of_its_pods(either_api: Api, tmp_path: Path) -> None
             assert await membership.published(endpoints[-1].pod)
 
             meta = read(await site.endpoints.get(site.node))["metadata"]
+            seen.append(meta["resourceVersion"])
+            assert await membership.published(web.pod)
             await site.endpoints.delete(site.node, meta["uid"], meta["resourceVersion"])
-            membership.lost()
+            seen.clear()
             assert await membership.published(web.pod)
             assert len(read(await site.endpoints.get(site.node))["spec"]["endpoints"]) == 2
 
