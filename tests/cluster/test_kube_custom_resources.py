@@ -51,6 +51,15 @@ def test_a_pod_that_ends_is_told_to_nobody_any_more(cluster: KubeCluster) -> Non
     rig.wait_until(lambda: "shop/brief" not in str(spec(cluster, "nodeendpoints", "n1")), START_S, "it is taken back")
 
 
+def test_what_somebody_deletes_is_told_again(cluster: KubeCluster) -> None:
+    cluster.add("n1/shop/stays", app="stays")
+    before = cluster.api.get("nodeendpoints", "n1")
+    cluster.api.delete("nodeendpoints", "n1")
+    assert before is not None
+    rig.wait_until(lambda: cluster.api.get("nodeendpoints", "n1") is not None, START_S, "it is made again")
+    assert spec(cluster, "nodeendpoints", "n1") == before["spec"]
+
+
 def test_one_agent_has_the_lease(cluster: KubeCluster) -> None:
     def leaders() -> list[str]:
         return [name for name, agent in cluster.agents.items() if agent.status()["cluster"]["leader"]]

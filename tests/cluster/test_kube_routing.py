@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import rig
@@ -28,7 +29,7 @@ def test_vxlan(cluster: KubeCluster, family: str) -> None:
     with Server(web.netns, "tcp", PORT, "web"), Server(web.netns, "udp", PORT, "web"):
         for probe in (tcp, udp):
             answer = rig.wait_until(
-                lambda probe=probe: probe(client.netns, web.ip(family), PORT), START_S, "the nodes know of each other"
+                partial(probe, client.netns, web.ip(family), PORT), START_S, "the nodes know of each other"
             )
             assert answer.seen_from == client.ip(family)
     assert "mtu 1450" in client.netns.run("ip", "link", "show", "eth0").stdout
