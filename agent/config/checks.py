@@ -15,7 +15,7 @@ SMALLEST_BLOCK = {True: 30, False: 124}
 
 def check(config: Config) -> None:
     """Raises ConfigError for the first thing that cannot work."""
-    for one in (_source, _pods, _ipam, _blocks, _ports, _routing, _services, _devices, _numbers):
+    for one in (_source, _pods, _ipam, _blocks, _ports, _routing, _encryption, _services, _devices, _numbers):
         one(config)
 
 
@@ -128,6 +128,19 @@ def _ports(config: Config) -> None:
 def _routing(config: Config) -> None:
     if 0 < config.mtu < MIN_MTU:
         raise ConfigError(f"{config.mtu} is below {MIN_MTU}, which IPv6 needs", "mtu")
+
+
+def _encryption(config: Config) -> None:
+    if config.encryption == "off":
+        for field in ("node_encryption", "strict_encryption", "key_rotation_days", "keepalive_s"):
+            if getattr(config, field):
+                raise ConfigError("nothing is encrypted: say --encryption wireguard, or leave it out", field)
+    elif not config.devices:
+        raise ConfigError("it is done at the node's devices: name them (--devices)", "encryption")
+    if config.node_files and config.source != "directory":
+        raise ConfigError("nodes tell each other by the API server: leave it out", "node_files")
+    if config.big_tcp and (config.encryption != "off" or config.routing == "vxlan"):
+        raise ConfigError("neither WireGuard nor VXLAN takes such packets: choose one or the other", "big_tcp")
 
 
 def _services(config: Config) -> None:

@@ -166,6 +166,32 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _doc("How packets reach pods of other nodes: by routes, in VXLAN, or as somebody else has seen to."),
     ] = "native"
     tunnel_port: Annotated[int, Meta(ge=1, le=65535), _doc("UDP port of VXLAN.")] = 8472
+    encryption: Annotated[
+        Literal["off", "wireguard"], _doc("Encrypt what pods of different nodes send each other.")
+    ] = "off"
+    encryption_port: Annotated[int, Meta(ge=1, le=65535), _doc("UDP port of WireGuard.")] = 51871
+    node_encryption: Annotated[bool, _doc("Encrypt traffic between nodes themselves and other nodes' pods, too.")] = (
+        False
+    )
+    strict_encryption: Annotated[
+        bool, _doc("Drop what pods of different nodes send each other where it cannot be encrypted.")
+    ] = False
+    wireguard: Annotated[
+        Literal["auto", "kernel", "userspace"],
+        _doc("WireGuard of the kernel, or of a program; auto: the kernel's where it has it."),
+    ] = "auto"
+    wireguard_program: Annotated[
+        str, _doc("Program that makes a WireGuard device, with the cross-platform interface; default: wireguard-go.")
+    ] = ""
+    keepalive_s: Annotated[
+        int, Meta(ge=0, le=65535), _doc("Seconds between packets that keep ways through NAT open; 0: none.")
+    ] = 0
+    key_rotation_days: Annotated[float, Meta(ge=0), _doc("Age at which a node makes itself a new key; 0: never.")] = 0.0
+    node_files: Annotated[
+        str,
+        _doc("Folder for what this node tells others, with --source directory: one that all of them read."),
+    ] = ""
+    big_tcp: Annotated[bool, _doc("Let TCP hand down more than 64 KiB at a time (BIG TCP).")] = False
     policy_enforcement: Annotated[
         Literal["default", "always"],
         _doc("Which pods are isolated: those that a policy selects (default), or every one (always)."),

@@ -208,5 +208,6 @@ def test_what_there_is_to_choose_from_is_told() -> None:
     assert choices["xdp"] == ("auto", "generic", "native", "off")
     proxies = {"l7_proxy", "dns_proxy", "dns_refuse"}
     cluster = {"source", "pods", "ipam", "routing", "policy_enforcement", "helpers"}
+    encryption = {"encryption", "wireguard"}
     services = {"xdp", "socket_lb", "algorithm", "forwarding"}
-    assert set(choices) == {"log_format", "log_level", *services, *proxies, *cluster}
+    assert set(choices) == {"log_format", "log_level", *services, *proxies, *cluster, *encryption}
