@@ -20,6 +20,7 @@ from kube_source import NODE, QUICK, SHORT, Follower, identity, made, pod, polic
 
 from agent.identity.labels import identity_key, key_digest
 from agent.kube import bodies, nodestatus
+from agent.kube import conditions as policytimes
 from agent.kube.blocks import NodeBlocks, pool_blocks
 from agent.kube.bodies import IdentityHead, Key, NodeFacts
 from agent.kube.client import ApiClient
@@ -202,9 +203,9 @@ async def test_a_node_tells_of_its_pods(own_api: Api, tmp_path: Path) -> None:
             assert there is not None and there["spec"]["podCIDRs"] == ["10.9.0.0/24", "fd00:9::/64"]
             assert [one["pod"] for one in there["spec"]["endpoints"]] == ["shop/web"]
             assert [one["uid"] for one in there["metadata"]["ownerReferences"]] == [node["metadata"]["uid"]]
-            await asyncio.to_thread(api.delete, "nodeendpoints", NODE)
-            membership.lost()
-            await comes(lambda: api.get("nodeendpoints", NODE) is not None)
+            endpoints.clear()
+            membership.wake()
+            await comes(lambda: not (api.get("nodeendpoints", NODE) or there)["spec"].get("endpoints"))
         assert membership.problems() == []
 
 
@@ -240,8 +241,14 @@ async def test_a_lease_has_one_holder_at_a_time(own_api: Api, tmp_path: Path) ->
 async def test_what_nodes_enforce_becomes_conditions(
     own_api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nodestatus, "LEAST_S", 0.0)
-    monkeypatch.setattr(nodestatus, "MOST_S", 0.01)
+    """At once, where it is left time to settle otherwise."""
+    for module, name in (
+        (nodestatus, "LEAST_S"),
+        (nodestatus, "MOST_S"),
+        (policytimes, "FIRST_S"),
+        (policytimes, "NEXT_S"),
+    ):
+        monkeypatch.setattr(module, name, 0.0)
     api = own_api
     api.load([made("v1", "Node", NODE), made("cilium.io/v2", "CiliumNetworkPolicy", "web", "shop", spec={"a": 1})])
     enforced = {"CiliumNetworkPolicy/shop/web": 1}
