@@ -134,7 +134,7 @@ def _unreachable(peer: Peer, block: Prefix, usable: list[bytes], reach: Mapping[
     if way is None:
         return f"{start}there is no route to its address {format_address(address)}: connect the nodes"
     if way.local:
-        return f"{start}its address {format_address(address)} is this node's: give each node one of its own"
+        return f"{start}its address {format_address(address)} is this node's: give each node one"
     return (
         f"{start}its address {format_address(address)} is not on the same link, but behind "
         f"{format_address(way.gateway)}: use --routing vxlan, or let your network route them (--routing off)"

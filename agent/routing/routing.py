@@ -44,7 +44,7 @@ class Routing:
 
     def __init__(self, config: Config, encrypted: bool = False) -> None:
         self.problems: list[str] = []
-        self.mtu = mtu.of_pods(config.mtu, (), 0)
+        self.mtu = mtu.of_pods(config.mtu, (), mtu.overhead(config.routing, False, encrypted))
         self.reached = 0
         self._mode, self._port, self._mtu, self._encrypted = config.routing, config.tunnel_port, config.mtu, encrypted
         self._own: Own | None = None
@@ -53,7 +53,8 @@ class Routing:
         self._lock = threading.Lock()
         self._node = namespaces.open_current()
         self._route = RouteSocket()
-        self._changes = Changes(GROUPS, may_matter)
+        self._ifindex = 0  # of the tunnel
+        self._changes = Changes(GROUPS, lambda kind, body: may_matter(kind, body, self._ifindex))
 
     def close(self) -> None:
         """Routes stay."""
@@ -115,6 +116,7 @@ class Routing:
             ifindex = self._ensure_tunnel(own, local, mtu.between(sizes, added))
             desired = vxlan(own, peers, ifindex)
             desired.problems += self._filtered({one.ifindex for one in reach.values()}, known)
+        self._ifindex = ifindex
         steps = difference(desired, self._found(ifindex))
         problems += desired.problems + steps.problems
         self._apply(steps.requests, problems)

@@ -7,23 +7,27 @@ import re
 from agent.endpoints import links, routes
 from agent.endpoints.links import RTPROT_GATEHOUSE
 from agent.endpoints.netlink import attributes
+from policies.address import Prefix
 
 # linux/rtnetlink.h RTMGRP_*: links, neighbours, IPv4 and IPv6 addresses, IPv4 and IPv6 routes
 GROUPS = 0x1 | 0x4 | 0x10 | 0x100 | 0x40 | 0x400
 RTM_DELLINK = 17
 _POD_SIDE = re.compile(r"gh[0-9a-f]{12}")
-_PF_BRIDGE = 7
+_SCOPE_AT = 3  # in struct ifaddrmsg
+_LINK_LOCAL = Prefix.parse("fe80::/10")
 
 
-def may_matter(kind: int, body: bytes) -> bool:
-    """Pods' links and routes come and go without; so do entries of neighbours that the kernel learned."""
+def may_matter(kind: int, body: bytes, tunnel: int) -> bool:
+    """`tunnel`: index of the VXLAN device, the only one whose neighbours and forwarding entries matter; 0: there
+    is none. Pods' links and routes come and go without, and so does what every device has of IPv6 by itself."""
     if kind in (links.RTM_NEWLINK, RTM_DELLINK):
         name = dict(attributes(body[links.LINK_HEADER_BYTES :])).get(links.IFLA_IFNAME, b"")
         return not _POD_SIDE.fullmatch(name.rstrip(b"\0").decode(errors="replace"))
     if kind in (links.RTM_NEWROUTE, routes.RTM_DELROUTE):
         route = routes.read_route(body)
-        return route is not None and (route.protocol != RTPROT_GATEHOUSE or bool(route.gateway))
-    if kind == routes.RTM_DELNEIGH:
-        family, _, state, _, _ = routes.NEIGHBOUR.unpack_from(body)
-        return family == _PF_BRIDGE or bool(state & links.NUD_PERMANENT)
-    return kind in (links.RTM_NEWADDR, links.RTM_DELADDR)
+        if route is None or _LINK_LOCAL.covers(route.block):
+            return False
+        return route.protocol != RTPROT_GATEHOUSE or bool(route.gateway)
+    if kind in (links.RTM_NEWNEIGH, routes.RTM_DELNEIGH):
+        return bool(tunnel and routes.NEIGHBOUR.unpack_from(body)[1] == tunnel)
+    return kind in (links.RTM_NEWADDR, links.RTM_DELADDR) and body[_SCOPE_AT] == links.RT_SCOPE_UNIVERSE
