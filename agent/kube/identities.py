@@ -97,10 +97,9 @@ class IdentityAllocator:
     def problems(self) -> list[Problem]:
         file = f"api:{bodies.VERSION}/securityidentities"
         effect = "pods that need it are not reachable from other nodes, and new ones do not start"
-        return [
-            Problem(file, 0, message, subject=_named(key), effect=effect)
-            for key, message in sorted(self._problems.items())
-        ]
+        waiting = "it has no number yet, which takes the API server, and that does not answer"
+        told = {**dict.fromkeys(self._jobs if self._pace.away else (), waiting), **self._problems}
+        return [Problem(file, 0, message, subject=_named(key), effect=effect) for key, message in sorted(told.items())]
 
     async def run(self) -> None:
         try:

@@ -62,6 +62,7 @@ class Membership:
         self._woken = asyncio.Event()
         self._confirmed: dict[int, str] = {}  # numbers that were confirmed, and named ever since
         self._published: dict[ObjectRef, NodeEndpoint] = {}
+        self._told: tuple[NodeFacts, tuple[NodeEndpoint, ...]] | None = None  # in the last round
         self._begun = self._ended = 0  # rounds
         self._waiting: list[asyncio.Future[None]] = []
         self._problem = ""
@@ -131,8 +132,13 @@ class Membership:
 
     async def _publish(self) -> None:
         self._watch()
-        told = {one.pod: one for one in self._endpoints()}
-        body = bodies.node_endpoints(self._node, self._facts(), told.values())
+        now = (self._facts(), tuple(self._endpoints()))
+        if now == self._told and self._own.version and len(self._published) == len(now[1]):
+            self._ended = self._begun
+            return
+        self._told = now
+        told = {one.pod: one for one in now[1]}
+        body = bodies.node_endpoints(self._node, now[0], told.values())
         if not await self._own.put(body):
             self._confirmed.clear()
         numbers = {one.identity: one.digest for one in told.values()}

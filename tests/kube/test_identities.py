@@ -266,6 +266,9 @@ class TestAllocator:
         allocator.wake()
         await asyncio.wait_for(tried.wait(), WAIT_S)
         (job,) = allocator._jobs.values()
+        while not allocator.problems():
+            await asyncio.sleep(0.001)
+        assert "does not answer" in str(allocator.problems()[0])
         known.asked.clear()
         await asyncio.wait_for(job, WAIT_S)
         assert not store.objects
