@@ -131,6 +131,7 @@ class CniNode:
         self.world = World(kernel)
         self.unreachable = ""
         self.unready = ""
+        self.detach: Callable[[ObjectRef], Awaitable[None]] = self.world.detach
         self.publish: Callable[[ObjectRef], Awaitable[None]] = self.world.published
         self.programs: set[int] = set()
         self.record = Attachments(folder / "attachments")
@@ -141,7 +142,7 @@ class CniNode:
             attach_programs=self._attach_programs,
             has_programs=self.programs.__contains__,
             attach=self.world.attach,
-            detach=self.world.detach,
+            detach=self._detached,
             published=self._published,
             unreachable=lambda: self.unreachable,
             mtu=lambda: 1500,
@@ -156,6 +157,9 @@ class CniNode:
 
     async def _published(self, ref: ObjectRef) -> None:
         await self.publish(ref)
+
+    async def _detached(self, ref: ObjectRef) -> None:
+        await self.detach(ref)
 
     async def begin(self, *pods: Pod) -> CniNode:
         """As an agent starts: adopt, then the pods of the API server, then the socket."""

@@ -123,8 +123,13 @@ class CniPods:
         while self._under_way:
             await asyncio.wait(self._under_way)
 
-    async def stop(self) -> None:
+    def leave(self) -> None:
+        """The agent ends: nothing new is built, and there may be nobody any more who would take an address from the
+        World. What the next agent finds in the kernel it brings to what is on record."""
         self._stopping = True
+
+    async def stop(self) -> None:
+        self.leave()
         await self.settled()
 
     async def close(self, keep: bool) -> None:  # noqa: ARG002
@@ -174,7 +179,8 @@ class CniPods:
         try:
             if (told := self._told.get(attachment.pod)) is not None and told.key == attachment.key:
                 del self._told[attachment.pod]
-                await self._around.detach(attachment.pod)
+                if not self._stopping:
+                    await self._around.detach(attachment.pod)
                 if (local := self._known.get(attachment.pod)) is not None and local.state == "ready":
                     local.state = "creating"
             await self._clear(attachment)

@@ -34,8 +34,9 @@ from agent.cni.protocol import (
     version_of,
 )
 
-CLOSING_S = 5.0
-"""What requests under way are given when the server closes."""
+CLOSING_S = 0.5
+"""What requests under way are given when the server closes. Those that are cut off are not lost: an ADD is undone, a
+DEL is left in the queue by its plugin."""
 
 Handler = Callable[[Request], Awaitable[bytes]]
 """Returns what the plugin is to print; raises CniError. Anything else it raises ends in the log, and as an error."""

@@ -51,10 +51,14 @@ class CniService:
 
     async def run(self) -> None:
         """Serve, and have the plugin in place once there is somebody to ask."""
-        async with Server(self._socket, self._verbs.handle), asyncio.TaskGroup() as tasks:
-            self._unready = ""
-            tasks.create_task(self._verbs.run())
-            tasks.create_task(self._install())
+        async with Server(self._socket, self._verbs.handle):
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    self._unready = ""
+                    tasks.create_task(self._verbs.run())
+                    tasks.create_task(self._install())
+            finally:
+                self.pods.leave()
 
     async def _install(self) -> None:
         said: list[str] = []

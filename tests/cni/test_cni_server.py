@@ -283,6 +283,41 @@ async def test_a_plugin_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
 
 
 @on_a_loop
+async def test_an_agent_that_stops_waits_for_nobody(tmp_path: Path) -> None:
+    """There are no turns any more: no ADD is enforced, and no address leaves the World. Nothing is lost by that."""
+    kernel, pods = Kernel(), [pod("web"), pod("going"), pod("coming")]
+    node = await CniNode(tmp_path, kernel).begin(*pods)
+    waiting = asyncio.Semaphore(0)
+    stdin = config(tmp_path / "cni.sock")
+
+    def env(command: str, name: str) -> dict[str, str]:
+        args = f"K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name};K8S_POD_UID=u1"
+        return environment(command, f"c-{name}", netns=node.netns(f"c-{name}"), args=args)
+
+    async def never(ref: object) -> None:
+        waiting.release()
+        await asyncio.Event().wait()
+
+    async with Server(tmp_path / "cni.sock", node.verbs.handle):
+        for name in ("web", "going"):
+            assert (await ask(env("ADD", name), stdin)).status == 0
+        node.publish = node.detach = never
+        add = asyncio.create_task(ask(env("ADD", "coming"), stdin))
+        deletion = asyncio.create_task(ask(env("DEL", "going"), stdin))
+        for _ in range(2):
+            await waiting.acquire()
+        node.pods.leave()
+    done, undone = await deletion, await add
+    assert (done.status, undone.status, undone.json["code"]) == (0, 1, 11)
+    assert queued_names(tmp_path) == ["c-going@eth0"]
+    await node.end()
+    following = await CniNode(tmp_path, kernel).begin(*pods)
+    assert [one.key.container_id for one in following.record] == ["c-web"]
+    following.assert_clean()
+    await following.end()
+
+
+@on_a_loop
 async def test_agents_come_and_go_under_runtimes(tmp_path: Path) -> None:
     """Adds and deletions all the time, by the plugin; the agent ends and another comes; in the end all is deleted."""
     kernel, names = Kernel(), [f"p{number}" for number in range(12)]
