@@ -356,5 +356,4 @@ class Turns:
         return state is not None and state.pod.host_network
 
     def _addresses(self, ref: ObjectRef) -> tuple[bytes, ...]:
-        state = self._world.pods.get(ref)
-        return () if state is None or state.pod.host_network else state.pod.addresses
+        return self._world.addresses_of(ref)

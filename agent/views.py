@@ -26,7 +26,7 @@ from agent.world.remotes import RemotePod
 from agent.world.world import World
 from policies.address import format_address
 from policies.kinds import KINDS
-from policies.model import SERVICE_ACCOUNT, ObjectRef, Origin, Policy
+from policies.model import SERVICE_ACCOUNT, Direction, ObjectRef, Origin, Policy, Subject
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,14 @@ class Views:
             policy_revision=self.revision(ref) if here else Revision(0, 0),
             node=self.world.config.name if here else pod.node,
             host_network=pod.host_network,
-            isolated=tuple(sorted({str(d) for policy in isolating for d in policy.isolates})),
+            isolated=tuple(sorted({str(d) for d in self._isolated(subject, isolating)})),
             problem=self.pods.problem(ref) or problem,
         )
+
+    def _isolated(self, subject: Subject | None, isolating: list[Policy]) -> Iterable[Direction]:
+        if subject is not None and self.world.config.enforce_always:
+            return Direction
+        return (direction for policy in isolating for direction in policy.isolates)
 
     def _is_here(self, state: PodState) -> bool:
         return state.pod.node in ("", self.world.config.name) or self.pods.get(state.pod.ref) is not None

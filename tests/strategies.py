@@ -323,9 +323,9 @@ def policy_ref(raw: Raw) -> ObjectRef:
     return ObjectRef("NetworkPolicy", raw["metadata"]["namespace"], raw["metadata"]["name"])
 
 
-def index_of(cluster: Cluster) -> PolicyIndex:
+def index_of(cluster: Cluster, *, enforce_always: bool = False) -> PolicyIndex:
     """Built from scratch: every pod is local, every party's class is in use."""
-    index = PolicyIndex()
+    index = PolicyIndex(enforce_always=enforce_always)
     for name, labels in cluster.namespaces.items():
         index.set_namespace(name, labels)
     numbers = identities(cluster.pods)

@@ -10,6 +10,7 @@ from agent.world.identities import IdentityBook
 from agent.world.marks import MarkBook
 from agent.world.nodes import NODE_KIND, Moved, NodeBook
 from agent.world.remotes import Moves, RemoteBook
+from policies.address import Prefix
 from policies.model import ObjectRef
 
 
@@ -42,6 +43,10 @@ class Neighbours:
             for address in self._config.addresses if own else self._nodes.addresses_of(name):
                 self._addresses.touch(address)
         return touched
+
+    def put_own_blocks(self, blocks: tuple[Prefix, ...]) -> set[ObjectRef]:
+        """This node has these blocks for its pods now."""
+        return self._move(self._nodes.put_own(blocks))
 
     def put_endpoints(self, name: str, told: NodeEndpoints | None) -> set[ObjectRef]:
         """What a node tells is now thus, or (None) it is gone. Of its own pods this node knows more."""

@@ -140,6 +140,10 @@ class NodeBook:
             self._said[name] = said
         return self._settle(name, self._claim(SAID, name, said.pod_cidrs if said is not None else ()))
 
+    def put_own(self, blocks: tuple[Prefix, ...]) -> Moved:
+        """Blocks that this node has for its pods now."""
+        return self._settle(self._own, self._claim(OWN, self._own, blocks))
+
     # ---- inside
 
     def _claim(self, rank: int, name: str, blocks: tuple[Prefix, ...]) -> Moved:

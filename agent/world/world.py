@@ -176,6 +176,11 @@ class World:
         self._attachments.take(ref)
         self._place_again(ref)
 
+    def set_pod_blocks(self, blocks: tuple[Prefix, ...]) -> None:
+        """In a cluster: this node has these blocks for its pods now, whatever it was configured with (a pool's blocks
+        come and go)."""
+        self._note(self._neighbours.put_own_blocks(blocks))
+
     def set_names(self, name: str, addresses: frozenset[bytes]) -> None:
         """The addresses a DNS name has now (16 bytes each); none: it has none that count any more."""
         for address in self.marks.names.set(name, addresses):

@@ -252,3 +252,17 @@ def test_oracle_names_what_decided() -> None:
     assert evaluate(policies, {}, Flow(PARTIES["node"], PARTIES["web"], 6, 80)).ingress.allowed_by == (NODE,)
     assert evaluate(policies, {}, Flow(PARTIES["web"], PARTIES["web"], 6, 80)).egress.allowed_by == (SELF,)
     assert not evaluate(policies, {}, Flow(PARTIES["world"], PARTIES["web"], 6, 80)).egress.judged
+
+
+def test_where_every_pod_is_isolated_what_no_rule_allows_is_denied() -> None:
+    """--policy-enforcement always. The node still reaches its pods, and a pod itself."""
+    flow = Flow(PARTIES["client"], PARTIES["web"], 6, 80)
+    assert evaluate([], LABELS, flow).verdict is Verdict.ALLOW
+    decision = evaluate([], LABELS, flow, enforce_always=True)
+    assert (decision.egress.verdict, decision.ingress.verdict) == (Verdict.DENY, Verdict.DENY)
+    assert not (decision.egress.denied_by or decision.egress.isolated_by)
+    opened = evaluate([ingress({"ports": [{"port": 80}]})], LABELS, flow, enforce_always=True)
+    assert (opened.egress.verdict, opened.ingress.verdict) == (Verdict.DENY, Verdict.ALLOW)
+    for source in ("node", "web"):
+        own = Flow(PARTIES[source], PARTIES["web"], 6, 80)
+        assert evaluate([], LABELS, own, enforce_always=True).verdict is Verdict.ALLOW

@@ -18,11 +18,11 @@ from policies.model import DEFAULT_DENY, Direction, Policy, Verdict
 pytestmark = pytest.mark.timeout(420)  # of a failure, hypothesis may take five minutes to find the smallest
 
 
-def agree(cluster: Cluster, index: PolicyIndex, policies: list[Policy], flow: Flow) -> None:
+def agree(cluster: Cluster, index: PolicyIndex, policies: list[Policy], flow: Flow, *, always: bool = False) -> None:
     """Each judged side, as the datapath judges it: exact class row, else the row of any remote, else deny."""
     numbers = strategies.identities(cluster.pods)
     for direction in Direction:
-        side = evaluate_side(policies, cluster.namespaces, flow, direction)
+        side = evaluate_side(policies, cluster.namespaces, flow, direction, enforce_always=always)
         subject_party, remote_party = ends(flow, direction)
         if not side.judged or exempt(flow, direction) is not None:
             continue  # the datapath allows these before it asks for a row
@@ -71,3 +71,13 @@ def check(few: int, peers: int, cluster: Cluster, seed: int) -> None:
 @pytest.mark.parametrize(("few", "peers"), [(0, 0), (compiler.FEW_CLASSES, 0), (0, compiler.FEW_PEERS)])
 def test_random_clusters_with_policies_of_every_kind(few: int, peers: int, cluster: Cluster, seed: int) -> None:
     check(few, peers, cluster, seed)
+
+
+@given(cluster=drawn_policies.clusters(), seed=st.integers(0, 2**32))
+@settings(max_examples=200, deadline=None, print_blob=True)
+def test_random_clusters_where_every_pod_is_isolated(cluster: Cluster, seed: int) -> None:
+    """--policy-enforcement always: a pod that no policy selects is denied everything, too."""
+    index = strategies.index_of(cluster, enforce_always=True)
+    policies = strategies.policies_of(cluster)
+    for flow in strategies.flows_of(cluster, seed, 30):
+        agree(cluster, index, policies, flow, always=True)

@@ -530,6 +530,18 @@ def test_peers() -> None:
     assert "n2" not in world.nodes.peers()
 
 
+def test_a_pool_s_blocks_come_and_go() -> None:
+    world = world_of(number(300), told("there", endpoint("a", 300, "10.5.0.5")))
+    assert seen(world, "10.5.0.5") == 300, "there has no block: its pods may have any address that is in no other's"
+    world.set_pod_blocks((Prefix.parse("10.5.0.0/24"),))
+    world.take_dirty()
+    assert (seen(world, "10.5.0.5"), seen_block(world, "10.5.0.0/24")) == (None, UNMANAGED)
+    assert seen_block(world, "10.1.0.0/24") is None
+    world.set_pod_blocks(())
+    world.take_dirty()
+    assert (seen(world, "10.5.0.5"), seen_block(world, "10.5.0.0/24")) == (300, None)
+
+
 def test_without_a_cluster_nothing_of_this_counts() -> None:
     config = msgspec.structs.replace(CONFIG, cluster=False, attached=False)
     world = world_of(
