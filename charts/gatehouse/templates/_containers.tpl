@@ -73,7 +73,7 @@ containers:
   - name: flows
     {{- include "gatehouse.helper" (dict "root" . "name" "flows" "resources" $v.observability.flows.resources) | nindent 4 }}
     securityContext:
-      {{- include "gatehouse.may" (concat (list "NET_ADMIN" "SYS_ADMIN") (ternary (list "SYS_PTRACE") list $v.hostPID)) | nindent 6 }}
+      {{- include "gatehouse.may" (concat (list "CHOWN" "NET_ADMIN" "SYS_ADMIN") (ternary (list "SYS_PTRACE") list $v.hostPID)) | nindent 6 }}
     volumeMounts:
       - name: state
         mountPath: {{ $v.stateDir }}
