@@ -33,8 +33,9 @@ def helper(
     asks for a proxy. It needs the agent's network namespace, and flows and dns the machine's bpffs; no PID namespace
     has to be shared.
 
-    Privileges: flows those of the agent; dns and envoy CAP_NET_RAW, and CAP_SETUID, CAP_SETGID and CAP_SETPCAP to give
-    up all else by themselves, and CAP_KILL to end Envoy, which becomes another user.
+    Privileges: flows CAP_NET_ADMIN and CAP_SYS_ADMIN, to end connections in pods' namespaces, and CAP_CHOWN, to share a
+    socket with Envoy's user; dns CAP_NET_RAW; envoy CAP_NET_RAW, which Envoy keeps, CAP_SETUID, CAP_SETGID and
+    CAP_SETPCAP to become a user of its own with nothing else, and CAP_KILL to end what that user runs.
 
     \b
     Examples:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +18,8 @@ from agent.privileges import NET_RAW, ROOT, USER, capabilities
 from agent.supervisor import listener_pid
 
 FLAGS = ("--helpers", "containers", "--l7-proxy", "on", "--dns-proxy", "on", "--healthz", "127.0.0.1:10256")
-FEW = "-all,+net_raw,+setuid,+setgid,+setpcap,+kill"
-"""What a proxy's container has; Envoy and the DNS proxy make do with one of them."""
+MAY = {"flows": "chown net_admin sys_admin", "dns": "net_raw", "envoy": "kill net_raw setgid setpcap setuid"}
+"""Capabilities of each container, as the chart gives them. Envoy makes do with one of its."""
 
 
 class Containers:
@@ -33,8 +32,9 @@ class Containers:
 
     def start(self, *names: str) -> None:
         for name in names:
-            few = [] if name == "flows" else ["setpriv", f"--bounding-set={FEW}", f"--inh-caps={FEW}"]
-            command = ["unshare", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc", *few]
+            few = ",".join(["-all", *(f"+{capability}" for capability in MAY[name].split())])
+            command = ["unshare", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
+            command += ["setpriv", f"--bounding-set={few}", f"--inh-caps={few}", "--no-new-privs"]
             with (self.folder / f"{name}.container").open("ab") as log:
                 self.running[name] = self.agent.node.popen(
                     *command, *self.agent.command("helper", name), stdout=log, stderr=log, env=self.agent.env
@@ -148,7 +148,7 @@ def test_one_that_nothing_asks_for_is_ended(agent: RunningAgent, containers: Con
 def test_a_container_that_may_not_end_it_ends_itself(
     agent: RunningAgent, containers: Containers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "FEW", FEW.removesuffix(",+kill"))
+    monkeypatch.setitem(MAY, "envoy", MAY["envoy"].removeprefix("kill "))
     begin(agent, containers)
     agent.instance.order("envoy").unlink()
     assert containers.running.pop("envoy").wait(SETTLE_S) == 1
