@@ -1,4 +1,4 @@
-{{- /* The agent's settings: agent/config/fields.py says what they mean. Node and state directory are given by variables. */ -}}
+{{- /* The agent's settings: agent/config/fields.py says what they mean. Node, namespace and state directory are given by variables. */ -}}
 {{- define "gatehouse.config" -}}
 {{- $v := .Values -}}
 {{- $any := ternary "0.0.0.0" "[::]" $v.ipv4.enabled -}}

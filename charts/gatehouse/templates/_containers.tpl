@@ -17,6 +17,10 @@ containers:
         valueFrom:
           fieldRef:
             fieldPath: spec.nodeName
+      - name: GATEHOUSE_NAMESPACE # where the Lease is
+        valueFrom:
+          fieldRef:
+            fieldPath: metadata.namespace
       {{- if $v.loadBalancer.maglev.seed }}
       - name: GATEHOUSE_MAGLEV_SEED
         valueFrom:

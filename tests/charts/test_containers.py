@@ -1,0 +1,117 @@
+"""The pod: commands, mounts, probes, privileges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import typer
+from chart_objects import container, containers, layers, mounted, pod, variables
+from helm_process import Helm
+
+from agent.cli.main import build
+from agent.config import merge
+
+OWN = "gatehouse"
+OTHERS = {("bpffs", "sh"), ("bpffs", "nsenter"), ("clean", "sleep")}
+"""Containers that run no command of Gatehouse."""
+
+
+def test_commands_are_gatehouses(objects: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is taken by the parser of the command it runs, with the variables it has."""
+    parsed = 0
+    for one in containers(objects):
+        program, *words = one["command"]
+        if program != OWN:
+            assert (one["name"], program) in OTHERS
+            continue
+        with monkeypatch.context() as patched:
+            for name, value in variables(one, objects).items():
+                patched.setenv(name, value)
+            command = typer.main.get_command(build(words[0])).commands[words[0]]  # type: ignore[attr-defined]
+            command.make_context(words[0], words[1:])
+        parsed += 1
+    assert parsed
+
+
+def test_helpers_share_the_agents_state(working: list[dict[str, Any]]) -> None:
+    config = merge(*layers(working)).config
+    for one in containers(working):
+        if one["command"][1] == "helper":
+            assert one["command"][-2:] == ["--state-dir", config.state_dir]
+        if one["command"][0] == OWN:
+            assert config.state_dir in mounted(one)
+
+
+def test_folders_of_the_settings_are_the_nodes(working: list[dict[str, Any]]) -> None:
+    """At the same paths in the container: runtimes are told of them, and `gatehouse cleanup` finds them by notes."""
+    config = merge(*layers(working)).config
+    volumes = {one["name"]: one.get("hostPath", {}).get("path") for one in pod(working)["spec"]["volumes"]}
+    of_the_node = {path: volumes[name] for path, name in mounted(container(working, "agent")).items()}
+    folders = {config.state_dir, config.cgroup, config.cni_conf_dir, config.cni_bin_dir, "/run/gatehouse", "/run/netns"}
+    for folder in folders - {""}:
+        assert of_the_node[folder] == folder
+
+
+def test_names_in_the_pod_lead_somewhere(objects: list[dict[str, Any]]) -> None:
+    spec = pod(objects)["spec"]
+    used = {mount["name"] for one in containers(objects) for mount in one.get("volumeMounts", ())}
+    assert used == {one["name"] for one in spec["volumes"]}
+    made = {(one["kind"], one["metadata"]["name"]) for one in objects}
+    for one in containers(objects):
+        ports = {port["name"] for port in one.get("ports", ())}
+        probes = [probe for key, probe in one.items() if key.endswith("Probe")]
+        assert {probe["httpGet"]["port"] for probe in probes} <= ports
+        for variable in one.get("env", ()):
+            if (ref := variable.get("valueFrom", {}).get("secretKeyRef")) is not None:
+                assert ("Secret", ref["name"]) in made
+    assert ("ServiceAccount", spec["serviceAccountName"]) in made
+    assert not spec["automountServiceAccountToken"]
+
+
+def test_probes_ask_what_the_agent_answers(helm: Helm) -> None:
+    agent = container(helm.objects({}), "agent")
+    probes = {key: probe["httpGet"] for key, probe in agent.items() if key.endswith("Probe")}
+    assert sorted(probes) == ["livenessProbe", "readinessProbe", "startupProbe"]
+    assert {probe["path"] for probe in probes.values()} == {"/livez"}
+    assert {probe["host"] for probe in probes.values()} == {"127.0.0.1"}
+
+
+def test_containers_have_little(objects: list[dict[str, Any]]) -> None:
+    spec = pod(objects)["spec"]
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for one in containers(objects):
+        context = one["securityContext"]
+        assert not context.get("privileged")
+        assert not context["allowPrivilegeEscalation"]
+        assert context["readOnlyRootFilesystem"]
+        assert context["capabilities"]["drop"] == ["ALL"]
+        added = context["capabilities"].get("add", [])
+        assert added == sorted(added)
+        assert "ALL" not in added
+        assert one["image"].partition(":")[2] not in ("", "latest")
+
+
+def test_who_has_the_token(objects: list[dict[str, Any]], installation: str) -> None:
+    has = [one["name"] for one in containers(objects) if "token" in mounted(one).values()]
+    assert has == ([] if installation == "cleanup" else ["agent"])
+
+
+def test_what_is_turned_off_has_no_container(helm: Helm) -> None:
+    def names(values: dict[str, Any]) -> list[str]:
+        return [one["name"] for one in pod(helm.objects(values))["spec"]["containers"]]
+
+    assert names({}) == ["agent", "flows", "envoy", "dns"]
+    assert names({"l7Proxy": {"enabled": False}}) == ["agent", "flows", "dns"]
+    assert names({"dnsProxy": {"enabled": False}}) == ["agent", "flows", "envoy"]
+
+
+def test_scheduled_everywhere(helm: Helm) -> None:
+    (found,) = (one for one in helm.objects({}) if one["kind"] == "DaemonSet")
+    spec = found["spec"]["template"]["spec"]
+    assert spec["priorityClassName"] == "system-node-critical"
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    assert found["spec"]["updateStrategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "10%"}}
+    assert spec["hostNetwork"] is True
+    assert spec["hostPID"] is False
+    assert spec["dnsPolicy"] == "Default"
