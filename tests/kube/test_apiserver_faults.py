@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rig
 import yaml
 from apiserver import TABLE, ApiServer
 from apiserver.client import Client, Watching
@@ -243,6 +244,25 @@ def test_definitions_come_and_go(client: Client, api: ApiServer) -> None:
     client.ask("GET", path, expect=200)
     with ApiServer(without=["cilium.io"]) as bare, Client(bare.url) as asking:
         asking.ask("GET", "/apis/cilium.io", expect=404)
+
+
+def test_a_client_that_goes_leaves_no_watch(api: ApiServer, client: Client) -> None:
+    with client.watch(f"{PODS}?watch=1") as watching:
+        api.put(pod("a"))
+        event(watching)
+        assert api.watching("pods") == 1
+    rig.wait_until(lambda: api.watching("pods") == 0, 10.0, "the server has noticed")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_inside_a_network_namespace(root: None, host: str) -> None:
+    with rig.Netns("api") as netns, ApiServer(netns=netns, host=host) as api:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, api.port))
+        api.stop()
+        api.start()
+        with api.client() as client:
+            assert netns.call(client.ask, "GET", "/readyz").body == b"ok"
 
 
 def test_requests_are_kept_as_rbac_sees_them(api: ApiServer, client: Client) -> None:
