@@ -113,7 +113,7 @@ class Agent:
 
     def _local_pods(self) -> LocalPods:
         endpoints = Endpoints(
-            self.instance.short_name, self.instance.state_dir, self.config.mtu, cgroup=self.attachments.pods_cgroup
+            self.instance.short_name, self.instance.state_dir, self.routing.mtu, cgroup=self.attachments.pods_cgroup
         )
         return LocalPods(endpoints, self.hooks, self.turns.enforce)
 

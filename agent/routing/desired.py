@@ -13,6 +13,7 @@ import msgspec
 from agent.endpoints.routes import Forwarding, Neighbour, Reach, Route
 from agent.endpoints.wiring import derive_mac
 from agent.world.nodes import Peer
+from agent.world.prefixes import PrefixSet, SortedPrefixes
 from policies.address import Prefix, format_address, is_v4
 
 SPECIAL = tuple(map(Prefix.parse, ("127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::1/128", "fe80::/10", "ff00::/8")))
@@ -95,34 +96,50 @@ def link_local(mac: bytes) -> bytes:
 def _accepted(own: Own, peers: Iterable[Peer], problems: list[str]) -> Iterator[tuple[Peer, Prefix]]:
     """Each peer with each of its blocks that may be its own."""
     known = sorted((peer for peer in peers if peer.name != own.name), key=lambda peer: peer.name)
-    nodes = [(own.name, own.addresses), *((peer.name, peer.addresses) for peer in known)]
-    taken = [(own.name, block) for block in own.pod_cidrs]
+    taken = _Taken(own, known)
     for peer in known:
         for block in peer.pod_cidrs:
-            why = _overlapping(block, taken) or _holding(block, nodes)
-            if why:
+            if why := taken.refusal(block):
                 problems.append(f"pods of node {peer.name} in {block} are not reached: {why}")
-                continue
-            taken.append((peer.name, block))
-            yield peer, block
+            else:
+                taken.add(peer.name, block)
+                yield peer, block
 
 
-def _overlapping(block: Prefix, taken: Iterable[tuple[str, Prefix]]) -> str:
-    for special in SPECIAL:
-        if special.covers(block) or block.covers(special):
-            return f"{special} holds no pods' addresses; give it a block of its own"
-    for name, other in taken:
-        if other.covers(block) or block.covers(other):
-            return f"{other} is node {name}'s; give each node blocks of its own"
-    return ""
+class _Taken:
+    """Whose blocks and addresses are whose."""
 
+    def __init__(self, own: Own, peers: Iterable[Peer]) -> None:
+        self._owners: dict[Prefix, str] = {}
+        self._blocks, self._sorted = PrefixSet(), SortedPrefixes()
+        self._nodes: dict[Prefix, str] = {}
+        for name, addresses in ((own.name, own.addresses), *((peer.name, peer.addresses) for peer in peers)):
+            for address in addresses:
+                self._nodes.setdefault(Prefix.host(address), name)
+        self._addresses = SortedPrefixes()
+        for host in self._nodes:
+            self._addresses.add(host)
+        for block in own.pod_cidrs:
+            self.add(own.name, block)
 
-def _holding(block: Prefix, nodes: Iterable[tuple[str, Iterable[bytes]]]) -> str:
-    for name, addresses in nodes:
-        for address in addresses:
-            if block.contains(address):
-                return f"it holds {format_address(address)}, an address of node {name}; give pods other addresses"
-    return ""
+    def add(self, name: str, block: Prefix) -> None:
+        self._owners[block] = name
+        self._blocks.add(block)
+        self._sorted.add(block)
+
+    def refusal(self, block: Prefix) -> str:
+        """Why a block cannot be another node's; empty: it can."""
+        for special in SPECIAL:
+            if special.covers(block) or block.covers(special):
+                return f"{special} holds no pods' addresses; give it a block of its own"
+        other = min((*self._blocks.covering(block), *self._sorted.inside(block)), default=None)
+        if other is not None:
+            return f"{other} is node {self._owners[other]}'s; give each node blocks of its own"
+        held = next(self._addresses.inside(block), None)
+        if held is not None:
+            at = format_address(held.network)
+            return f"it holds {at}, an address of node {self._nodes[held]}; give pods other addresses"
+        return ""
 
 
 def _unreachable(peer: Peer, block: Prefix, usable: list[bytes], reach: Mapping[bytes, Reach]) -> str:
