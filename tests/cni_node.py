@@ -137,7 +137,7 @@ class CniNode:
         self.record = Attachments(folder / "attachments")
         self.ipam = Ipam(lambda: 0.0)
         self.ipam.set_blocks(blocks)
-        around = Surroundings(
+        self.around = Surroundings(
             links=kernel,
             attach_programs=self._attach_programs,
             has_programs=self.programs.__contains__,
@@ -147,7 +147,7 @@ class CniNode:
             unreachable=lambda: self.unreachable,
             mtu=lambda: 1500,
         )
-        self.pods = CniPods(self.record, self.ipam, around, chained)
+        self.pods = CniPods(self.record, self.ipam, self.around, chained)
         self.verbs = Verbs(self.pods, folder / "cni-queue", lambda: self.unready, lambda: 1500, **verbs)
         self._running: asyncio.Task[None] | None = None
 

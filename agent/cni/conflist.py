@@ -8,7 +8,6 @@ state directory, so that `gatehouse cleanup` finds them whatever it is started w
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +63,22 @@ class Installer:
             ) from None
         return changed
 
-    def others(self) -> list[str]:
-        """What people should know of other configurations in the folder, which are left alone."""
-        names = [path.name for path in _configurations(self._conf_dir)] if self._conf_dir else []
-        first = [name for name in names if name < NAME]
-        later = [name for name in names if name > NAME and name != self._chain]
+    def ahead(self) -> list[str]:
+        """Configurations that keep runtimes from using ours, one sentence each. They are left alone."""
         return [
-            *(f"{name}: runtimes use it and not {NAME}, for it sorts first; remove or rename it" for name in first),
-            *(f"{name}: another CNI configuration; runtimes use {NAME}, for it sorts first" for name in later),
+            f"{name}: runtimes use it and not {NAME}, for it sorts first; remove or rename it"
+            for name in self._names()
+            if name < NAME
         ]
+
+    def others(self) -> list[str]:
+        """What stands behind ours."""
+        return [name for name in self._names() if name > NAME and name != self._chain]
+
+    def _names(self) -> list[str]:
+        if self._conf_dir is None or not self._conf_dir.is_dir():
+            return []
+        return sorted(p.name for p in self._conf_dir.iterdir() if p.suffix in _RUNTIMES_READ)
 
     def _plugin(self) -> bytes:
         try:
@@ -152,11 +158,6 @@ def _is_ours(path: Path, state_dir: Path) -> bool:
         return str(state_dir.resolve() / "cni.sock") in path.read_text()
     except FileNotFoundError:
         return False
-
-
-def _configurations(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from sorted(p for p in folder.iterdir() if p.suffix in _RUNTIMES_READ and p.name != NAME)
 
 
 def _write(path: Path, content: bytes, mode: int) -> bool:

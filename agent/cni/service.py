@@ -43,11 +43,12 @@ class CniService:
         self._installer = Installer(state_dir, config.cni_conf_dir, config.cni_bin_dir, config.cni_chain)
         self._unready = "the agent is starting"
         self._problem = ""
+        self._ahead: list[str] = []
 
     @property
     def problems(self) -> list[str]:
-        """What is not as the settings say, one sentence each."""
-        return [self._problem] if self._problem else []
+        """What is not as the settings say, or keeps runtimes from using it, one sentence each."""
+        return [*([self._problem] if self._problem else []), *self._ahead, *self.pods.notices]
 
     async def run(self) -> None:
         """Serve, and have the plugin in place once there is somebody to ask."""
@@ -71,9 +72,9 @@ class CniService:
                 if self._problem != str(error):
                     log.error("CNI plugin", reason=str(error))
                 self._problem = str(error)
+            self._ahead = await asyncio.to_thread(self._installer.ahead)
             others = await asyncio.to_thread(self._installer.others)
             if others != said:
                 said = others
-                for sentence in others:
-                    log.warning("another CNI configuration", file=sentence)
+                log.info("other CNI configurations, behind ours", files=others)
             await asyncio.sleep(RETRY_S)
