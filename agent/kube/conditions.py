@@ -67,73 +67,63 @@ class NodeStatusHead(msgspec.Struct):
     status: _NodeReport | None = None
 
 
+NOTHING: Mapping[str, int] = {}
+
+
 class Reports:
     """Which generation of which policy is in force on how many nodes. Most report the same, which is kept once."""
 
     def __init__(self) -> None:
-        self._nodes: dict[str, tuple[bytes, list[RefusedPolicy]]] = {}
+        self._nodes: dict[str, tuple[bytes, list[RefusedPolicy]]] = {}  # digest of what is enforced, what is refused
         self._shared: dict[bytes, Mapping[str, int]] = {}
         self._uses: Counter[bytes] = Counter()
-        self._enforced: defaultdict[str, Counter[int]] = defaultdict(Counter)
         self._refused: defaultdict[str, dict[str, RefusedPolicy]] = defaultdict(dict)
 
     def __len__(self) -> int:
         return len(self._nodes)
 
-    def put(self, node: str, report: NodeStatusHead | None) -> set[str]:
-        """What a node reports now; None: it is gone. Returns policies of which anything may be different."""
-        count = len(self._nodes)
+    def put(self, node: str, report: NodeStatusHead | None) -> set[str] | None:
+        """What a node reports now; None: it is gone. Returns policies of which anything may be different; None: of all,
+        as there are more or fewer nodes."""
+        count, new, refused = len(self._nodes), NOTHING, list[RefusedPolicy]()
+        status = report.status if report is not None else None
+        shared = self._share(status.enforced) if status is not None else None
         old_digest, old_refused = self._nodes.pop(node, (b"", []))
-        old = self._shared.get(old_digest, {})
-        new: Mapping[str, int] = {}
-        changed = {one.policy for one in old_refused}
-        if report is not None and report.status is not None:
-            digest = blake2b(bytes(report.status.enforced), digest_size=16).digest()
-            if digest not in self._shared:
-                self._shared[digest] = msgspec.json.decode(report.status.enforced, type=dict[str, int])
-            new = self._shared[digest]
-            self._uses[digest] += 1
-            refused = report.status.refused or []
+        old = self._shared.get(old_digest, NOTHING)
+        if status is not None and shared is not None:
+            digest, new = shared
+            refused = status.refused or []
             self._nodes[node] = digest, refused
-            changed |= {one.policy for one in refused}
-        changed |= self._count(old, new)
-        self._refuse(node, old_refused, self._nodes[node][1] if node in self._nodes else [])
+        changed = {policy for policy, _ in old.items() ^ new.items()} if old is not new else set()
+        changed |= self._refuse(node, old_refused, refused)
         if old_digest:
             self._drop(old_digest)
-        return changed if len(self._nodes) == count else changed | self._enforced.keys() | self._refused.keys()
+        return changed if len(self._nodes) == count else None
 
     def enforcing(self, policy: str, generation: int) -> int:
         """On how many nodes that generation is in force."""
-        return self._enforced[policy][generation] if policy in self._enforced else 0
+        return sum(self._uses[digest] for digest, said in self._shared.items() if said.get(policy) == generation)
 
     def refusals(self, policy: str, generation: int) -> list[tuple[str, str]]:
         """Nodes that do not take that generation, and why."""
         refused = self._refused.get(policy, {})
         return sorted((node, one.message) for node, one in refused.items() if one.generation == generation)
 
-    def _count(self, old: Mapping[str, int], new: Mapping[str, int]) -> set[str]:
-        if old is new:
-            return set()
-        changed = {policy for policy, generation in old.items() if new.get(policy) != generation}
-        changed |= {policy for policy, generation in new.items() if old.get(policy) != generation}
-        for policy in changed:
-            counts = self._enforced[policy]
-            if policy in old:
-                counts[old[policy]] -= 1
-            if policy in new:
-                counts[new[policy]] += 1
-            self._enforced[policy] = +counts
-            if not self._enforced[policy]:
-                del self._enforced[policy]
-        return changed
+    def _share(self, enforced: msgspec.Raw) -> tuple[bytes, Mapping[str, int]]:
+        digest = blake2b(bytes(enforced), digest_size=16).digest()
+        if digest not in self._shared:
+            self._shared[digest] = msgspec.json.decode(enforced, type=dict[str, int])
+        self._uses[digest] += 1
+        return digest, self._shared[digest]
 
-    def _refuse(self, node: str, old: Iterable[RefusedPolicy], new: Iterable[RefusedPolicy]) -> None:
+    def _refuse(self, node: str, old: Iterable[RefusedPolicy], new: Iterable[RefusedPolicy]) -> set[str]:
         for one in old:
             self._refused[one.policy].pop(node, None)
             if not self._refused[one.policy]:
                 del self._refused[one.policy]
         for one in new:
             self._refused[one.policy][node] = one
+        return {one.policy for one in (*old, *new)}
 
     def _drop(self, digest: bytes) -> None:
         self._uses[digest] -= 1
@@ -186,9 +176,8 @@ class PolicyBook:
         self._dirty: set[str] = set()
 
     def put_node(self, node: str, report: NodeStatusHead | None) -> None:
-        before = len(self.reports)
         changed = self.reports.put(node, report)
-        self._dirty |= self.policies.keys() if len(self.reports) != before else changed & self.policies.keys()
+        self._dirty |= self.policies.keys() if changed is None else changed & self.policies.keys()
 
     def put_policy(self, name: str, head: PolicyHead | None, now_s: float) -> None:
         """`now_s`: of any clock that only goes on."""

@@ -45,11 +45,13 @@ class LeaseHead(msgspec.Struct):
 
 
 class Times(msgspec.Struct, frozen=True):
-    """`renew_s` is the longest a holder goes on without having renewed; it must be well below `duration_s`."""
+    """`renew_s` is the longest a holder goes on without having renewed; it must be well below `duration_s`. The holder
+    renews every `retry_s`; the others, of which there is one on every node, look once in `look_s`."""
 
     duration_s: int = 15
     renew_s: float = 10.0
     retry_s: float = 2.0
+    look_s: float = 60.0
 
 
 class Observer:
@@ -126,8 +128,11 @@ class Lease:
     # ---- inside
 
     async def _acquire(self) -> None:
+        """The second look comes as soon as a holder that is no more (this node's last agent, say) can be found out."""
+        wait_s = min(float(self._times.duration_s), self._times.look_s)
         while not await self._attempt():
-            await asyncio.sleep(self._times.retry_s * random.uniform(1.0, 2.2))  # noqa: S311
+            await asyncio.sleep(wait_s * random.uniform(1.0, 1.5))  # noqa: S311
+            wait_s = self._times.look_s * 0.8
 
     async def _hold(self, work: Callable[[], Awaitable[None]]) -> None:
         """Until the Lease is lost."""

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from coroutines import in_no_time, now_s
-from object_store import ObjectStore
+from object_store import Hook, ObjectStore
 
 from agent.kube.lease import Lease, LeaseSpec, Observer, Times, claim
 from agent.kube.writes import Away
 
-TIMES = Times(duration_s=15, renew_s=10.0, retry_s=2.0)
+TIMES = Times(duration_s=15, renew_s=10.0, retry_s=2.0, look_s=2.0)
 KEY = "gatehouse-system/gatehouse"
 
 
@@ -53,11 +53,13 @@ def test_what_a_holder_writes(old: LeaseSpec, new: LeaseSpec) -> None:
 class Agent:
     """Says when it works."""
 
-    def __init__(self, store: ObjectStore, name: str, clock_s: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self, store: ObjectStore, name: str, clock_s: Callable[[], float] | None = None, times: Times = TIMES
+    ) -> None:
         self.name = name
         self.works = asyncio.Event()
         self.started_at: list[float] = []
-        self.lease = Lease(store, "gatehouse-system", name, times=TIMES, clock_s=clock_s or now_s)
+        self.lease = Lease(store, "gatehouse-system", name, times=times, clock_s=clock_s or now_s)
         self.task = asyncio.create_task(self.lease.run(self.work))
 
     async def work(self) -> None:
@@ -122,6 +124,42 @@ async def test_one_that_vanished_is_followed_after_its_time() -> None:
     assert not first.works.is_set() and second.works.is_set()
     await first.stop()
     await second.stop()
+
+
+@in_no_time
+async def test_those_who_have_it_not_look_seldom_and_find_out_all_the_same() -> None:
+    looks = 0
+
+    async def count(request: str, name: str) -> None:
+        nonlocal looks
+        looks += asyncio.current_task() is not first.task
+
+    store = ObjectStore(before=count)
+    times = Times()
+    first = Agent(store, "first", times=times)
+    await first.works.wait()
+    others = [Agent(store, f"other-{i}", times=times) for i in range(20)]
+    await asyncio.sleep(3600)
+    assert looks <= 20 * 3600 / (times.look_s * 0.8) + 40
+    first.task.cancel()
+    store.before = cut_off(first)
+    await asyncio.gather(first.task, return_exceptions=True)
+    stopped_s = now_s()
+    while not any(other.works.is_set() for other in others):
+        await asyncio.sleep(1)
+    assert now_s() - stopped_s < 2 * times.look_s
+    for other in others:
+        await other.stop()
+
+
+def cut_off(first: Agent) -> Hook:
+    """It cannot give the Lease back."""
+
+    async def fail(request: str, name: str) -> None:
+        if asyncio.current_task() is first.task:
+            raise Away("no route to host")
+
+    return fail
 
 
 @in_no_time

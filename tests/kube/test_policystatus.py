@@ -95,10 +95,10 @@ def test_counts_are_those_of_the_last_reports() -> None:
         for (name, g), then in before.items():
             assert reports.enforcing(name, g) == sum(one.get(name) == g for one in enforced_by.values())
             if (reports.enforcing(name, g), reports.refusals(name, g)) != then:
-                assert name in changed
+                assert changed is None or name in changed
     for node in list(latest):
         reports.put(node, None)
-    assert not len(reports) and not reports._shared and not reports._enforced and not reports._refused
+    assert not len(reports) and not reports._shared and not reports._uses and not reports._refused
 
 
 THEIRS = {
