@@ -24,18 +24,18 @@ OTHERS = 0o077
 _TABLES = """
 CREATE TABLE IF NOT EXISTS object (
   file TEXT PRIMARY KEY, resource TEXT NOT NULL, version TEXT NOT NULL, generation INTEGER NOT NULL,
-  good BLOB, broken BLOB
+  uid TEXT NOT NULL,  good BLOB, broken BLOB
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS whole (resource TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS about (identity TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 _PUT = """
-INSERT INTO object VALUES (:file, :resource, :version, :generation, :good, :broken)
+INSERT INTO object VALUES (:file, :resource, :version, :generation, :uid, :good, :broken)
 ON CONFLICT (file) DO UPDATE SET resource = excluded.resource, version = excluded.version,
-  generation = excluded.generation, good = coalesce(excluded.good, good), broken = excluded.broken
+  generation = excluded.generation, uid = excluded.uid, good = coalesce(excluded.good, good), broken = excluded.broken
 """
 _FORGET = ("DELETE FROM object", "DELETE FROM whole", "DELETE FROM about")
-_ROWS = "SELECT file, resource, version, generation, good, broken FROM object"
+_ROWS = "SELECT file, resource, version, generation, uid, good, broken FROM object"
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -46,6 +46,7 @@ class Row(msgspec.Struct, frozen=True):
     resource: str
     version: str
     generation: int
+    uid: str
     good: bytes | None
     broken: bytes | None = None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+import msgspec
+
 from agent.kube.replica import Update
 
 ROOM = 2000
@@ -28,6 +30,9 @@ class Inbox:
     def push(self, update: Update) -> None:
         if not self:
             self._received_ns = time.monotonic_ns()
+        before = self._urgent.get(update.file) or self._found.get(update.file)
+        if before is not None and update.text is not None and (before.text is None or before.anew):
+            update = msgspec.structs.replace(update, anew=True)
         if update.urgent or update.file in self._urgent:
             self._found.pop(update.file, None)
             self._urgent[update.file] = update

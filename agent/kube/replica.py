@@ -20,12 +20,13 @@ BURIED = 4096
 class Seen(msgspec.Struct, frozen=True, gc=False):
     version: str  # metadata.resourceVersion
     generation: int  # metadata.generation
+    uid: str  # metadata.uid
 
 
 class Update(msgspec.Struct, frozen=True):
     """An object is now thus, or (None) gone. `urgent`: it has just happened, rather than being found by a list.
 
-    `version`: of the resource's group, in which the text is.
+    `version`: of the resource's group, in which the text is. `anew`: what had this name before is gone.
     """
 
     file: str
@@ -34,6 +35,7 @@ class Update(msgspec.Struct, frozen=True):
     seen: Seen | None
     version: str
     urgent: bool
+    anew: bool = False
 
 
 class Replica:
@@ -87,14 +89,15 @@ class Replica:
 
     def item(self, head: Head, text: Text) -> None:
         """An object in the list. It counts even if it is older than the known one: a server that was restored from a
-        backup begins again further back."""
+        backup begins again further back. By its uid an object of another cluster is told from one on disk."""
         assert self._listed is not None
         file, version = self.file(head), head.metadata.resource_version
         self._listed.add(file)
         known = self.seen.get(file)
         if known is not None and file in self._observed and older(version, known.version):
             return
-        if known is None or known.version != version or self._retell:
+        seen = _seen(head)
+        if known is None or self._retell or (known.version, known.uid) != (seen.version, seen.uid):
             self._take(file, head, text, urgent=False)
 
     def end(self, version: str) -> None:
@@ -113,10 +116,11 @@ class Replica:
     # ----
 
     def _take(self, file: str, head: Head, text: Text, *, urgent: bool) -> None:
-        seen = Seen(head.metadata.resource_version, head.metadata.generation)
+        known, seen = self.seen.get(file), _seen(head)
         self.seen[file] = seen
         self._buried.pop(file, None)
-        self._emit(Update(file, self.resource, text, seen, self.version, urgent))
+        anew = known is not None and known.uid != seen.uid
+        self._emit(Update(file, self.resource, text, seen, self.version, urgent, anew))
 
     def _drop(self, file: str, version: str, *, urgent: bool) -> None:
         self._buried.pop(file, None)
@@ -125,3 +129,8 @@ class Replica:
             del self._buried[next(iter(self._buried))]
         if self.seen.pop(file, None) is not None:
             self._emit(Update(file, self.resource, None, None, self.version, urgent))
+
+
+def _seen(head: Head) -> Seen:
+    metadata = head.metadata
+    return Seen(metadata.resource_version, metadata.generation, metadata.uid)

@@ -23,7 +23,7 @@ from agent.kube.inbox import Inbox
 from agent.kube.reflector import Reflector, Timings
 from agent.kube.replica import Seen, Update
 from agent.kube.resources import watched
-from agent.objects import Object, Problem
+from agent.objects import Change, Object, Problem
 from agent.sources.manifest import DIGEST, Manifest
 from agent.sources.source import Batch
 from agent.sources.tree import Tree
@@ -91,6 +91,7 @@ class KubernetesSource:
         self._reflectors = {r.key: Reflector(client, discovery, r, self._inbox, timings) for r in resources}
         self._tasks: list[asyncio.Task[None]] = []
         self._shown: list[Problem] = []
+        self._gone: list[Change] = []
 
     # ---- the source
 
@@ -149,7 +150,7 @@ class KubernetesSource:
             reflector.replica.observe(head, raw)
 
     def seen(self, ref: ObjectRef) -> Seen | None:
-        """The version of an object that was seen last, as the server numbers it."""
+        """Which version of an object was seen last: what preconditions of a write are made of."""
         reflector = self._of(ref.kind, ref.namespace)
         if reflector is None:
             return None
@@ -196,7 +197,7 @@ class KubernetesSource:
             good = _manifest(row.file, row.good) if row.broken and row.good else None
         except (msgspec.DecodeError, UnicodeDecodeError):
             return False  # the server will tell
-        reflector.replica.seen[row.file] = Seen(row.version, row.generation)
+        reflector.replica.seen[row.file] = Seen(row.version, row.generation, row.uid)
         self._tree.put(manifest)
         if good is not None:
             self._tree.recall(manifest, _objects(good))
@@ -233,10 +234,13 @@ class KubernetesSource:
                 return
 
     def _take(self, update: Update) -> None:
-        if update.text is None or update.seen is None:
+        if update.text is None or update.anew:
             self._tree.remove(update.file)
             self._cache.remove(update.file)
+        if update.text is None or update.seen is None:
             return
+        if update.anew:
+            self._gone += self._tree.settle()  # nothing of it lives on in what has its name now
         body = text.kept(update.text, update.resource, update.version)
         before = self._tree.manifests.get(update.file)
         changed = before is None or before.digest != _digest(body)
@@ -250,10 +254,12 @@ class KubernetesSource:
         if changed or self._rewriting:
             good, broken = (body, None) if valid else (None, body)
             seen = update.seen
-            self._cache.put(Row(update.file, update.resource.key, seen.version, seen.generation, good, broken))
+            self._cache.put(
+                Row(update.file, update.resource.key, seen.version, seen.generation, seen.uid, good, broken)
+            )
 
     def _settle(self, received_ns: int) -> Batch:
-        changes = self._tree.settle()
+        changes, self._gone = [*self._gone, *self._tree.settle()], []
         if (writing := self._cache.commit()) is not None:
             asyncio.wrap_future(writing).add_done_callback(self._written)
         problems = self._tree.problems

@@ -17,6 +17,7 @@ class _Metadata(msgspec.Struct, rename="camel", gc=False):
     namespace: str = ""
     resource_version: str = ""
     generation: int = 0
+    uid: str = ""
 
 
 class Head(msgspec.Struct, gc=False):

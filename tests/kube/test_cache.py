@@ -16,7 +16,7 @@ from agent.kube.source import DATABASE
 
 
 def row(name: str, good: bytes | None = b"{}", broken: bytes | None = None) -> Row:
-    return Row(f"api:pods/shop/{name}", "pods", "7", 1, good, broken)
+    return Row(f"api:pods/shop/{name}", "pods", "7", 1, "u", good, broken)
 
 
 def rows(path: Path, identity: str = "n1") -> list[Row]:

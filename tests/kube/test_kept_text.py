@@ -114,6 +114,14 @@ def test_what_has_just_happened_goes_first_and_the_newest_counts() -> None:
     assert len(inbox) == 0
 
 
+def test_what_is_made_again_is_known_for_new() -> None:
+    inbox = Inbox()
+    for one in (update("a", urgent=True, text=None), update("a", urgent=True), update("a", urgent=True)):
+        inbox.push(one)
+    inbox.push(update("b", urgent=True))
+    assert [one.anew for one in drained(inbox)] == [True, False]
+
+
 def test_lists_wait_while_there_is_no_room() -> None:
     async def run() -> None:
         inbox = Inbox()

@@ -53,9 +53,9 @@ def test_bookmarks_move_the_place(api: ApiServer, tmp_path: Path) -> None:
                 api.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"n{i}"}})
             await follower.until(lambda: "n4" in follower.names("Namespace"))
             reflector = follower.source._reflectors["networkpolicies.networking.k8s.io"]
-            before = reflector._place
+            before = reflector.place
             assert api.bookmark(RESOURCE) == 1
-            await comes(lambda: reflector._place != before)
+            await comes(lambda: reflector.place != before)
             api.drop_watches(RESOURCE)
             await comes(lambda: asked(api)["watch"] == 2)
             first, second = (s.query["resourceVersion"] for s in api.requests if (s.verb, s.resource) == WATCH)

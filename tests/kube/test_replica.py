@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -19,22 +20,21 @@ class Told:
         self.replica = Replica(PODS, self._emit)
 
     def _emit(self, update: Update) -> None:
-        name = update.file.removeprefix("api:pods/shop/")
+        name = "+" * update.anew + update.file.removeprefix("api:pods/shop/")
         urgent = "!" if update.urgent else ""
         self.said.append(f"{name}@{update.seen.version}{urgent}" if update.seen else f"-{name}{urgent}")
 
 
-def at(name: str, version: str) -> Head:
-    return head(
-        b'{"metadata":{"namespace":"shop","name":"%s","resourceVersion":"%s"}}' % (name.encode(), version.encode())
-    )
+def at(name: str, version: str, uid: str = "") -> Head:
+    metadata = {"namespace": "shop", "name": name, "resourceVersion": version, "uid": uid}
+    return head(json.dumps({"metadata": metadata}).encode())
 
 
 Step = Callable[[Replica], None]
 
 
-def put(name: str, version: str) -> Step:
-    return lambda r: r.put(at(name, version), b"")
+def put(name: str, version: str, uid: str = "") -> Step:
+    return lambda r: r.put(at(name, version, uid), b"")
 
 
 def remove(name: str, version: str) -> Step:
@@ -45,8 +45,8 @@ def observe(name: str, version: str) -> Step:
     return lambda r: r.observe(at(name, version), b"")
 
 
-def item(name: str, version: str) -> Step:
-    return lambda r: r.item(at(name, version), b"")
+def item(name: str, version: str, uid: str = "") -> Step:
+    return lambda r: r.item(at(name, version, uid), b"")
 
 
 def begin(r: Replica) -> None:
@@ -96,6 +96,9 @@ def listed(version: str, **items: str) -> list[Step]:
         ([*listed("9", a="1"), retell, item("a", "1"), end("9")], ["a@1", "a@1"]),
         ([*listed("9", a="1"), put("a", "10"), *listed("12", a="10")], ["a@1", "a@10!"]),
         ([*listed("9", a="1"), *listed("20"), put("a", "15"), put("a", "21")], ["a@1", "-a", "a@21!"]),
+        # another object of the same name, even of the same version (in another cluster)
+        ([put("a", "1", "u"), put("a", "3", "v"), put("a", "4", "v")], ["a@1!", "+a@3!", "a@4!"]),
+        ([*listed("9", a="1"), begin, item("a", "1", "v"), end("9")], ["a@1", "+a@1"]),
         # its own writes while a list is read
         ([begin, observe("n", "15"), end("12")], ["n@15!"]),
         ([begin, observe("n", "11"), end("12")], ["n@11!", "-n"]),  # gone again before the list

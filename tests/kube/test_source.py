@@ -132,6 +132,30 @@ def test_a_new_policy_that_is_not_valid_isolates(api: ApiServer, tmp_path: Path)
     asyncio.run(run())
 
 
+def test_nothing_of_what_was_deleted_lives_on_in_what_has_its_name(api: ApiServer, tmp_path: Path) -> None:
+    """Though both are learnt of at once."""
+    bad = policy("a", app="2")
+    bad["spec"]["ingress"] = [{"ports": [{"port": 99999}]}]
+    api.load([policy("a", app="1"), pod("p")])
+
+    async def run() -> None:
+        async with following(api.url, tmp_path) as follower:
+            api.stop()
+            api.delete("networkpolicies", "a", "shop")
+            api.delete("pods", "p", "shop")
+            api.load([bad, pod("p")])
+            api.compact()
+            api.start()
+            await follower.until(lambda: len(follower.told("NetworkPolicy")) + len(follower.told("Pod")) == 4)
+            assert follower.told("NetworkPolicy") == ["-a", "a"]
+            assert follower.told("Pod") == ["-p", "p"]
+            found = follower.world[ref(bad)]
+            assert isinstance(found, Policy)
+            assert found.problem, "isolated, rather than as the deleted one was"
+
+    asyncio.run(run())
+
+
 # ---- without a server
 
 
