@@ -108,7 +108,7 @@ class Collection:
         self.events.append(event)
         if len(self.events) > 2 * self.window:
             self.compact(self.events[-self.window - 1].version)
-        for wake in self.wakes:
+        for wake in tuple(self.wakes):  # watches come and go in the thread of the server
             wake()
 
 
