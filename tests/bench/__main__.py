@@ -14,7 +14,7 @@ from pathlib import Path
 import rig
 
 from agent.datapath.mounts import Unmet, require_host
-from bench import balancing, dns, l7, memory, northsouth, packets, pods, policies, roundtrips, scale, services
+from bench import balancing, dns, kube, l7, memory, northsouth, packets, pods, policies, roundtrips, scale, services
 from bench.report import Figure, machine, table, write_json
 from bench.setting import Bench
 
@@ -27,6 +27,7 @@ MEASURES: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "scale": scale.measure,
     "l7": l7.measure,
     "dns": dns.measure,
+    "kube": kube.measure,
     "memory": memory.measure,
     "policies": policies.measure,
     "pods": pods.measure,
