@@ -186,6 +186,45 @@ async def test_a_node_tells_of_its_pods(either_api: Api, tmp_path: Path) -> None
             assert len(read(await site.endpoints.get(site.node))["spec"]["endpoints"]) == 2
 
 
+@pytest.mark.parametrize("fault", ["half-open", "overloaded", "failing", "cut off", "down"])
+@on_a_loop
+async def test_a_server_in_trouble_is_found_out_and_told_later(api: ApiServer, tmp_path: Path, fault: str) -> None:
+    async with site_at(api, tmp_path) as site:
+        await site.make_node()
+        endpoints: list[NodeEndpoint] = []
+
+        async def confirm(number: int, digest: str) -> bool:
+            return True
+
+        told = Collection(site.client, GROUP, "nodeendpoints", request_s=0.5)
+        membership = Membership(told, site.nodes, site.node, lambda: FACTS, endpoints.copy, confirm)
+        web = NodeEndpoint(ObjectRef("Pod", "shop", "web"), (parse_address("10.244.7.2"),), 300, "0" * 16)
+        async with running(membership.run()):
+            endpoints.append(web)
+            assert await membership.published(web.pod)
+            later = msgspec.structs.replace(web, pod=ObjectRef("Pod", "shop", "later"))
+            if fault == "half-open":
+                api.faults.hang(resources=["nodeendpoints"])
+            elif fault == "overloaded":
+                api.faults.refuse(429, retry_after_s=1, resources=["nodeendpoints"])
+            elif fault == "failing":
+                api.faults.refuse(500, resources=["nodeendpoints"])
+            elif fault == "cut off":
+                api.faults.reset(after=10, resources=["nodeendpoints"])
+            else:
+                await asyncio.to_thread(api.stop)
+            endpoints.append(later)
+            async with asyncio.timeout(5):
+                assert not await membership.published(later.pod, 3.0)
+            assert membership.problems()
+            api.faults.clear()
+            if fault == "down":
+                await asyncio.to_thread(api.start)
+            await until(lambda: membership.published(later.pod))
+            assert not membership.problems()
+            assert len(read(await site.endpoints.get(site.node))["spec"]["endpoints"]) == 2
+
+
 @on_a_loop
 async def test_a_policy_learns_what_became_of_it(
     either_api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
