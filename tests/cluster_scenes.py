@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 import strategies as drawn
@@ -242,28 +242,32 @@ def change_world(world: World, old: Scene | None, new: Scene) -> None:
             world.attach(ref, one.addresses, one.interface, one.uid)
 
 
-def remember(fresh: World, world: World) -> list[ObjectRef]:
+def remember(fresh: World, world: World, settle: Callable[[], object]) -> list[ObjectRef]:
     """Have a new world know which numbers pods had: as it would be had it seen them get these, each label that may be
-    left out counting. Returns what is to go again."""
+    left out counting. Returns what is to go again. `settle`: after each step."""
     every = drawn.parsed({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": {"namespace": "blue", "name": "every-label"},
         "spec": {"podSelector": {"matchExpressions": [{"key": key, "operator": "Exists"} for key in drawn.KEYS]}},
     })  # fmt: skip
-    changes: list[Change] = [Change(every.ref, every)]
-    for state in world.pods:
-        identity = world.identities.get(state.identity)
-        if identity is None or not state.key:
-            continue
+    fresh.apply(Change(every.ref, every))
+    gone = [every.ref]
+    for number in sorted(world.identities.in_use(), reverse=True):  # of several for one key the last is the smallest
+        identity = world.identities.get(number)
+        assert identity is not None
         labels = {key: value for key, value in identity.workload.labels.items() if key != SERVICE_ACCOUNT}
         account, namespace = identity.workload.labels[SERVICE_ACCOUNT], identity.workload.namespace
-        ref = ObjectRef("SecurityIdentity", "", str(identity.number))
-        changes.append(Change(ref, SecurityIdentity(ref, ORIGIN, identity.number, namespace, account, labels)))
-        pod = msgspec.structs.replace(state.pod, labels=labels, service_account=account, finished=False)
-        changes.append(Change(pod.ref, pod))
-    fresh.apply_all(changes)
-    return [change.ref for change in changes]
+        ref = ObjectRef("SecurityIdentity", "", str(number))
+        fresh.apply(Change(ref, SecurityIdentity(ref, ORIGIN, number, namespace, account, labels)))
+        gone.append(ref)
+        for state in world.pods:
+            if state.identity == number:
+                pod = msgspec.structs.replace(state.pod, labels=labels, service_account=account, finished=False)
+                fresh.apply(Change(pod.ref, pod))
+                gone.append(pod.ref)
+        settle()
+    return gone
 
 
 # ---- the oracle's view, straight from the scene

@@ -51,8 +51,7 @@ def test_a_cluster_s_plan_is_the_plan_from_scratch(scenes: list[Scene], config: 
 def from_scratch(world: World, scene: Scene) -> tuple[World, Plan]:
     fresh, plan = World(world.config), Plan()
     fresh.allocations.restore(world.allocations.snapshot())
-    refs = remember(fresh, world)
-    compile_dirty(fresh, plan)
+    refs = remember(fresh, world, lambda: compile_dirty(fresh, plan))
     change_world(fresh, None, scene)
     fresh.apply_all([Change(ref, None) for ref in refs if ref not in scene.objects])
     compile_dirty(fresh, plan)
