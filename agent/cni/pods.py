@@ -158,13 +158,14 @@ class CniPods:
             raise CniError(INVALID_CONFIG, f"{request.pod.namespace}/{request.pod.name} uses the node's network")
         if self._stopping:
             raise CniError(TRY_AGAIN_LATER, "the agent stops", "the next one will serve this")
+        _compare_ports(request, local.pod)
         attachment = self._begin(request, local.pod)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._under_way.add(done)
         try:
             complete = await self._build(local, attachment)
         except BaseException as error:
-            local.fail(str(error) or f"not done in time, or the runtime gave up: it was {local.step}")
+            local.fail(str(error) or self._given_up(local))
             await carried_through(self._undo(attachment))
             raise
         finally:
@@ -255,6 +256,10 @@ class CniPods:
             return links.adopt(where, ifname, attachment.addresses)
         return links.connect(where, ifname, attachment.addresses, attachment.pod, mtu)
 
+    def _given_up(self, local: CniPod) -> str:
+        why = self._around.unreachable()
+        return f"not done in time, or the runtime gave up: it was {local.step}" + (f" ({why})" if why else "")
+
     async def _undo(self, attachment: Attachment) -> None:
         try:
             await self.remove(attachment)
@@ -331,6 +336,15 @@ async def carried_through(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T
         if not future.cancelled() and (error := future.exception()):
             raise asyncio.CancelledError(str(error)) from error
         raise
+
+
+def _compare_ports(request: Request, pod: Pod) -> None:
+    """Host ports are served as the Pod declares them (agent.world.hostports); another would be asked for in vain."""
+    declared = {(port.host_port, port.number) for port in pod.ports}
+    for mapping in request.port_mappings:
+        if mapping.host_port and (mapping.host_port, mapping.container_port) not in declared:
+            where = f"{pod.ref.namespace}/{pod.ref.name}"
+            log.warning("a host port is not served, for the Pod does not declare it", pod=where, port=mapping.host_port)
 
 
 def _stands(attachment: Attachment, links: dict[str, Connected]) -> bool:

@@ -76,12 +76,11 @@ class Key(msgspec.Struct, frozen=True, order=True, gc=False, cache_hash=True):
 
 
 class PortMapping(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    """Capability `portMappings`. Gatehouse serves host ports as the Pod declares them, and checks these by it."""
+    """Capability `portMappings`, of which host and container port matter: Gatehouse serves the host ports that the Pod
+    declares, and says where a runtime asks for another."""
 
     host_port: int = 0
     container_port: int = 0
-    protocol: str = "tcp"
-    host_ip: str = msgspec.field(default="", name="hostIP")
 
 
 class _ResultInterface(msgspec.Struct, frozen=True):

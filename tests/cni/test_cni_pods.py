@@ -9,15 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cni_node import CniNode, Kernel, Killed, pod, ref_of
 from cni_plugin import config, environment
 from coroutines import in_no_time, on_a_loop
+from structlog.testing import capture_logs
 
 from agent.cni.attachments import Attachment
 from agent.cni.known import KnownPods
 from agent.cni.place import host_link
-from agent.cni.protocol import CniError, Key, frame_request
+from agent.cni.protocol import CniError, Key, PortMapping, frame_request
+from agent.objects import DeclaredPort
 from agent.pods import PodGone
 from policies.address import Prefix, format_address, parse_address
 
@@ -125,7 +128,8 @@ async def test_an_add_that_takes_too_long_is_undone_and_says_where_it_stood(tmp_
         await never.wait()
 
     node.publish = wait
-    with pytest.raises(CniError, match="other nodes to be told") as caught:
+    node.unreachable = "the API server cannot be reached since 10:00"
+    with pytest.raises(CniError, match=r"other nodes to be told.*since 10:00") as caught:
         await node.add("web")
     assert caught.value.code == 11
     assert not list(node.record)
@@ -481,6 +485,17 @@ async def test_a_second_add_is_an_error_until_a_del(tmp_path: Path) -> None:
     await node.add("web")
     assert only(node).made_ns > before.made_ns
     node.assert_clean()
+    await node.end()
+
+
+@on_a_loop
+async def test_a_host_port_that_the_pod_does_not_declare_is_told_of(tmp_path: Path) -> None:
+    served = DeclaredPort("", 6, 80, host_port=8080)
+    node = await CniNode(tmp_path, Kernel()).begin(msgspec.structs.replace(pod("web"), ports=(served,)))
+    with capture_logs() as said:
+        asked = (PortMapping(8080, 80), PortMapping(9090, 90), PortMapping(0, 70))
+        await node.add("web", port_mappings=asked)
+    assert [one["port"] for one in said if "host port" in one["event"]] == [9090]
     await node.end()
 
 

@@ -48,7 +48,7 @@ def test_an_add_is_read_whole() -> None:
         netns="/run/netns/none",
         pod=ObjectRef("Pod", "shop", "web"),
         uid="u1",
-        port_mappings=(protocol.PortMapping(8080, 80, "tcp", "::1"),),
+        port_mappings=(protocol.PortMapping(8080, 80),),
         dns={"nameservers": ["10.96.0.10"]},
     )
 
