@@ -55,7 +55,8 @@ async def lay(config: Config, instance: Instance) -> Groundwork:
     api = _api(config, instance) if config.source == "kubernetes" else None
     source: Source = api.source if api else DirectorySource(Path(config.manifests), instance.last_good)
     batch = await source.initial()
-    blocks = await _blocks(config, source, batch)
+    pooled = _of_pool(config, instance, api) if api and config.ipam == "pool" else None
+    blocks = await (pooled or _blocks(config, source, batch))
     config = msgspec.structs.replace(config, pod_cidrs=tuple(map(str, blocks)), mtu=_mtu(config))
     return Groundwork(config, _prepared(config, instance), source, batch, api)
 
@@ -82,6 +83,12 @@ def _mtu(config: Config) -> int:
     with RouteSocket() as route:
         found = [device.mtu for device in devices.read(route) if device.default_route]
     return mtu.of_pods(0, found, 0)
+
+
+async def _of_pool(config: Config, instance: Instance, api: Api) -> Sequence[Prefix]:
+    from agent.kube.blocks import claims  # noqa: PLC0415
+
+    return await claims(api.client, config, instance.state_dir).obtain(config.api_wait_s)
 
 
 async def _blocks(config: Config, source: Source, batch: Batch) -> Sequence[Prefix]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from pathlib import Path
 from uuid import uuid4
 
 from agent.config import Config
 from agent.groundwork import Api
 from agent.kube import bodies
+from agent.kube.blocks import claims
 from agent.kube.bodies import NodeFacts, RefusedPolicy
 from agent.kube.collector import Collector, Kinds
 from agent.kube.identities import IdentityAllocator
@@ -20,6 +22,7 @@ from agent.kube.policystatus import PolicyStatus
 from agent.kube.writes import Collection
 from agent.objects import Problem
 from agent.routing.desired import Own
+from agent.settings import prefixes
 from agent.status import ClusterView, ResourceView
 from agent.world.world import World
 from policies.model import ObjectRef
@@ -65,6 +68,8 @@ class Member:
         )
         self._reporter = StatusReporter(kinds.statuses, kinds.nodes, config.node, self._report)
         leases = Collection(api.client, "apis/coordination.k8s.io/v1", "leases")
+        self._claims = claims(api.client, config, Path(config.state_dir)) if config.ipam == "pool" else None
+        self._blocks = prefixes(config.pod_cidrs)
         self._lease = Lease(leases, config.namespace, f"{config.node}_{uuid4()}")
 
     def wake(self) -> None:
@@ -96,7 +101,8 @@ class Member:
         )
 
     def problems(self) -> list[Problem]:
-        return [*self._allocator.problems(), *self._membership.problems()]
+        claimed = self._claims.problems() if self._claims else []
+        return [*self._allocator.problems(), *self._membership.problems(), *claimed]
 
     async def run(self) -> None:
         self.wake()
@@ -106,6 +112,8 @@ class Member:
             )  # fmt: skip
             for work in works:
                 tasks.create_task(work)
+            if self._claims:
+                tasks.create_task(self._claims.keep(self._blocks))
 
     async def _tend(self) -> None:
         """What one agent does for all, as long as it has the Lease."""

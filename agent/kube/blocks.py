@@ -6,20 +6,28 @@ collector, once the node has been gone for long.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import random
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 import msgspec
 
 from agent import log
+from agent.config import Config
 from agent.identity.allocator import first_choice
 from agent.kube import bodies
+from agent.kube.client import ApiClient
 from agent.kube.pace import Pace
-from agent.kube.writes import Conflict, Missing, Objects, decode
+from agent.kube.writes import ApiFailure, Collection, Conflict, Missing, Objects, decode
+from agent.objects import Problem
 from policies.address import V4_MAPPED_BITS, Prefix
 
 FILE = "blocks.json"
+AGAIN_S = 10.0
+"""After the server refused, or had nothing left."""
+KEEP_S = 600.0
 MAX_SPAN = 1 << 32
 """Of a pool with more blocks only the first so many are given."""
 
@@ -92,6 +100,7 @@ class NodeBlocks:
         self._objects, self._node, self._pools = objects, node, pools
         self._path = state_dir / FILE
         self._pace = pace or Pace()
+        self._lost: dict[Prefix, str] = {}  # to whom
 
     def held(self) -> tuple[Prefix, ...]:
         """What this node had when it last ran; () unless that is a block of every pool."""
@@ -118,7 +127,66 @@ class NodeBlocks:
         self._save(blocks)
         return blocks
 
+    async def obtain(self, wait_s: float) -> tuple[Prefix, ...]:
+        """As claim; where the API server does not answer within `wait_s`, what this node had. One that had nothing
+        waits for as long as it takes, also for a pool that has room."""
+        had, said = self.held(), ""
+        while True:
+            try:
+                async with asyncio.timeout(wait_s if had else None):
+                    return await self.claim()
+            except TimeoutError:
+                logger.warning("the API server does not answer: this node keeps its blocks", blocks=list(map(str, had)))
+                return had
+            except (ApiFailure, PoolExhausted) as failure:
+                if str(failure) != said:
+                    logger.error("no block of the pool for this node", error=str(failure))
+                said = str(failure)
+                await asyncio.sleep(AGAIN_S * random.uniform(0.5, 1.5))  # noqa: S311
+
+    async def keep(self, blocks: Sequence[Prefix]) -> None:
+        """Look now and again whether they are still this node's, and claim anew what nobody has."""
+        while True:
+            for block in blocks:
+                try:
+                    owner = await self._pace.persist(lambda block=block: self._owner(block))  # type: ignore[misc]
+                except ApiFailure as failure:
+                    logger.warning("whose block it is could not be asked", block=str(block), error=str(failure))
+                    continue
+                self._lose(block, owner)
+            await asyncio.sleep(KEEP_S * random.uniform(0.8, 1.2))  # noqa: S311
+
+    def problems(self) -> list[Problem]:
+        return [
+            Problem(
+                f"api:{bodies.VERSION}/nodeblocks/{bodies.block_name(block)}",
+                0,
+                f"node {owner} has this block now, from which pods of this node have their addresses: drain this node, "
+                "and restart its agent for another block",
+                subject=f"NodeBlock {bodies.block_name(block)}",
+                effect="two pods may have one address",
+            )
+            for block, owner in sorted(self._lost.items())
+        ]
+
     # ---- inside
+
+    def _lose(self, block: Prefix, owner: str) -> None:
+        if owner == self._node:
+            self._lost.pop(block, None)
+        elif self._lost.get(block) != owner:
+            logger.error("another node has a block of this one now: drain this node", block=str(block), owner=owner)
+            self._lost[block] = owner
+
+    async def _owner(self, block: Prefix) -> str:
+        """Whose it is; this node's, if it was nobody's."""
+        while True:
+            try:
+                raw = await self._objects.get(bodies.block_name(block))
+                return decode(raw, _BlockHead).spec.node
+            except Missing:
+                if await self._take(block):
+                    return self._node
 
     async def _claim_of(self, pool: PoolBlock, earlier: Sequence[Prefix], owners: Mapping[Prefix, str]) -> Prefix:
         own = sorted(block for block, owner in owners.items() if owner == self._node and pool.has(block))
@@ -171,3 +239,10 @@ class NodeBlocks:
             file.flush()
             os.fsync(file.fileno())
         fresh.rename(self._path)
+
+
+def claims(client: ApiClient, config: Config, state_dir: Path) -> NodeBlocks:
+    """Those of --ipam pool."""
+    pools = pool_blocks(config.pool, config.pool_block_bits)
+    wanted = [pool for pool in pools if ("ipv4" if pool.pool.is_v4 else "ipv6") in config.families]
+    return NodeBlocks(Collection(client, bodies.GROUP, "nodeblocks"), config.node, wanted, state_dir)

@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from coroutines import in_no_time
-from object_store import ObjectStore
+from coroutines import in_no_time, now_s
+from object_store import ObjectStore, at_once
 
 from agent.kube import bodies
 from agent.kube.blocks import NodeBlocks, PoolExhausted, candidates, pool_blocks
@@ -115,3 +115,59 @@ async def test_many_nodes_at_once_get_different_blocks(tmp_path: Path) -> None:
     given = [block for one in await asyncio.gather(*claims) for block in one]
     assert len(given) == 500 and max(Counter(given).values()) == 1
     assert len(store.objects) == 500
+
+
+class TestObtain:
+    @staticmethod
+    async def away(request: str, name: str) -> None:
+        raise Away("connection refused")
+
+    @in_no_time
+    async def test_without_a_server_a_node_keeps_what_it_had(self, tmp_path: Path) -> None:
+        store = ObjectStore()
+        first = await blocks(store, "n1", tmp_path / "a").obtain(10.0)
+        store.before = self.away
+        started_s = now_s()
+        assert await blocks(store, "n1", tmp_path / "a").obtain(10.0) == first
+        assert now_s() - started_s == pytest.approx(10.0)
+
+    @in_no_time
+    async def test_one_that_had_nothing_waits(self, tmp_path: Path) -> None:
+        store = ObjectStore(before=self.away)
+        waiting = asyncio.create_task(blocks(store, "n1", tmp_path / "a").obtain(10.0))
+        await asyncio.sleep(3600)
+        assert not waiting.done() and len(store.requests) < 3600 / 10
+        store.before = at_once
+        assert len(await waiting) == 2
+
+    @in_no_time
+    async def test_and_so_does_one_for_which_there_is_no_room(self, tmp_path: Path) -> None:
+        store = ObjectStore()
+        small = pool_blocks(["10.0.0.0/24"], [24])
+        store.put(bodies.node_block(Prefix.parse("10.0.0.0/24"), "n2"))
+        waiting = asyncio.create_task(NodeBlocks(store, "n1", small, tmp_path).obtain(10.0))
+        await asyncio.sleep(3600)
+        assert not waiting.done()
+        store.objects.clear()
+        assert [str(block) for block in await waiting] == ["10.0.0.0/24"]
+
+
+@in_no_time
+async def test_claims_are_kept_and_what_is_anothers_is_told(tmp_path: Path) -> None:
+    store = ObjectStore()
+    node = blocks(store, "n1", tmp_path / "a")
+    first = await node.claim()
+    keeping = asyncio.create_task(node.keep(first))
+    store.objects.clear()
+    await asyncio.sleep(1000)
+    assert len(store.objects) == 2 and not node.problems()
+    store.objects.clear()
+    store.put(bodies.node_block(first[1], "n2"))
+    await asyncio.sleep(1000)
+    (problem,) = node.problems()
+    assert "node n2 has this block" in problem.message and len(store.objects) == 2
+    del store.objects[bodies.block_name(first[1])]
+    await asyncio.sleep(1000)
+    assert not node.problems()
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
