@@ -7,11 +7,8 @@ ends an ADD, what there is of it is known: to its own undoing, to the DEL that f
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Awaitable, Collection, Iterator, Mapping
 
 import msgspec
 
@@ -19,21 +16,14 @@ from agent import log as logs
 from agent.cni.attachments import Attachment, Attachments
 from agent.cni.ipam import Ipam
 from agent.cni.known import CniPod, KnownPods, is_same
+from agent.cni.linking import Linking, carried_through
 from agent.cni.place import Connected, host_link
 from agent.cni.protocol import INVALID_CONFIG, TRY_AGAIN_LATER, CniError, Key, Request, previous_addresses
 from agent.cni.surroundings import Surroundings
-from agent.endpoints import namespaces
-from agent.endpoints.batch import Batch
 from agent.endpoints.endpoints import Adopted
-from agent.objects import Interface, Pod
+from agent.objects import Pod
 from agent.pods import PodGone
 from policies.model import ObjectRef
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-BUILDERS = 4
-"""Threads. One removes: the kernel takes as long for many links as for one."""
 
 log = logs.get("cni")
 
@@ -57,10 +47,7 @@ class CniPods:
         """What is about to be gone, and is not to be known to the World again."""
         self._under_way: set[asyncio.Future[None]] = set()
         self._stopping = False
-        # Building waits for nothing, least of all for removals, which take longer.
-        self._builders = ThreadPoolExecutor(BUILDERS, "cni-build", initializer=namespaces.join_machine_mounts)
-        self._remover = ThreadPoolExecutor(1, "cni-remove", initializer=namespaces.join_machine_mounts)
-        self._removals: Batch[str] = Batch(self._disconnect)
+        self._linking = Linking(around.links)
 
     # ---- agent.pods.Pods
 
@@ -87,11 +74,11 @@ class CniPods:
         """Networks that stand, of pods in `refs`; others stay, too, for their DEL is still to come. What was not
         complete, or has lost its namespace or its link, is removed."""
         self.notices += self.record.load()
-        links = {one.name: one for one in await self._in(self._builders, self._around.links.existing)}
+        links = await self._linking.existing()
         await self._recover(links)
         for attachment in self.record:
             self._ipam.hold(attachment.key, () if attachment.chained else attachment.addresses)
-            if not await self._in(self._builders, _stands, attachment, links):
+            if not await self._linking.stands(attachment, links):
                 await self._clear(attachment)
         found: dict[ObjectRef, Adopted] = {}
         for ref in refs:
@@ -134,8 +121,7 @@ class CniPods:
 
     async def close(self, keep: bool) -> None:  # noqa: ARG002
         """What is attached stays in any case: agent.cleanup removes it, and needs the record for that."""
-        self._builders.shutdown()
-        self._remover.shutdown()
+        self._linking.close()
 
     def guard(self) -> None:
         """Once the kernel holds the plan: networks whose pods nobody has told of get the programs that are in force,
@@ -194,10 +180,7 @@ class CniPods:
         if interface is None:
             return ["its ADD has not come to its end"]
         told = self._told.get(attachment.pod)
-        links = self._around.links
-        wrong = await self._in(
-            self._builders, links.check, attachment.netns, attachment.key.ifname, attachment.addresses, interface
-        )
+        wrong = await self._linking.check(attachment, interface)
         if not self._around.has_programs(interface.index):
             wrong.append(f"no policy is enforced at {interface.name}: its programs are not attached")
         if told is None or told.key != attachment.key:
@@ -208,8 +191,7 @@ class CniPods:
 
     async def stands(self, attachment: Attachment) -> bool:
         """Whether its namespace and its link are still there."""
-        links = {one.name: one for one in await self._in(self._builders, self._around.links.existing)}
-        return await self._in(self._builders, _stands, attachment, links)
+        return await self._linking.stands(attachment, await self._linking.existing())
 
     # ---- steps
 
@@ -234,12 +216,12 @@ class CniPods:
     async def _build(self, local: CniPod, attachment: Attachment) -> Attachment:
         around, pod = self._around, attachment.pod
         local.step = "making its link"
-        interface = await self._in(self._builders, self._link, attachment, around.mtu())
+        interface = await self._linking.link(attachment, around.mtu())
         around.attach_programs(interface.index)  # it has no endpoint entry yet: everything is dropped
         self._told[pod] = attachment
         local.step = "waiting for its identity, and for its policy to be in the kernel"
         await around.attach(pod, attachment.addresses, interface, attachment.uid)
-        await self._in(self._builders, around.links.activate, interface, attachment.addresses)
+        await self._linking.activate(attachment, interface)
         local.step = "waiting for the other nodes to be told of it"
         await around.published(pod)
         if self._told.get(pod) is not attachment:
@@ -248,13 +230,6 @@ class CniPods:
         self.record.put(complete)
         self._told[pod] = complete
         return complete
-
-    def _link(self, attachment: Attachment, mtu: int) -> Interface:
-        """Blocks."""
-        links, where, ifname = self._around.links, attachment.netns, attachment.key.ifname
-        if attachment.chained:
-            return links.adopt(where, ifname, attachment.addresses)
-        return links.connect(where, ifname, attachment.addresses, attachment.pod, mtu)
 
     def _given_up(self, local: CniPod) -> str:
         why = self._around.unreachable()
@@ -268,8 +243,7 @@ class CniPods:
 
     async def _clear(self, attachment: Attachment) -> None:
         """Link, record, addresses, in this order: none is free before the one before it is gone."""
-        if not attachment.chained:
-            await self._removals.add(host_link(attachment.addresses))
+        await self._linking.remove(attachment)
         self.record.remove(attachment.key)
         self._ipam.take_back(attachment.key)
 
@@ -279,7 +253,7 @@ class CniPods:
         orphans = [link for name, link in links.items() if name not in known]
         if not orphans:
             return
-        found = await self._in(self._builders, self._around.links.recover, orphans)
+        found = await self._linking.recover(orphans)
         for one in found:
             key = Key(f"recovered-{one.interface.name}", one.ifname)
             self.record.put(
@@ -288,14 +262,11 @@ class CniPods:
                 )
             )
         left = {link.name for link in orphans} - {one.interface.name for one in found}
-        await asyncio.gather(*map(self._removals.add, left))
+        await asyncio.gather(*map(self._linking.remove_link, left))
         self.notices.append(
             f"{len(orphans)} pods' links were on no record: {len(found)} were put on it, {len(left)} removed; "
             "see the agent's state directory"
         )
-
-    async def _disconnect(self, names: Collection[str]) -> None:
-        await self._in(self._remover, self._around.links.disconnect_all, names)
 
     async def _tell(self, local: CniPod, attachment: Attachment) -> None:
         """A network that stood before its pod was known is that pod's."""
@@ -320,23 +291,6 @@ class CniPods:
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
 
-    async def _in(self, pool: ThreadPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What has begun comes to its end, also where its caller is cancelled: what it makes must be known."""
-        work = asyncio.get_running_loop().run_in_executor(pool, lambda: function(*args, **kwargs))
-        return await carried_through(work)
-
-
-async def carried_through(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
-    """The result of `work`, which goes on to its end if whoever waits is cancelled; that is so after it only."""
-    future = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait({future})
-        if not future.cancelled() and (error := future.exception()):
-            raise asyncio.CancelledError(str(error)) from error
-        raise
-
 
 def _compare_ports(request: Request, pod: Pod) -> None:
     """Host ports are served as the Pod declares them (agent.world.hostports); another would be asked for in vain."""
@@ -345,30 +299,3 @@ def _compare_ports(request: Request, pod: Pod) -> None:
         if mapping.host_port and (mapping.host_port, mapping.container_port) not in declared:
             where = f"{pod.ref.namespace}/{pod.ref.name}"
             log.warning("a host port is not served, for the Pod does not declare it", pod=where, port=mapping.host_port)
-
-
-def _stands(attachment: Attachment, links: dict[str, Connected]) -> bool:
-    """Complete, and its link and the very namespace are there. Blocks."""
-    interface = attachment.interface
-    if interface is None:
-        return False
-    if not attachment.chained:
-        link = links.get(interface.name)
-        if link is None or link.ifindex != interface.index:
-            return False
-    if attachment.recovered and not attachment.netns:
-        return True  # a veth is there as long as both its ends are
-    return _is_netns(attachment.netns, interface)
-
-
-def _is_netns(path: str, interface: Interface) -> bool:
-    try:
-        netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return not interface.netns_cookie or interface.netns_cookie == namespaces.cookie(netns)
-    except OSError:
-        return False
-    finally:
-        os.close(netns)
