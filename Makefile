@@ -50,7 +50,7 @@ help:
 	@touch $@
 
 # The CNI plugin, which an agent puts where container runtimes look for it.
-agent/cni/plugin/gatehouse-cni: agent/cni/plugin/gatehouse-cni.c agent/cni/build.py | .venv/python
+agent/cni/plugin/gatehouse-cni: $(wildcard agent/cni/plugin/*.[ch]) agent/cni/build.py | .venv/python
 	@$(PY) -m agent.cni.build $@
 
 setup: .venv/debian .venv/python agent/cni/plugin/gatehouse-cni
