@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -248,8 +249,11 @@ def test_away_for_long(api: ApiServer, tmp_path: Path) -> None:
                 api.delete("networkpolicies", f"p{i}", "shop")
             api.compact()
             assert len(follower.names("NetworkPolicy")) == 20
+            api.forget_requests()
             api.start()
             await follower.until(lambda: follower.world == stored(api))
+            lists = Counter(seen.resource for seen in api.requests if seen.verb == "list")
+            assert set(lists.values()) == {1}, "no storm"
             assert sorted(follower.told("NetworkPolicy")) == sorted(f"-p{i}" for i in range(10))
 
     asyncio.run(run())

@@ -108,6 +108,9 @@ def test_in_the_end_it_is_as_the_store_is(api: ApiServer, tmp_path: Path, seed: 
             await history(api, follower, rng)
             api.put(made("v1", "Namespace", "last"))
             await follower.until(lambda: follower.world == stored(api))
+            for _ in range(30):  # and now that nothing is wrong
+                write(api, rng)
+            await follower.until(lambda: follower.world == stored(api))
         api.stop()
         for _ in range(10):
             write(api, rng)
