@@ -275,6 +275,6 @@ def block_of(address: str) -> int:
 
 def _build_plugin() -> None:
     """Where an agent installs it from."""
-    source = build.SOURCE.stat().st_mtime_ns
+    source = max(path.stat().st_mtime_ns for path in build.SOURCE.parent.glob("*.[ch]"))
     if not build.BINARY.exists() or build.BINARY.stat().st_mtime_ns < source:
         build.build()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import msgspec
 
 from agent import log as logs
 from agent.cni.protocol import HEADER, CniError, Request, parse_request, request_lengths
+
+WRITING_S = 300
+"""No plugin lives that long."""
 
 log = logs.get("cni")
 
@@ -20,14 +24,19 @@ class Queued(msgspec.Struct, frozen=True):
 
 
 def queued(folder: Path) -> Iterator[Queued]:
-    """What is there, oldest first. Files that are no deletion are removed; half-written ones have other names."""
+    """What is there, oldest first. Files that are no deletion are removed, and half-written ones (which have names of
+    their own) once nobody can be writing them any more."""
     try:
-        paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        paths = list(folder.iterdir())
     except FileNotFoundError:
         return
     found = []
     for path in paths:
         try:
+            if path.name.startswith("."):
+                if path.stat().st_mtime < time.time() - WRITING_S:
+                    path.unlink()
+                continue
             found.append(Queued(path, _read(path.read_bytes()), path.stat().st_mtime_ns))
         except FileNotFoundError:
             continue  # its plugin found the agent after all

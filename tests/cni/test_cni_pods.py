@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -609,6 +610,8 @@ async def test_queued_deletions_are_done_before_anything_is_served(tmp_path: Pat
         leave(tmp_path, container)
     (tmp_path / "cni-queue" / "junk@eth0").write_text("junk")
     (tmp_path / "cni-queue" / ".half@eth0.7").write_text("GHC1")
+    (tmp_path / "cni-queue" / ".old@eth0.8").write_text("GHC1")
+    os.utime(tmp_path / "cni-queue" / ".old@eth0.8", (1, 1))
     following = CniNode(tmp_path, kernel)
     add = following.add("a", "c-a")  # it waits for the queue, or its DEL would take it away
     await following.begin(*map(pod, "abc"))
