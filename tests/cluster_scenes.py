@@ -173,6 +173,8 @@ def _attached(draw: st.DrawFn, scene: Scene) -> tuple[ObjectRef, Attached]:
     return ref, Attached(addresses, Interface(index, f"gh{index}", bytes(6), bytes(6), ""), uid)
 
 
+FIRST_EDITS = 20
+"""So much has happened before anybody looks."""
 EVENTS = (
     "number",
     "number",
@@ -216,12 +218,12 @@ def _edits(draw: st.DrawFn, scene: Scene) -> Scene:
 
 
 @st.composite
-def histories(draw: st.DrawFn, steps: int = 10, batch: int = 4) -> list[Scene]:
+def histories(draw: st.DrawFn, steps: int = 6, batch: int = 4) -> list[Scene]:
     refs = {name: ObjectRef("Namespace", "", name) for name in drawn.NAMESPACES}
     scene = Scene({ref: Namespace(ref, ORIGIN, draw(drawn.namespace_labels(name))) for name, ref in refs.items()})
-    scenes = []
-    for _ in range(steps):
-        for _ in range(draw(st.integers(1, batch))):
+    scenes: list[Scene] = []
+    for step in range(steps):
+        for _ in range(draw(st.integers(1, batch)) if step else FIRST_EDITS):
             scene = draw(_edits(scene))
         scenes.append(scene)
     return scenes

@@ -16,6 +16,7 @@ from agent.world.pods import PodState
 class Placing:
     def __init__(self, config: NodeConfig, allocations: Allocations, attachments: AttachmentBook) -> None:
         self._node = config.name
+        self._own_addresses = frozenset(config.addresses)
         self._attached = config.attached
         self._allocations = allocations
         self._attachments = attachments
@@ -41,6 +42,9 @@ class Placing:
             held = self._attachments.of(pod)
             addresses = held.addresses if held is not None else ()
             return (pod if pod.addresses == addresses else msgspec.structs.replace(pod, addresses=addresses)), ""
+        if self._attached and pod.host_network and not self._own_addresses.issuperset(pod.addresses):
+            own = tuple(address for address in pod.addresses if address in self._own_addresses)
+            return msgspec.structs.replace(pod, addresses=own), ""
         if pod.addresses or pod.host_network or not self.is_here(pod):
             return pod, ""
         try:

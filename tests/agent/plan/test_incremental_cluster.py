@@ -10,6 +10,7 @@ from cluster_scenes import CONFIGS, Scene, change_world, histories, key_of, part
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from map_model import MapModel
+from strategies import RESERVED
 
 from agent.identity.labels import LabelFilter, identity_key
 from agent.objects import Change, Namespace, Pod
@@ -19,7 +20,7 @@ from agent.plan.state import INTERFACES
 from agent.world.config import NodeConfig
 from agent.world.world import World
 from policies.address import is_v4
-from policies.evaluate import HOST, Flow, evaluate
+from policies.evaluate import HOST, Flow, Party, evaluate
 from policies.model import SERVICE_ACCOUNT, Verdict
 
 EXAMPLES = int(os.environ.get("GATEHOUSE_EXAMPLES", "30"))
@@ -58,7 +59,7 @@ def from_scratch(world: World, scene: Scene) -> tuple[World, Plan]:
     return fresh, plan
 
 
-@given(scenes=histories(steps=5), config=st.sampled_from(CONFIGS))
+@given(scenes=histories(steps=4), config=st.sampled_from(CONFIGS))
 @settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 def test_a_cluster_s_plan_agrees_with_the_oracle(scenes: list[Scene], config: NodeConfig) -> None:
     world, plan, maps = World(config), Plan(), MapModel()
@@ -68,7 +69,31 @@ def test_a_cluster_s_plan_agrees_with_the_oracle(scenes: list[Scene], config: No
         maps.apply(compile_dirty(world, plan))
         before = scene
         assert_numbers_are_right(world, scene)
+        for party in parties(world, scene):
+            assert_is_seen_as(world, party)
         assert_verdicts(world, scene, maps)
+
+
+def assert_is_seen_as(world: World, party: Party) -> None:
+    """Whatever policies there are: an address has the identity of who it is, and no other."""
+    covering = sorted(
+        (prefix for prefix in world.addresses if prefix.contains(party.address)), key=lambda prefix: prefix.bits
+    )
+    remote = world.addresses.remote_class(covering[-1])
+    assert remote is not None
+    meant = world.identities.get(remote.identity)
+    if party.pod is not None:
+        assert meant is not None, party
+        assert (meant.workload.namespace, meant.workload.labels) == (party.pod.namespace, party.pod.labels), party
+        return
+    assert meant is None, party
+    assert party.entity == entity_of(remote.identity), party
+
+
+def entity_of(identity: int) -> str:
+    """The kind of an address that is no pod's known here."""
+    kinds = {number: name for name, number in RESERVED.items()}
+    return kinds.get(identity, "world")
 
 
 def assert_verdicts(world: World, scene: Scene, maps: MapModel) -> None:

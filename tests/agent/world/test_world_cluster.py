@@ -280,6 +280,11 @@ def test_only_what_was_attached_counts() -> None:
     assert world.local_endpoints() == ()
 
 
+def test_a_pod_in_the_host_s_network_has_the_node_s_addresses_alone() -> None:
+    world = world_of(pod("a", "192.0.2.1", "10.1.0.77", host_network=True))
+    assert [seen(world, a) for a in ("192.0.2.1", "10.1.0.77")] == [1, None]
+
+
 def test_a_network_waits_for_its_pod_and_outlives_it() -> None:
     world = world_of(number(300))
     attach(world, "a", "10.1.0.5")
