@@ -212,7 +212,7 @@ async def test_a_node_tells_of_its_pods(own_api: Api, tmp_path: Path) -> None:
 @on_a_loop
 async def test_a_lease_has_one_holder_at_a_time(own_api: Api, tmp_path: Path) -> None:
     own_api.put(made("v1", "Namespace", "gatehouse-system"))
-    times = Times(duration_s=60, renew_s=40.0, retry_s=0.1)
+    times = Times(duration_s=60, renew_s=40.0, retry_s=0.1, look_s=0.1)
     working: list[str] = []
     async with reaching(own_api, tmp_path) as client:
         leases = ObjectsOverHttp(client, "apis/coordination.k8s.io/v1", "leases")
