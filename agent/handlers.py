@@ -185,7 +185,7 @@ class Handlers:
                 records_lost=flows.get("records_lost", 0),
             ),
             proxies=proxies,
-            cluster=agent.member.view() if agent.member else None,
+            cluster=agent.neighbours.member.view() if agent.neighbours.member else None,
         )
 
     # ---- parts
@@ -215,11 +215,9 @@ class Handlers:
             )
         if agent.turns.collision:
             reasons.append(agent.turns.collision)
-        if agent.member and (why := agent.member.unreachable()):
-            reasons.append(f"{why}: what it told last goes on in force")
         if agent.cni:
             reasons += agent.cni.problems
-        reasons += agent.routing.problems
+        reasons += agent.neighbours.reasons
         failed = [local for local in agent.pods if local.state == "failed"]
         reasons += [f"pod {p.pod.ref.namespace}/{p.pod.ref.name} failed: {p.problem}" for p in failed]
         for name, proxy in proxies.items():

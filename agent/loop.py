@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agent import kubeproxy
 from agent import log as logs
@@ -26,13 +26,14 @@ from agent.datapath.maps import Maps
 from agent.datapath.programs import PODS, Loaded
 from agent.datapath.tc import Hooks
 from agent.endpoints.endpoints import Adopted, Endpoints
-from agent.groundwork import Api, Groundwork
+from agent.groundwork import Groundwork
 from agent.handlers import Handlers
 from agent.health.checks import HealthChecks
 from agent.helpers import keeping
 from agent.instance import Instance
 from agent.localpods import LocalPods
 from agent.naming import NameFeed
+from agent.neighbours import Neighbours
 from agent.objects import Problem
 from agent.plan.plan import Plan
 from agent.pods import Pods
@@ -43,8 +44,6 @@ from agent.proxy.proxies import Proxies
 from agent.proxy.rules import LiveRules
 from agent.realize import Realizer
 from agent.retirement import Retirement
-from agent.routing.desired import Own
-from agent.routing.routing import Routing
 from agent.services.health import Answer
 from agent.sources.slices import derive
 from agent.sources.source import Batch
@@ -56,9 +55,6 @@ from agent.world.config import NodeConfig
 from agent.world.world import World
 from policies.address import format_address
 from policies.model import ObjectRef
-
-if TYPE_CHECKING:
-    from agent.member import Member
 
 FLUSH_S = 1.0
 
@@ -93,16 +89,15 @@ class Agent:
         )  # fmt: skip
         self.live_rules = LiveRules(self.realizer.plan, maps["conntrack"], self.envoy, self.dns)
         self.proxies = Proxies(self.realizer.plan, maps["listeners"], (self.envoy, self.dns), self.live_rules.changed)
+        self.attachments = Attachments(config, instance, maps, loaded, node.addresses)
+        self.neighbours = Neighbours(config, ground.api, self.world, self.attachments, lambda: self.turns.problems)
         self.turns = Turns(
             self.world, self.realizer, self.names, self._save, self._forget, self._retire, self.health.ports.update,
-            self.proxies, self._turned,
+            self.proxies, self.neighbours.turned,
         )  # fmt: skip
         self.source = ground.source
-        self.attachments = Attachments(config, instance, maps, loaded, node.addresses)
         self.kube_proxy = kubeproxy.Watch(config)
         self.hooks = Hooks(self.programs)
-        self.routing = Routing(config)
-        self.member = _member(self, ground.api) if ground.api else None
         self.cni = None if makes_pods(config) else _cni(self, node)
         self.pods: Pods = self.cni.pods if self.cni else self._local_pods()
         self.flows = keeping.flows(config, instance)
@@ -113,13 +108,16 @@ class Agent:
 
     def _local_pods(self) -> LocalPods:
         endpoints = Endpoints(
-            self.instance.short_name, self.instance.state_dir, self.routing.mtu, cgroup=self.attachments.pods_cgroup
+            self.instance.short_name,
+            self.instance.state_dir,
+            self.neighbours.routing.mtu,
+            cgroup=self.attachments.pods_cgroup,
         )
         return LocalPods(endpoints, self.hooks, self.turns.enforce)
 
     def problems(self) -> list[Problem]:
         """What is not in force as it is written, but for what sources found."""
-        return [*self.world.problems(), *(self.member.problems() if self.member else ())]
+        return [*self.world.problems(), *self.neighbours.problems()]
 
     def proxy_views(self) -> dict[str, ProxyView]:
         return {"envoy": self.envoy.view(), "dns": self.dns.view()}
@@ -143,8 +141,6 @@ class Agent:
             await self.pods.stop()
         await self.pods.close(keep=not self.config.remove_on_exit)
         self.source.close()
-        if self.member:
-            await self.member.close()
         self._state.flush()
         await self.envoy.stop()
         await self.dns.close()
@@ -154,7 +150,7 @@ class Agent:
             await self.flows.stop()
         self.hooks.close()
         self.attachments.close()
-        self.routing.close()
+        await self.neighbours.close()
 
     async def _begin(self, batch: Batch) -> set[ObjectRef]:
         """Take over what an earlier agent left, bring the kernel to what is written. Returns pods that are to go."""
@@ -174,8 +170,7 @@ class Agent:
         self.turns.load(batch)
         stays = {ref: found for ref, found in adopted.items() if self._fits(ref, found)}
         writes = self.turns.start({ref: found.interface for ref, found in stays.items()})
-        self._turned()
-        await asyncio.to_thread(self.routing.sync)
+        await self.neighbours.start()
         self.proxies.start()
         await self.live_rules.start()
         await self.envoy.start()
@@ -198,9 +193,9 @@ class Agent:
         works = [
             self.turns.run(self.pods), self._watch(), self.flows.run(), self._retirement.run(), self._flush(),
             self._become_ready(), self.health.run(), self.attachments.follow(), self.kube_proxy.run(),
-            self.proxies.run(), self.envoy.run(), self.live_rules.run(), self.dns.run(), self.routing.follow(),
+            self.proxies.run(), self.envoy.run(), self.live_rules.run(), self.dns.run(),
+            *self.neighbours.works(), *([self.cni.run()] if self.cni else ()),
         ]  # fmt: skip
-        works += [part.run() for part in (self.member, self.cni) if part is not None]
         stop = asyncio.create_task(stopping.wait())
         pending: set[asyncio.Task[Any]] = {stop, *(asyncio.create_task(work) for work in works)}
         try:
@@ -239,17 +234,6 @@ class Agent:
 
     async def _learn(self, names: Names) -> None:
         await self.turns.learn(names)
-
-    def _turned(self) -> None:
-        """What other nodes are told, and the ways to them, may be others now."""
-        peers = list(self.world.nodes.peers().values())
-        if self.member:
-            self.member.wake()
-        else:  # a Node manifest alone tells who a node is, not that there is an agent
-            peers = [peer for peer in peers if self.world.nodes.said(peer.name)]
-        if peers or self.member or self.routing.reached:
-            self.routing.update(own(self.world), peers)
-            self.attachments.set_pod_blocks(frozenset(block for peer in peers for block in peer.pod_cidrs))
 
     # ---- what is remembered
 
@@ -323,34 +307,16 @@ class Agent:
             await aio.call(self.instance.flows_socket, op, **arguments)
 
 
-def _member(agent: Agent, api: Api) -> Member:
-    from agent.member import Member  # noqa: PLC0415  # as is the client
-
-    return Member(agent.config, api, agent.world, lambda: own(agent.world), lambda: agent.turns.problems)
-
-
 def _cni(agent: Agent, node: NodeConfig) -> CniService:
     """What a runtime's pods need of the rest."""
-
-    async def published(ref: ObjectRef) -> None:
-        if agent.member:
-            await agent.member.published(ref)
-
     around = Surroundings(
         links=Networks(),
         attach_programs=agent.hooks.attach,
         has_programs=lambda index: sum(one.is_current for one in agent.hooks.attached([index])) == len(agent.programs),
         attach=agent.turns.attach,
         detach=agent.turns.detach,
-        published=published,
-        unreachable=lambda: agent.member.unreachable() if agent.member else "",
-        mtu=lambda: agent.routing.mtu,
+        published=agent.neighbours.published,
+        unreachable=agent.neighbours.unreachable,
+        mtu=lambda: agent.neighbours.routing.mtu,
     )
     return CniService(agent.config, agent.instance.state_dir, around, node.pod_cidrs, node.addresses)
-
-
-def own(world: World) -> Own:
-    """This node as others are told of it: its addresses as the Node object has them, else those of its interfaces."""
-    blocks, known = world.config.pod_cidrs, world.nodes.get(world.config.name)
-    bound = [a for a in world.config.addresses if not any(block.contains(a) for block in blocks)]
-    return Own(world.config.name, (known.addresses if known else ()) or tuple(bound), blocks)
