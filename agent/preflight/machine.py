@@ -179,8 +179,10 @@ def envoy(facts: Facts, config: Config) -> Finding | None:
         return None
     if facts.host.envoy:
         return Finding(OK, facts.host.envoy)
+    if not facts.host.envoy_problem:
+        return Finding(UNKNOWN, "it did not say its version in time")
     result = FAIL if config.l7_proxy == "on" else WARN
-    return Finding(result, facts.host.envoy_problem or "it does not run", "HTTP and TLS rules deny: correct --envoy")
+    return Finding(result, facts.host.envoy_problem, "HTTP and TLS rules deny: correct --envoy")
 
 
 def clock(facts: Facts, _config: Config) -> Finding:

@@ -64,6 +64,7 @@ CLUSTER = {
     "cni_conf_dir": "/etc/cni/net.d",
     "cni_bin_dir": "/opt/cni/bin",
 }
+NO_ENVOY = {"envoy": None, "envoy_problem": "there is no Envoy"}
 EMBEDDED = {"manifests": "/m"}
 
 
@@ -137,7 +138,7 @@ def test_what_the_settings_do_not_ask_for_is_not_judged() -> None:
         ("memory of maps", "host", {"memory_bytes": None}, "unknown", "MB"),
         ("bcc", "host", {"bcc": "install it"}, "fail", "install it"),
         ("bcc", "host", {"headers": "install them"}, "fail", "install them"),
-        ("Envoy", "host", {"envoy": None, "envoy_problem": "there is no Envoy"}, "warn", "there is no Envoy"),
+        ("Envoy", "host", NO_ENVOY, "warn", "there is no Envoy"),
         ("clock", "host", {"clock_synchronized": False}, "warn", "chrony"),
         ("clock", "host", {"clock_synchronized": None}, "unknown", "does not say"),
         ("state directory", "host", {"state_dir": GONE}, "fail", "not writable"),
@@ -201,7 +202,8 @@ def test_a_node_that_differs(check: str, part: str, values: dict[str, Any], resu
         ("devices", EMBEDDED, GOOD, "ok", "not used for node ports"),
         ("devices", EMBEDDED | {"devices": "eth1"}, GOOD, "fail", "eth1 is not there"),
         ("devices", EMBEDDED | {"devices": "eth0,eth1"}, GOOD, "warn", "eth1 is not there"),
-        ("Envoy", EMBEDDED | {"l7_proxy": "on"}, changed("host", {"envoy": None}), "fail", "does not run"),
+        ("Envoy", EMBEDDED | {"l7_proxy": "on"}, changed("host", NO_ENVOY), "fail", "there is no Envoy"),
+        ("Envoy", EMBEDDED | {"l7_proxy": "on"}, changed("host", {"envoy": None}), "unknown", "in time"),
         ("sysctls", EMBEDDED, changed("node", {"sysctls": {"a/b": "1"}, "is_initial": False}), "ok", "changes a.b"),
         ("sysctls", EMBEDDED, changed("node", {"sysctls": {"a/b": "1"}, "is_initial": None}), "fail", "--node-sysctls"),
         (
