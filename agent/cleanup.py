@@ -48,6 +48,8 @@ FILES = (
     "cni-queue",
     "cni.sock",
     "objects.db*",
+    "blocks.json",
+    ".blocks.json.new",
 )
 
 REMOVED_GROUP = 0x6761
