@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import rig
-from agents import START_S, environment
+from agents import START_S, Document, environment
 from chart_objects import capabilities, container
 from container import confined
 from helm_process import NAMESPACE, Helm
@@ -22,12 +23,25 @@ from l7_policies import PORT, cnp, ingress
 from web import Client, WebServer
 
 from agent import privileges
+from agent.datapath.abi import bpf_dir
 from agent.datapath.mounts import ensure_cgroup2
+from agent.datapath.programs import SOCKET
 from agent.supervisor import listener_pid
 
-VALUES = {"l7Proxy": {"startup": "always"}, "dnsProxy": {"startup": "always"}, "devices": ["eth0"]}
+VALUES = {"dnsProxy": {"startup": "always"}, "devices": ["eth0"]}
 HELPERS = ("flows", "envoy", "dns")
 RUN = Path("/run/gatehouse")
+SERVICE, SERVED = "10.96.0.50", 9000
+CONNECTED = """\
+import os, socket, sys
+open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
+with socket.create_connection((sys.argv[2], 80)) as connection:
+    print("connected", flush=True)
+    try:
+        connection.recv(1)
+    except OSError as error:
+        print(error.strerror, flush=True)
+"""
 _numbers = itertools.count(1)
 
 
@@ -79,35 +93,83 @@ def cluster(helm: Helm, cgroup: Path, tmp_path: Path) -> Iterator[KubeCluster]:
         yield cluster
 
 
-def test_the_charts_rights_are_enough(helm: Helm, cluster: KubeCluster, tmp_path: Path) -> None:
+def test_the_charts_rights_are_enough(helm: Helm, cluster: KubeCluster, cgroup: Path, tmp_path: Path) -> None:
     objects = helm.objects(VALUES)
     agent = cluster.agents["n1"]
     pod = Pod(objects, agent, tmp_path)
     pod.help()
     agent.start()
-    rig.wait_until(
-        lambda: not agent.status()["reasons"], START_S, f"all is well: {agent.status()['reasons']}{pod.said()}"
-    )
+    rig.wait_until(lambda: not agent.status()["reasons"], START_S, f"{agent.status()['reasons']} is over\n{pod.said()}")
 
-    cluster.apply(cnp("shop/web", {"app": "web"}, ingress=ingress({"path": "/public/.*"})))
     web, client = (cluster.add(f"n1/shop/{name}", app=name) for name in ("web", "client"))
+    cluster.apply(cnp("shop/web", {"app": "web"}, ingress=ingress({"path": "/public/.*"})))
     agent.await_listeners()
     with WebServer(web.netns, PORT), Client(client.netns, web.ip(), PORT) as connection:
         assert [connection.get(path).status for path in ("/public/a", "/private")] == [200, 403], pod.said()
+    envoy = agent.instance.envoy_socket
+    assert rights(listener_pid(envoy)) == 1 << privileges.NET_RAW
+
+    cluster.api.delete("ciliumnetworkpolicies", "web", "shop")
+    agent.kill()
+    rig.wait_until(lambda: not listener_pid(agent.instance.agent_socket), what="what ran in the container ends with it")
+    agent.start()  # nothing asks for Envoy any more
+    rig.wait_until(lambda: not listener_pid(envoy), START_S, f"Envoy ends\n{pod.said()}")
+    assert "Permission" not in pod.said()
+    end_a_connection(cluster, cgroup)
 
     url = "http://127.0.0.1:{containerPort}".format(**container(objects, "agent")["ports"][0])
     assert agent.node.call(lambda: urllib.request.urlopen(f"{url}/livez", timeout=10).status) == 200
     shown = agent.json("config")
     assert (shown["helpers"]["value"], shown["namespace"]["value"]) == ("containers", NAMESPACE)
 
-    bits = privileges_of(listener_pid(agent.instance.agent_socket))
-    assert bits.bit_count() == len(capabilities(objects, "agent"))
-    for socket in (agent.instance.envoy_socket, agent.instance.dns_socket):
-        assert privileges_of(listener_pid(socket)) == 1 << privileges.NET_RAW
-    assert privileges_of(listener_pid(agent.instance.flows_socket)).bit_count() == len(capabilities(objects, "flows"))
+    for name, socket_path in (("agent", agent.instance.agent_socket), ("flows", agent.instance.flows_socket)):
+        assert rights(listener_pid(socket_path)).bit_count() == len(capabilities(objects, name))
+    assert rights(listener_pid(agent.instance.dns_socket)) == 1 << privileges.NET_RAW
 
 
-def privileges_of(pid: int) -> int:
+def end_a_connection(cluster: KubeCluster, cgroup: Path) -> None:
+    """The flows process does, in the pod's namespace, once the backend is gone."""
+    plain, client = cluster.pods["n1/shop/web"], cluster.pods["n1/shop/client"]
+    cluster.apply(service(), endpoints(plain.ip()))
+    with plain.netns.call(lambda: socket.create_server((plain.ip(), SERVED))):
+        command = [sys.executable, "-c", CONNECTED, str(cgroup), SERVICE]
+        process = client.netns.popen(*command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        with process.stdout as said:
+            assert str(said.readline()) == "connected\n"
+            cluster.apply(endpoints())
+            assert str(said.readline()) == "Software caused connection abort\n"
+        process.wait()
+
+
+def service() -> Document:
+    spec = {"clusterIP": SERVICE, "clusterIPs": [SERVICE], "ports": [{"port": 80, "targetPort": SERVED}]}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"}, "spec": spec}
+
+
+def endpoints(*ips: str) -> Document:
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": "web", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4",
+        "ports": [{"name": "", "port": SERVED, "protocol": "TCP"}],
+        "endpoints": [{"addresses": [ip], "conditions": {"ready": True}} for ip in ips],
+    }
+
+
+def test_the_datapath_can_be_compiled(helm: Helm, root: None, tmp_path: Path) -> None:
+    """Where nothing but a folder for what passes is writable."""
+    confinement = confined(capabilities(helm.objects({}), "agent"), (tmp_path,))
+    source, made = bpf_dir() / "socket.c", tmp_path / "bytecode"
+    compile_it = [sys.executable, "-m", "agent.datapath.compile", str(source), str(made), SOCKET.programs[0].name]
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([*confinement, *compile_it], capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert made.stat().st_size
+
+
+def rights(pid: int) -> int:
     sets = privileges.capabilities(pid)
     assert sets["CapEff"] == sets["CapBnd"] == sets["CapPrm"]
     return sets["CapEff"]
