@@ -16,6 +16,8 @@
 All of it may be called from any thread while it serves. `ApiServer(netns=node, host=...)` listens inside a namespace.
 `remote.RemoteApi` is the same in a process of its own (for what is measured): load, requests, kubeconfig, and
 call("faults.stall", "pods") for the rest. `client.Client` asks by hand, `real.RealServer` runs a kube-apiserver.
+The fixture `either_api` of tests/kube is the one, then the other.
+
 What it does as the real one: discovery; lists with limit and continue, consistent at the first page's version, 410
 with a fresh token when that is compacted; resourceVersion and resourceVersionMatch; label selectors, field selectors
 (metadata.name, metadata.namespace, spec.nodeName); watches with bookmarks, timeoutSeconds, sendInitialEvents, selectors
