@@ -100,7 +100,7 @@ class ApiClient:
             body = await self._body("GET", path, asked)
             try:
                 page = _LISTS.decode(body)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise ApiUnreachable(f"GET {path}: the answer is no list: {error}") from error
             asked["continue"] = page.metadata.continue_
             yield Page(page.items or [], page.metadata.resource_version, not page.metadata.continue_)

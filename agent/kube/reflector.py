@@ -156,7 +156,7 @@ class Reflector:
                     for item in page.items:
                         self.replica.item(text.head(item), item)
                     await self._inbox.room()
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except text.UNREADABLE as error:
             raise ApiUnreachable(f"GET {path}: an object that is none: {error}") from error
         finally:
             if not whole:
@@ -189,7 +189,7 @@ class Reflector:
                     count += 1
                     if count % AT_ONCE == 0:
                         await asyncio.sleep(0)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except text.UNREADABLE as error:
             raise ApiUnreachable(f"WATCH {path}: an event that is none: {error}") from error
 
     def _take(self, path: str, line: bytes) -> None:

@@ -22,9 +22,9 @@ from agent.kube.discovery import Discovery
 from agent.kube.inbox import Inbox
 from agent.kube.reflector import Reflector, Timings
 from agent.kube.replica import Seen, Update
-from agent.kube.resources import watched
+from agent.kube.resources import Resource, watched
 from agent.objects import Change, Object, Problem
-from agent.sources.manifest import DIGEST, Manifest
+from agent.sources.manifest import DIGEST, Manifest, unreadable
 from agent.sources.source import Batch
 from agent.sources.tree import Tree
 from policies.model import ObjectRef
@@ -103,6 +103,8 @@ class KubernetesSource:
         self._tasks = [
             asyncio.create_task(reflector.run(), name=f"watch {key}") for key, reflector in self._reflectors.items()
         ]
+        for task in self._tasks:
+            task.add_done_callback(lambda _: self._inbox.wake())
         deadline_s = time.monotonic() + self._api_wait_s if enough else float("inf")
         while not self._synced():
             left_s = deadline_s - time.monotonic()
@@ -111,6 +113,7 @@ class KubernetesSource:
                 log.warning("the API server does not answer: starting with what is on disk")
                 break
             await self._wait(min(left_s, 1.0))
+            self._check()
             await self._absorb_all()
         await self._absorb_all()
         self._note_whole()
@@ -123,6 +126,7 @@ class KubernetesSource:
         """A batch for each burst of events that changes something."""
         while True:
             received_ns = await self._inbox.some()
+            self._check()
             self._absorb(BATCH, BATCH_S)
             if not len(self._inbox):
                 self._note_whole()
@@ -177,31 +181,30 @@ class KubernetesSource:
         if self._cache.put_aside is not None:
             log.warning("objects on disk cannot be read and were put aside", file=str(self._cache.put_aside))
         complete = self._cache.complete()
-        sound = True
         for count, row in enumerate(self._cache.rows()):
-            sound &= self._recall(row)
+            self._recall(row)
             if count % BREATH == 0:
                 await asyncio.sleep(0)
         self._whole = complete & self._reflectors.keys()
         needed = {key for key, reflector in self._reflectors.items() if reflector.resource.essential}
-        return sound and not self._cache.problem and needed <= complete
+        return not self._cache.problem and needed <= complete
 
-    def _recall(self, row: Row) -> bool:
-        """Whether the row could be read."""
+    def _recall(self, row: Row) -> None:
         reflector, body = self._reflectors.get(row.resource), row.broken or row.good or b""
         if reflector is None:
             self._cache.remove(row.file)  # it is not watched any more
-            return True
-        try:
-            manifest = _manifest(row.file, body)
-            good = _manifest(row.file, row.good) if row.broken and row.good else None
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return False  # the server will tell
+            return
+        manifest = _manifest(row.file, body)
         reflector.replica.seen[row.file] = Seen(row.version, row.generation, row.uid)
         self._tree.put(manifest)
-        if good is not None:
-            self._tree.recall(manifest, _objects(good))
-        return True
+        if row.broken and row.good:
+            self._tree.recall(manifest, _objects(_manifest(row.file, row.good)))
+
+    def _check(self) -> None:
+        """Raises what ended a task that should not end: whoever follows is not to take silence for peace."""
+        for task in self._tasks:
+            if task.done() and not task.cancelled():
+                task.result()
 
     def _synced(self) -> bool:
         return all(reflector.settled.is_set() for reflector in self._reflectors.values())
@@ -241,7 +244,7 @@ class KubernetesSource:
             return
         if update.anew:
             self._gone += self._tree.settle()  # nothing of it lives on in what has its name now
-        body = text.kept(update.text, update.resource, update.version)
+        body = _kept(update.text, update.resource, update.version)
         before = self._tree.manifests.get(update.file)
         changed = before is None or before.digest != _digest(body)
         valid = not changed and before is not None and before.items[0].object is not None
@@ -317,8 +320,17 @@ def _digest(body: bytes) -> bytes:
 
 
 def _manifest(file: str, body: bytes) -> Manifest:
-    """Raises msgspec.DecodeError."""
-    return Manifest(file, _digest(body), (text.read(body, file),))
+    try:
+        return Manifest(file, _digest(body), (text.read(body, file),))
+    except text.UNREADABLE as error:
+        return msgspec.structs.replace(unreadable(file, f"cannot be read: {error}"), digest=_digest(body))
+
+
+def _kept(given: text.Text, resource: Resource, version: str) -> bytes:
+    try:
+        return text.kept(given, resource, version)
+    except text.UNREADABLE:
+        return bytes(given)  # it will be refused
 
 
 def _objects(manifest: Manifest) -> dict[ObjectRef, Object]:

@@ -52,6 +52,8 @@ class ObjectText(JsonSource):
 
 
 Text = bytes | msgspec.Raw
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What reading text raises that is no JSON, no UTF-8, or nested too deeply."""
 _HEAD = msgspec.json.Decoder(Head)
 _EVENT = msgspec.json.Decoder(Event)
 _BOOKMARK = msgspec.json.Decoder(_Bookmark)
@@ -60,17 +62,17 @@ _ELEMENTS = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def head(text: Text) -> Head:
-    """Raises msgspec.DecodeError."""
+    """Raises UNREADABLE."""
     return _HEAD.decode(text)
 
 
 def event(line: bytes) -> Event:
-    """Raises msgspec.DecodeError."""
+    """Raises UNREADABLE."""
     return _EVENT.decode(line)
 
 
 def bookmark(text: Text) -> str:
-    """The resourceVersion. Raises msgspec.DecodeError."""
+    """The resourceVersion. Raises UNREADABLE."""
     return _BOOKMARK.decode(text).metadata.resource_version
 
 
@@ -83,7 +85,7 @@ def older(one: str, other: str) -> bool:
 
 
 def kept(text: Text, resource: Resource, version: str) -> bytes:
-    """The object without what nobody reads, but with apiVersion and kind. Raises msgspec.DecodeError."""
+    """The object without what nobody reads, but with apiVersion and kind. Raises UNREADABLE."""
     members = _MEMBERS.decode(text)
     members.setdefault("apiVersion", msgspec.Raw(msgspec.json.encode(resource.api_version(version))))
     members.setdefault("kind", msgspec.Raw(msgspec.json.encode(resource.kind)))

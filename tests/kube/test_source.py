@@ -13,6 +13,7 @@ import pytest
 from apiserver import TABLE, ApiServer
 from kube_source import QUICK, Follower, following, identity, made, pod, policy, ref, stored
 
+from agent.kube.replica import Replica
 from agent.objects import Namespace, PolicySet, SecurityIdentity
 from policies.model import ObjectRef, Policy
 
@@ -153,6 +154,40 @@ def test_nothing_of_what_was_deleted_lives_on_in_what_has_its_name(api: ApiServe
             found = follower.world[ref(bad)]
             assert isinstance(found, Policy)
             assert found.problem, "isolated, rather than as the deleted one was"
+
+    asyncio.run(run())
+
+
+def test_text_that_cannot_be_read(api: ApiServer, tmp_path: Path) -> None:
+    """It is no end of anything: what was there stays, and people are told."""
+    api.put(policy("a", app="1"))
+
+    async def run() -> None:
+        async with following(api.url, tmp_path) as follower:
+            before = dict(follower.world)
+            raw = msgspec.json.encode(policy("a", app="2") | api.put(policy("a", app="2")))
+            api.faults.stall()
+            follower.source.observe(
+                raw.replace(b'"app":"2"', b'"app":"\xff"').replace(b'resourceVersion":"', b'resourceVersion":"9')
+            )
+            await follower.until(lambda: bool(follower.batches and follower.batches[-1].problems))
+            [problem] = follower.batches[-1].problems
+            assert problem.message.startswith("cannot be read: ")
+            assert follower.world.keys() == before.keys()
+
+    asyncio.run(run())
+
+
+def test_a_reflector_that_fails_is_not_taken_for_peace(
+    api: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with following(api.url, tmp_path, started=False) as follower:
+            await follower.start()
+            monkeypatch.setattr(Replica, "put", lambda *_: 1 / 0)
+            api.put(policy("a"))
+            with pytest.raises(ZeroDivisionError):
+                await follower.run()
 
     asyncio.run(run())
 
@@ -351,16 +386,19 @@ def test_a_version_that_cannot_be_read_isolates(tmp_path: Path) -> None:
         asyncio.run(run())
 
 
+def error(follower: Follower, resource: str) -> str:
+    return next(one.error for one in follower.source.status().resources if one.resource == resource)
+
+
 def test_the_agents_own_definitions_are_missing(tmp_path: Path) -> None:
     with ApiServer(without=("gatehouse.io",)) as api:
 
         async def run() -> None:
             async with following(api.url, tmp_path, started=False) as follower:
                 start = asyncio.create_task(follower.start())
-                done, _ = await asyncio.wait([start], timeout=0.3)
-                assert not done
-                errors = {one.resource: one.error for one in follower.source.status().resources}
-                assert "404" in errors["securityidentities.gatehouse.io"]
+                while "404" not in error(follower, "securityidentities.gatehouse.io"):
+                    await asyncio.sleep(0.01)
+                assert not start.done()
                 for resource in TABLE:
                     if resource.group == "gatehouse.io":
                         api.install(resource)
@@ -375,8 +413,7 @@ def test_secrets_that_may_not_be_read_hold_nothing_up(api: ApiServer, tmp_path: 
 
     async def run() -> None:
         async with following(api.url, tmp_path, secret_namespaces=["shop"]) as follower:
-            errors = {one.resource: one.error for one in follower.source.status().resources}
-            assert "give the agent's service account this right" in errors["secrets/shop"]
+            assert "give the agent's service account this right" in error(follower, "secrets/shop")
             api.faults.remove(rule)
             await follower.until(lambda: follower.names("Secret") == {"s"})
 
