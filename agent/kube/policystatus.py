@@ -22,6 +22,7 @@ from agent.kube.pace import Pace
 from agent.kube.reflector import Reflector, Timings
 from agent.kube.replica import Update
 from agent.kube.resources import Resource
+from agent.kube.text import older
 from agent.kube.writes import ApiFailure, Collection, Conflict, Missing, Objects
 
 PERIOD_S = 5.0
@@ -130,7 +131,10 @@ class PolicyStatus:
                 self._book.told(name, self._clock_s())
                 return
             self._said = ""
-            self._book.put_policy(name, msgspec.json.decode(raw, type=PolicyHead), self._clock_s())
+            answer = msgspec.json.decode(raw, type=PolicyHead)
+            known = self._book.policies.get(name)  # the watch may have told more meanwhile
+            if known and not older(answer.metadata.resource_version, known.metadata.resource_version):
+                self._book.put_policy(name, answer, self._clock_s())
             self._book.told(name, self._clock_s())
             await asyncio.sleep(BETWEEN_S)
 
