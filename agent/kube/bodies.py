@@ -24,10 +24,8 @@ Key = tuple[str, ...]
 
 class Metadata(msgspec.Struct, rename="camel", gc=False):
     name: str = ""
-    namespace: str = ""
     uid: str = ""
     resource_version: str = ""
-    generation: int = 0
     annotations: dict[str, str] | None = None
 
     @property

@@ -21,7 +21,7 @@ from agent import log
 from agent.kube.bodies import Metadata, json_of, micro_time
 from agent.kube.writes import ApiFailure, Conflict, Missing, Objects, decode
 
-GROUP, PLURAL = "apis/coordination.k8s.io/v1", "leases"
+GROUP = "apis/coordination.k8s.io/v1"
 NAME = "gatehouse"
 RELEASE_S = 3.0
 """An agent that stops does not wait longer than that."""
