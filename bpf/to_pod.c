@@ -13,6 +13,12 @@ INLINE bool is_from_node(const struct __sk_buff *skb)
 	return !skb->ingress_ifindex;
 }
 
+/* The plugin that made a pod's veth may have given the node an address there, its gateway, of which nobody else knows. */
+INLINE bool is_host(const struct packet *p, const struct endpoint *near)
+{
+	return p->source.identity == IDENTITY_HOST || near->flags & ENDPOINT_RESOLVES;
+}
+
 /* `mark`: what a proxy says of it. Another local pod comes in only by one; whether that pod may ask is said of its own flow
  * to the proxy. */
 INLINE enum drop_reason judge_to_pod(struct packet *p, const struct endpoint *near, __u32 mark)
@@ -197,7 +203,7 @@ INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p
 		reason = DROP_ICMP_UNRELATED;
 	if (!reason && !is_settled_to_pod(skb, p, known, mark)) {
 		reason = judge_again_to_pod(p, near, known, mark);
-		if (!known && !mark && p->source.identity == IDENTITY_HOST && is_from_node(skb)) {
+		if (!known && !mark && is_host(p, near) && is_from_node(skb)) {
 			*act = pass_from_node(skb, p, near);
 			return NULL;
 		}

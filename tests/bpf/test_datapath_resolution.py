@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
-from frames import ICMPV6, L4, Family, Packet, host_mac, icmp, pod_mac, raw_address
-from kernel import INTERFACES, Kernel
+from frames import ICMPV6, L4, Family, Packet, host_mac, icmp, pod_mac, raw_address, udp
+from kernel import ANY, CLOSED, INTERFACES, Kernel
 
 from agent.datapath.testrun import Action
 
@@ -142,3 +142,25 @@ def test_nobody_in_particular(loaded: Kernel, family: Family, change: Callable[[
     loaded.reset(family)
     change(loaded)
     assert loaded.send("a", ROWS[family][0].bytes()).drops == {reason: 1}
+
+
+FROM_GATEWAY = udp("free", "a", 1000, 80)
+"""The gateway's address is of the pods' block, and nobody's."""
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize(
+    ("resolves", "via", "passes"), [(True, NODE, True), (False, NODE, False), (True, UPLINK, False)]
+)
+def test_the_node_speaks_from_the_gateway(
+    loaded: Kernel, family: Family, resolves: bool, via: int, passes: bool
+) -> None:
+    """An isolated pod: the node reaches it, whatever address the other plugin gave it."""
+    loaded.reset(family)
+    loaded.policy("a", "ingress", ANY, CLOSED)
+    if resolves:
+        resolving(loaded, "a")
+    outcome = loaded.send("a", FROM_GATEWAY, "to_pod", via)
+    assert outcome.drops == {"DROP_NONE" if passes else "DROP_POLICY_INGRESS": 1}
+    if passes:
+        assert loaded.send("a", udp("a", "free", 80, 1000)).drops == {"DROP_NONE": 1}, "and is answered"
