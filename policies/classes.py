@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence, Set
 from itertools import chain
 from typing import TypeVar
 
 from policies.address import Prefix
 from policies.entities import SINGLE, entities_of, is_outside
 from policies.model import CidrBlock, EntityPeer, Mark, NamedPort, Peer, PodSelector, RemoteClass
+from policies.multimap import MultiMap
 from policies.selectors import SelectorIndex
 
 ANSWERS_KEPT = 50_000
@@ -23,9 +24,9 @@ class ClassIndex:
         self._selectors = selectors
         self._classes: set[RemoteClass] = set()
         self._by_identity: dict[int, tuple[RemoteClass, ...]] = {}
-        self._by_prefix: dict[Prefix, tuple[RemoteClass, ...]] = {}
-        self._by_port: dict[NamedPort, tuple[RemoteClass, ...]] = {}
-        self._by_mark: dict[Mark, tuple[RemoteClass, ...]] = {}
+        self._by_prefix: MultiMap[Prefix, RemoteClass] = MultiMap()
+        self._by_port: MultiMap[NamedPort, RemoteClass] = MultiMap()
+        self._by_mark: MultiMap[Mark, RemoteClass] = MultiMap()
         self._answers: dict[Peer, frozenset[RemoteClass]] = {}  # of `matched`, until something changes
         self._answered = 0
 
@@ -43,11 +44,11 @@ class ClassIndex:
         self._classes.add(remote)
         _append(self._by_identity, remote.identity, remote)
         for prefix in remote.prefixes:
-            _append(self._by_prefix, prefix, remote)
+            self._by_prefix.put(prefix, remote)
         for port in named_ports(remote):
-            _append(self._by_port, port, remote)
+            self._by_port.put(port, remote)
         for mark in remote.marks:
-            _append(self._by_mark, mark, remote)
+            self._by_mark.put(mark, remote)
         return True
 
     def drop(self, remote: RemoteClass) -> bool:
@@ -58,17 +59,17 @@ class ClassIndex:
         self._classes.discard(remote)
         _remove(self._by_identity, remote.identity, remote)
         for prefix in remote.prefixes:
-            _remove(self._by_prefix, prefix, remote)
+            self._by_prefix.take(prefix, remote)
         for port in named_ports(remote):
-            _remove(self._by_port, port, remote)
+            self._by_port.take(port, remote)
         for mark in remote.marks:
-            _remove(self._by_mark, mark, remote)
+            self._by_mark.take(mark, remote)
         return True
 
     def of_identity(self, identity: int) -> Sequence[RemoteClass]:
         return self._by_identity.get(identity, ())
 
-    def naming(self, port: NamedPort) -> Sequence[RemoteClass]:
+    def naming(self, port: NamedPort) -> Collection[RemoteClass]:
         """Classes that give a port this name."""
         return self._by_port.get(port, ())
 
