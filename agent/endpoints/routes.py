@@ -1,6 +1,6 @@
 """Routes, neighbours and forwarding entries as values: how they are asked for, added, removed and read by netlink.
 
-Addresses are 16 bytes, IPv4 held IPv4-mapped (policies.address). Only unicast routes of the main table are spoken of.
+Addresses are 16 bytes, IPv4 held IPv4-mapped (policies.address). Only routes of the main table are spoken of.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ _IPV6_PRIORITY = 1024  # what the kernel gives an IPv6 route without one
 
 
 class Route(msgspec.Struct, frozen=True, order=True, gc=False):
-    """`gateway` empty: what is in the block is on the link itself. `priority` 0: the family's usual one."""
+    """`gateway` empty: what is in the block is on the link itself. `priority` 0: the family's usual one. `ifindex` 0:
+    by several ways, or to nowhere (blackhole, unreachable …); Gatehouse makes none of these."""
 
     block: Prefix
     ifindex: int
@@ -131,11 +132,12 @@ def list_routes(route: RouteSocket) -> list[Route]:
 
 
 def read_route(body: bytes) -> Route | None:
-    """None for what is no unicast route of the main table by one device."""
+    """None for what is no route of the main table."""
     family, bits, _, _, table, protocol, _, kind, flags = ROUTE.unpack_from(body)
     found = dict(attributes(body[ROUTE.size :]))
-    if family not in FAMILIES or kind != RTN_UNICAST or table != RT_TABLE_MAIN or RTA_OIF not in found:
+    if family not in FAMILIES or table != RT_TABLE_MAIN:
         return None
+    one_way = kind == RTN_UNICAST and RTA_OIF in found
     width = 4 if family == socket.AF_INET else 16
     network = _join(family, found.get(RTA_DST, bytes(width)))
     priority = _NUMBER.unpack(found[RTA_PRIORITY])[0] if RTA_PRIORITY in found else 0
@@ -144,8 +146,8 @@ def read_route(body: bytes) -> Route | None:
     metrics = dict(attributes(found.get(RTA_METRICS, b"")))
     return Route(
         Prefix(network, bits + (V4_MAPPED_BITS if family == socket.AF_INET else 0)),
-        _NUMBER.unpack(found[RTA_OIF])[0],
-        _join(family, found[RTA_GATEWAY]) if RTA_GATEWAY in found else b"",
+        _NUMBER.unpack(found[RTA_OIF])[0] if one_way else 0,
+        _join(family, found[RTA_GATEWAY]) if one_way and RTA_GATEWAY in found else b"",
         bool(flags & RTNH_F_ONLINK),
         _NUMBER.unpack(metrics[RTAX_MTU])[0] if RTAX_MTU in metrics else 0,
         priority,

@@ -69,4 +69,6 @@ def _same_way(one: Route, other: Route) -> bool:
 
 
 def _way(route: Route) -> str:
+    if not route.ifindex:
+        return "by several ways or to nowhere"
     return f"via {format_address(route.gateway)}" if route.gateway else "without a gateway"

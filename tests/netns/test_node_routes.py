@@ -276,6 +276,25 @@ def test_a_route_of_somebody_else_stays(network: NodeNetwork, mode: str) -> None
         here.netns.ip("route delete 10.244.2.0/24", "route delete 10.244.3.0/24")
 
 
+@pytest.mark.parametrize(
+    "way",
+    ["blackhole 10.244.2.0/24", "10.244.2.0/24 nexthop via 192.0.2.200 nexthop via 192.0.2.201"],
+    ids=["to nowhere", "by several ways"],
+)
+def test_a_route_of_another_kind_stays(network: NodeNetwork, mode: str, way: str) -> None:
+    network.route("off")
+    here = network["n1"]
+    here.netns.ip(f"route add {way}")
+    before = here.show("route", "show", "10.244.2.0/24")
+    try:
+        network.route(mode)
+        (said,) = problems(here)
+        assert "there is a route to 10.244.2.0/24 already, by several ways or to nowhere" in said
+        assert here.show("route", "show", "10.244.2.0/24") == before
+    finally:
+        here.netns.ip(f"route delete {way}")
+
+
 def test_a_node_behind_a_router(network: NodeNetwork) -> None:
     """Native routing cannot reach it: its router would have to know the block."""
     here, there = network["n1"], network["n2"]

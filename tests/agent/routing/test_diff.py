@@ -37,6 +37,7 @@ CASES: list[tuple[list[Route], list[Route], list[str], int]] = [
     ([ROUTE], [Route(A, 2, GATEWAY, protocol=STATIC)], [], 0),
     ([ROUTE], [Route(A, 2, OTHER, priority=100, protocol=STATIC)], ["add route to 10.244.2.0/24"], 0),
     ([], [Route(A, 2, OTHER, protocol=STATIC)], [], 0),
+    ([ROUTE], [Route(A, 0, protocol=STATIC)], [], 1),  # by several ways, or to nowhere
     ([], [Route(Prefix.parse("10.244.1.7/32"), 5)], [], 0),  # of a pod of this node
 ]
 
@@ -149,9 +150,6 @@ def test_routes_read_as_they_are_written(route: Route) -> None:
 
 
 def test_routes_that_are_not_spoken_of() -> None:
-    local = bytearray(routes.put_route(ROUTE).body)
-    struct.pack_into("=B", local, 7, links.RTN_LOCAL)
-    assert routes.read_route(bytes(local)) is None
     elsewhere = bytearray(routes.put_route(ROUTE).body)
     struct.pack_into("=B", elsewhere, 4, 100)
     assert routes.read_route(bytes(elsewhere)) is None
