@@ -49,11 +49,10 @@ class Neighbours:
         return self._move(self._nodes.put_own(blocks))
 
     def put_endpoints(self, name: str, told: NodeEndpoints | None) -> set[ObjectRef]:
-        """What a node tells is now thus, or (None) it is gone. Of its own pods this node knows more."""
-        if not self._config.cluster:
-            return set()
+        """What a node tells is now thus, or (None) it is gone. Of its own pods this node knows more; without an API
+        server pods are known by their manifests."""
         touched = self._move(self._nodes.put_said(name, told))
-        if name != self._config.name:
+        if self._config.cluster and name != self._config.name:
             touched |= self._claim(self._remotes.put(name, told))
         return touched
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import msgspec
 
@@ -20,12 +20,14 @@ NODE_KIND = "Node"
 
 class Peer(msgspec.Struct, frozen=True):
     """Another node, as this one reaches its pods. `addresses`: the preferred first. `pod_cidrs`: blocks that are its
-    pods' and nobody else's. `public_key`: of WireGuard, 32 bytes; empty where it does not encrypt."""
+    pods' and nobody else's. `public_key`: of WireGuard, 32 bytes; empty where it does not encrypt. `next_public_key`:
+    the one that will follow it, during a rotation."""
 
     name: str
     addresses: tuple[bytes, ...]
     pod_cidrs: tuple[Prefix, ...]
     public_key: bytes = b""
+    next_public_key: bytes = b""
 
 
 class Moved(msgspec.Struct):
@@ -39,8 +41,8 @@ class Moved(msgspec.Struct):
 
 
 class NodeBook:
-    """In a cluster a block is one node's (`blocks`), and what a node says of itself counts as far as its blocks allow:
-    none has an address out of another one's block."""
+    """A block is one node's (`blocks`), and what a node says of itself counts as far as its blocks allow: none has an
+    address out of another one's block. Without an API server manifests of nodes count whatever they name."""
 
     def __init__(self, config: NodeConfig) -> None:
         self._cluster = config.cluster
@@ -53,8 +55,8 @@ class NodeBook:
         self._at: MultiMap[bytes, str] = MultiMap()
         self._sorted = SortedPrefixes()  # of these addresses
         self._blockless: set[str] = set()  # who says it is a node, and of whom no block is known
-        self._counted: dict[Claim, tuple[Prefix, ...]] = {}
-        self._counts: Counter[Prefix] = Counter()
+        self._given: dict[Claim, tuple[Prefix, ...]] = {}  # what manifests name, where there is no cluster
+        self._counts: Counter[Prefix] = Counter()  # of what speaks for a block
         self._peers: dict[str, Peer] = {}
         self._places: frozenset[Prefix] | None = None  # until something changes
         self.blocks = BlockBook()
@@ -148,41 +150,44 @@ class NodeBook:
 
     def _claim(self, rank: int, name: str, blocks: tuple[Prefix, ...]) -> Moved:
         """All that a node claims by one rank."""
-        if not self._cluster:
-            return self._count((rank, name), blocks)
         had = self.blocks.has_claims(name)
         changed = self.blocks.claim(rank, name, blocks)
-        for block, (before, after) in changed.items():
-            if before is None:
-                self.pod_blocks.add(block)
-            elif after is None:
-                self.pod_blocks.remove(block)
+        steps = [(block, 1) for block, (before, _) in changed.items() if before is None]
+        steps += [(block, -1) for block, (_, after) in changed.items() if after is None]
+        if not self._cluster and rank != SAID:  # manifests of nodes are not doubted: all they name are blocks of pods
+            old = self._given.pop((rank, name), ())
+            self._given[rank, name] = blocks
+            steps += [*((block, 1) for block in blocks), *((block, -1) for block in old)]
+        self._count(steps)
         moved = Moved(
-            {node for change in changed.values() for node in change if node is not None}, set(changed), [], []
+            {node for change in changed.values() for node in change if node is not None},
+            {*changed, *(block for block, _ in steps)},
+            [],
+            [],
         )
         if self.blocks.has_claims(name) is not had:
             moved.nodes.add(name)
         return moved
 
-    def _count(self, claim: Claim, blocks: tuple[Prefix, ...]) -> Moved:
-        """Without a cluster nobody's claim is doubted: all that manifests name are blocks of pods."""
-        old = self._counted.pop(claim, ())
-        self._counted[claim] = blocks
-        for block, step in (*((b, 1) for b in blocks), *((b, -1) for b in old)):
-            before = self._counts[block]
+    def _count(self, steps: Collection[tuple[Prefix, int]]) -> None:
+        """A block that one thing speaks for is one of pods."""
+        before = {block: self._counts[block] for block, _ in steps}
+        for block, step in steps:
             self._counts[block] += step
-            if not before:
+        for block, count in before.items():
+            if not count and self._counts[block]:
                 self.pod_blocks.add(block)
-            elif not self._counts[block]:
+            elif count and not self._counts[block]:
                 self.pod_blocks.remove(block)
-        return Moved(set(), set(old) ^ set(blocks), [], [])
+            if not self._counts[block]:
+                del self._counts[block]
 
     def _settle(self, name: str, moved: Moved) -> Moved:
         if name in self._said and not self.blocks.has_claims(name):
             self._blockless.add(name)
         else:
             self._blockless.discard(name)
-        if moved.blocks and self._cluster:
+        if moved.blocks:
             # Who was refused an address may have it now; who has one in a block that is another's now, loses it.
             moved.nodes |= self._refused.keys() | self._blockless
             for block in moved.blocks:
@@ -223,11 +228,10 @@ class NodeBook:
             self._peers.pop(name, None)
             return
         node = self._nodes.get(name)
-        blocks = self.blocks.of(name, (SAID,)) or self.blocks.of(name, (GIVEN,))
-        if not self._cluster and node is not None:
-            blocks = node.pod_cidrs
-        key = said.public_key if said is not None else b""
-        peer = Peer(name, self._addresses.get(name, ()), blocks, key)
+        given = self.blocks.of(name, (GIVEN,)) if self._cluster or node is None else node.pod_cidrs
+        blocks = self.blocks.of(name, (SAID,)) or given
+        keys = (said.public_key, said.next_public_key) if said is not None else (b"", b"")
+        peer = Peer(name, self._addresses.get(name, ()), blocks, *keys)
         if self._peers.get(name) != peer:
             self._peers[name] = peer
 

@@ -76,6 +76,8 @@ def _of_remote(world: World, address: bytes, ref: ObjectRef, message: str) -> It
 def _not_taken(world: World) -> Iterator[Problem]:
     """What nodes say they have that is another's."""
     for ((rank, name), block), owner in world.nodes.blocks.refused().items():
+        if rank != SAID and not world.config.cluster:
+            continue
         ref = ObjectRef("NodeEndpoints" if rank == SAID else "Node", "", name)
         yield from _problem(world, ref, f"block {block} overlaps one of node {owner}: it is not taken")
     for name, address in world.nodes.refused_addresses():

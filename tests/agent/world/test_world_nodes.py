@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from worlds import ORIGIN
 
-from agent.objects import Change, Exposure, Interface, Node, Object, Pod, Service, ServicePort
+from agent.objects import Change, Exposure, Interface, Node, NodeEndpoints, Object, Pod, Service, ServicePort
 from agent.sources.slices import derive
 from agent.world.config import NodeConfig
 from agent.world.world import World
@@ -164,3 +164,82 @@ def test_without_a_distribution_zones_are_nothing_to_a_service() -> None:
     world = world_of(wanted, *PODS, node("here", zone="z1"))
     assert put(world, *NODES) == set()
     assert near(world, wanted) == EVERYONE
+
+
+# ---- what nodes tell of themselves, without an API server
+
+
+def told(name: str, *blocks: str, addresses: tuple[str, ...] = (), key: bytes = b"") -> NodeEndpoints:
+    return NodeEndpoints(
+        ObjectRef("NodeEndpoints", "", name),
+        ORIGIN,
+        tuple(map(parse_address, addresses)),
+        tuple(map(Prefix.parse, blocks)),
+        (),
+        key,
+    )
+
+
+def peer(world: World, name: str) -> tuple[list[str], list[str], bytes] | None:
+    found = world.nodes.peers().get(name)
+    if found is None:
+        return None
+    return [format_address(a) for a in found.addresses], [str(b) for b in found.pod_cidrs], found.public_key
+
+
+def test_a_node_is_a_peer_by_what_it_tells() -> None:
+    there = told("there", "10.1.1.0/24", addresses=("192.0.2.2",), key=bytes(32))
+    world = world_of(told("here", "10.1.0.0/24", addresses=("192.0.2.1",)), there)
+    assert peer(world, "there") == (["192.0.2.2"], ["10.1.1.0/24"], bytes(32))
+    assert peer(world, "here") is None
+    assert identity(world, "192.0.2.2") == REMOTE_NODE
+    world.apply(Change(there.ref, None))
+    world.take_dirty()
+    assert peer(world, "there") is None
+    assert identity(world, "192.0.2.2") is None
+    assert world.problems() == []
+
+
+MANIFESTS = [  # podCIDRs of its Node manifest, what it tells → what is its
+    (("10.1.1.0/24",), ("10.1.1.0/24",), ["10.1.1.0/24"]),
+    (("10.1.1.0/24",), (), ["10.1.1.0/24"]),
+    ((), ("10.1.1.0/24", "fd00:1::/64"), ["10.1.1.0/24", "fd00:1::/64"]),
+    (("10.1.1.0/24",), ("10.1.1.0/24", "fd00:1::/64"), ["10.1.1.0/24", "fd00:1::/64"]),
+]
+
+
+@pytest.mark.parametrize(("given", "says", "blocks"), MANIFESTS)
+@pytest.mark.parametrize("first", ["Node", "NodeEndpoints"])
+def test_a_manifest_of_the_node_beside(
+    given: tuple[str, ...], says: tuple[str, ...], blocks: list[str], first: str
+) -> None:
+    manifest = msgspec.structs.replace(node("there", "192.0.2.2"), pod_cidrs=tuple(map(Prefix.parse, given)))
+    objects: list[Object] = [manifest, told("there", *says, addresses=("192.0.2.2",), key=bytes(32))]
+    world = world_of(*(objects if first == "Node" else objects[::-1]))
+    assert peer(world, "there") == (["192.0.2.2"], blocks, bytes(32))
+    assert world.problems() == []
+
+
+@pytest.mark.parametrize("block", ["10.1.0.0/24", "10.1.0.0/16", "10.1.0.128/25", "10.1.2.0/24"])
+def test_a_node_cannot_tell_that_it_has_blocks_of_another(block: str) -> None:
+    manifest = msgspec.structs.replace(node("third", "192.0.2.3"), pod_cidrs=(Prefix.parse("10.1.2.0/24"),))
+    world = world_of(manifest, told("there", "10.1.1.0/24", block, addresses=("192.0.2.2", "10.1.0.9", "10.1.2.9")))
+    assert peer(world, "there") == (["192.0.2.2"], ["10.1.1.0/24"], b"")
+    assert peer(world, "third") == (["192.0.2.3"], ["10.1.2.0/24"], b"")
+    owner = "third" if block == "10.1.2.0/24" else "here"
+    assert f"NodeEndpoints there: block {block} overlaps one of node {owner}: it is not taken" in messages(world)
+    assert identity(world, "10.1.0.9") is None
+    assert world.nodes.places() >= {Prefix.parse("10.1.1.0/24"), Prefix.parse("10.1.2.0/24")}
+    put(world, told("there", "10.1.1.0/24", addresses=("192.0.2.2",)))
+    assert world.problems() == []
+
+
+def test_blocks_that_were_refused_are_taken_once_nobody_else_has_them() -> None:
+    manifest = msgspec.structs.replace(node("third"), pod_cidrs=(Prefix.parse("10.1.2.0/24"),))
+    world = world_of(manifest, told("there", "10.1.2.0/24", addresses=("10.1.2.9",)))
+    assert peer(world, "there") == ([], [], b"")
+    world.apply(Change(manifest.ref, None))
+    assert peer(world, "there") == (["10.1.2.9"], ["10.1.2.0/24"], b"")
+    assert Prefix.parse("10.1.2.0/24") in world.nodes.places()
+    world.apply(Change(ObjectRef("NodeEndpoints", "", "there"), None))
+    assert Prefix.parse("10.1.2.0/24") not in world.nodes.places()
