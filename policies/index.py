@@ -50,6 +50,7 @@ class PolicyIndex:
         self._subjects: MultiMap[int, Subject] = MultiMap()  # local subjects by identity
         self._selected: MultiMap[PodSelector, int] = MultiMap()  # subject selector → identities of local subjects
         self._applying: MultiMap[int, PodSelector] = MultiMap()  # the reverse
+        self._active: set[ObjectRef] = set()  # policies that select local subjects: few of a large cluster's
         self._sides: dict[tuple[Subject, Direction], Side] = {}
         self._dirty: dict[Subject, Set[RemoteClass] | None] = {}
 
@@ -91,6 +92,10 @@ class PolicyIndex:
             self._leave(old, policy)
         if policy is not None:
             self._dirty_selected(policy, old, touched)
+        if policy is not None and policy.subject in self._selected:
+            self._active.add(ref)
+        else:
+            self._active.discard(ref)
 
     def add_class(self, remote: RemoteClass) -> None:
         """An address has this class now. Counting the addresses is up to the caller."""
@@ -257,12 +262,16 @@ class PolicyIndex:
     # ---- inside: which subjects a selector applies to
 
     def _link(self, selector: PodSelector, identity: int) -> None:
+        if selector not in self._selected:
+            self._active |= self._selecting[selector]
         self._selected.put(selector, identity)
         self._applying.put(identity, selector)
 
     def _unlink(self, selector: PodSelector, identity: int) -> None:
         self._selected.take(selector, identity)
         self._applying.take(identity, selector)
+        if selector not in self._selected:
+            self._active -= self._selecting.get(selector, set())
 
     def _toggled(self, selector: PodSelector, identity: int) -> None:
         """A selector matches an identity now, or does so no more."""
@@ -351,7 +360,7 @@ class PolicyIndex:
                 self._dirty_classes(trait, (remote,))
 
     def _dirty_classes(self, trait: Trait, classes: Iterable[RemoteClass]) -> None:
-        for ref in self._asking[trait]:
-            for identity in self._selected.get(self._policies[ref].subject, ()):
+        for ref in self._asking[trait] & self._active:
+            for identity in self._selected[self._policies[ref].subject]:
                 for subject in self._subjects[identity]:
                     self._add_dirty(subject, classes)
