@@ -16,7 +16,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 DEBIAN := python3 python3-venv python3-bpfcc linux-libc-dev iproute2 procps iputils-ping make gcc libc6-dev \
-          containernetworking-plugins
+          containernetworking-plugins wireguard-go wireguard-tools
 BENCH_DEBIAN := util-linux
 KERNEL_TESTS := apply bytecode cgroup devices maps network programs sockets tc
 PY := .venv/bin/python

@@ -100,6 +100,7 @@ class NodeEndpoints(msgspec.Struct, frozen=True, gc=False):
     pod_cidrs: tuple[Prefix, ...] = ()
     endpoints: tuple[NodeEndpoint, ...] = ()
     public_key: bytes = b""  # of WireGuard, 32 bytes; empty: it does not encrypt
+    next_public_key: bytes = b""  # that will follow it, during a rotation
 
 
 class ServicePort(msgspec.Struct, frozen=True, gc=False):
@@ -217,7 +218,9 @@ class Interface(msgspec.Struct, frozen=True):
     host_mac: bytes
     netns: str  # path
     netns_cookie: int = 0  # the kernel's number of that namespace; 0: not known
-    resolves: bool = False  # the pod asks by ARP and neighbour discovery for its gateway: a veth that somebody else made
+    resolves: bool = (
+        False  # the pod asks by ARP and neighbour discovery for its gateway: a veth that somebody else made
+    )
 
 
 class Secret(msgspec.Struct, frozen=True, gc=False):

@@ -56,12 +56,13 @@ class IdentityHead(msgspec.Struct, gc=False):
 
 
 class NodeFacts(msgspec.Struct, frozen=True):
-    """What a node tells of itself besides its pods. `addresses`: 16 bytes each, the preferred first; `public_key`: of
-    WireGuard, 32 bytes or none."""
+    """What a node tells of itself besides its pods. `addresses`: 16 bytes each, the preferred first; `public_key`,
+    `next_public_key`: of WireGuard, 32 bytes or none."""
 
     addresses: tuple[bytes, ...] = ()
     pod_cidrs: tuple[Prefix, ...] = ()
     public_key: bytes = b""
+    next_public_key: bytes = b""
 
 
 class RefusedPolicy(msgspec.Struct, frozen=True):
@@ -103,8 +104,9 @@ def node_endpoints(node: str, facts: NodeFacts, endpoints: Iterable[NodeEndpoint
         "podCIDRs": [str(block) for block in facts.pod_cidrs],
         "endpoints": [endpoint_body(one) for one in sorted(endpoints, key=lambda one: one.pod)],
     }
-    if facts.public_key:
-        spec["publicKey"] = base64.b64encode(facts.public_key).decode()
+    for field, key in (("publicKey", facts.public_key), ("nextPublicKey", facts.next_public_key)):
+        if key:
+            spec[field] = base64.b64encode(key).decode()
     return _object("NodeEndpoints", node, spec=spec)
 
 

@@ -79,7 +79,8 @@ def node_endpoints(source: JsonSource | YamlSource, origin: Origin, findings: Fi
         _node_addresses(spec.addresses or (), findings),
         _blocks(spec.pod_cidrs or (), findings),
         _endpoints(given, findings),
-        _public_key(spec.public_key or "", findings),
+        _public_key("spec.publicKey", spec.public_key or "", findings),
+        _public_key("spec.nextPublicKey", spec.next_public_key or "", findings),
     )
 
 
@@ -141,7 +142,7 @@ def _blocks(given: Sequence[str], findings: Findings) -> tuple[Prefix, ...]:
     return tuple(blocks)
 
 
-def _public_key(text: str, findings: Findings) -> bytes:
+def _public_key(path: str, text: str, findings: Findings) -> bytes:
     """An object with a key that cannot be used is refused: without one its node would be sent plain text."""
     if not text:
         return b""
@@ -150,7 +151,7 @@ def _public_key(text: str, findings: Findings) -> bytes:
     except (binascii.Error, ValueError):
         key = b""
     if len(key) != KEY_BYTES:
-        findings.error("spec.publicKey", f"must be the base64 of {KEY_BYTES} bytes")
+        findings.error(path, f"must be the base64 of {KEY_BYTES} bytes")
     return key
 
 

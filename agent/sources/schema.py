@@ -242,6 +242,7 @@ class NodeEndpointsHead(_Raw):
     addresses: list[str] | None = None
     pod_cidrs: list[str] | None = field(default=None, name="podCIDRs")
     public_key: str | None = None
+    next_public_key: str | None = None
 
 
 class NodeEndpointsSpec(NodeEndpointsHead):

@@ -85,7 +85,7 @@ class Node:
 @in_no_time
 async def test_what_is_told() -> None:
     node = Node()
-    node.facts = NodeFacts(FACTS.addresses, FACTS.pod_cidrs, bytes(32))
+    node.facts = NodeFacts(FACTS.addresses, FACTS.pod_cidrs, bytes(32), b"\xff" * 32)
     web = endpoint("web", 2, ports=(DeclaredPort("http", 6, 8080), DeclaredPort("dns", 17, 53)))
     node.has(web, DB)
     async with node.running():
@@ -98,6 +98,7 @@ async def test_what_is_told() -> None:
         "addresses": ["192.0.2.7"],
         "podCIDRs": ["10.244.7.0/24", "fd00:7::/64"],
         "publicKey": "A" * 43 + "=",
+        "nextPublicKey": "/" * 42 + "8=",
         "endpoints": [
             {"pod": "shop/db", "ips": ["10.244.7.3"], "identity": 301, "digest": DIGEST},
             {

@@ -101,6 +101,7 @@ def test_node_endpoints_are_read(file: str) -> None:
         addresses=["192.0.2.2", "2001:db8::2", "192.0.2.2"],
         podCIDRs=["10.1.1.0/24", "fd00:1::/64", "10.1.2.0/24"],
         publicKey=base64.b64encode(KEY).decode(),
+        nextPublicKey=base64.b64encode(KEY[::-1]).decode(),
     )
     assert not found.problems
     node = found.object
@@ -108,7 +109,7 @@ def test_node_endpoints_are_read(file: str) -> None:
     assert node.ref == ObjectRef("NodeEndpoints", "", "there")
     assert list(map(format_address, node.addresses)) == ["192.0.2.2", "2001:db8::2"]
     assert node.pod_cidrs == tuple(map(Prefix.parse, ("10.1.1.0/24", "fd00:1::/64", "10.1.2.0/24")))
-    assert node.public_key == KEY
+    assert (node.public_key, node.next_public_key) == (KEY, KEY[::-1])
     assert node.endpoints[0] == NodeEndpoint(
         ObjectRef("Pod", "shop", "web-0"),
         (parse_address("10.1.1.5"), parse_address("fd00:1::5")),
@@ -193,6 +194,7 @@ def test_nobody_has_what_two_are_given() -> None:
         ({"podCIDRs": "10.1.0.0/16"}, "spec.podCIDRs"),
         ({"publicKey": "AAAA"}, "spec.publicKey"),
         ({"publicKey": "?"}, "spec.publicKey"),
+        ({"nextPublicKey": "AAAA"}, "spec.nextPublicKey"),
         ({"endpoints": {}}, "spec.endpoints"),
     ],
 )
