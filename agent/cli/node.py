@@ -79,6 +79,10 @@ def cleanup(
 
     if missing := mounts.check_root():
         raise Failure(missing)
+    try:
+        mounts.ensure_writable_sysctls()
+    except mounts.Unmet as unmet:
+        raise Failure(str(unmet)) from None
     refused = []
     for instance in list(noted()) if all_ else [Instance(state_dir)]:
         try:

@@ -56,7 +56,8 @@ class Pod:
         agent.node.popen = self._popen  # type: ignore[method-assign]
 
     def _popen(self, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
-        """Of the agent: as its container."""
+        """Of the agent: as its container, which has a folder for what passes."""
+        options["env"] |= {"TMPDIR": str(self._folder)}
         return self._plain(*confined(capabilities(self._objects, "agent"), (self._folder, RUN)), *argv, **options)
 
     def help(self) -> None:
@@ -115,7 +116,7 @@ def test_the_charts_rights_are_enough(helm: Helm, cluster: KubeCluster, cgroup: 
     agent.start()  # nothing asks for Envoy any more
     rig.wait_until(lambda: not listener_pid(envoy), START_S, f"Envoy ends\n{pod.said()}")
     assert "Permission" not in pod.said()
-    end_a_connection(cluster, cgroup)
+    end_a_connection(cluster, cgroup, tmp_path / "client.out")
 
     url = "http://127.0.0.1:{containerPort}".format(**container(objects, "agent")["ports"][0])
     assert agent.node.call(lambda: urllib.request.urlopen(f"{url}/livez", timeout=10).status) == 200
@@ -127,19 +128,38 @@ def test_the_charts_rights_are_enough(helm: Helm, cluster: KubeCluster, cgroup: 
     assert rights(listener_pid(agent.instance.dns_socket)) == 1 << privileges.NET_RAW
 
 
-def end_a_connection(cluster: KubeCluster, cgroup: Path) -> None:
+def test_nodes_are_cleaned(helm: Helm, cluster: KubeCluster, tmp_path: Path) -> None:
+    """As uninstalling does (`cleanup.enabled`): by one that is told which agent's, for this machine has others'."""
+    agent = cluster.agents["n1"]
+    Pod(helm.objects(VALUES), agent, tmp_path)
+    agent.start("--helpers", "children")
+    cluster.add("n1/shop/web", app="web")
+    agent.kill()
+    rig.wait_until(lambda: not listener_pid(agent.instance.agent_socket), what="what ran in the container ends with it")
+
+    objects = helm.objects({"cleanup": {"enabled": True}})
+    confinement = confined(capabilities(objects, "cleanup"), (tmp_path, RUN))
+    program, *words = container(objects, "cleanup")["command"]
+    assert (program, words) == ("gatehouse", ["cleanup", "--all"])
+    command = [sys.executable, "-m", "agent.cli.main", "cleanup", "--state-dir", str(agent.instance.state_dir)]
+    done = agent.node.run(*confinement, *command)
+    assert "pins" in done.stdout
+    assert not agent.instance.pins.root.exists()
+    assert not agent.instance.state_dir.exists(), sorted(agent.instance.state_dir.iterdir())
+    assert not any(agent.conf.iterdir())
+
+
+def end_a_connection(cluster: KubeCluster, cgroup: Path, output: Path) -> None:
     """The flows process does, in the pod's namespace, once the backend is gone."""
     plain, client = cluster.pods["n1/shop/web"], cluster.pods["n1/shop/client"]
     cluster.apply(service(), endpoints(plain.ip()))
-    with plain.netns.call(lambda: socket.create_server((plain.ip(), SERVED))):
+    with plain.netns.call(lambda: socket.create_server((plain.ip(), SERVED))), output.open("wb") as written:
         command = [sys.executable, "-c", CONNECTED, str(cgroup), SERVICE]
-        process = client.netns.popen(*command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        with process.stdout as said:
-            assert str(said.readline()) == "connected\n"
-            cluster.apply(endpoints())
-            assert str(said.readline()) == "Software caused connection abort\n"
-        process.wait()
+        process = client.netns.popen(*command, stdout=written)
+        rig.wait_until(lambda: output.read_text() == "connected\n", START_S, "it is connected by the service")
+        cluster.apply(endpoints())
+        process.wait(START_S)
+    assert output.read_text() == "connected\nSoftware caused connection abort\n"
 
 
 def service() -> Document:
