@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from agent import traces
+from agent import nodefiles, traces
 from agent.cni import conflist
 from agent.cni.attachments import Attachments
 from agent.cni.networks import Networks
@@ -82,6 +82,7 @@ def remove(instance: Instance) -> dict[str, int]:
         "socket programs": _detach_sockets(instance, found),
         "cgroups": int(cgroups.remove_tree(cgroup.folder_of(instance.name))),
         "pins": _remove_pins(instance),
+        "node files": int(nodefiles.remove(instance.state_dir / nodefiles.NOTE)),
     }
     for pattern in FILES:
         for path in instance.state_dir.glob(pattern):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.attachments import Attachments
 from agent.config import Config
 from agent.groundwork import Api
+from agent.kube.bodies import NodeFacts
+from agent.nodefiles import NOTE, NodeFile
 from agent.objects import Problem
 from agent.routing.desired import Own
 from agent.routing.routing import Routing
@@ -34,11 +37,15 @@ class Neighbours:
         self._world = world
         self._attachments = attachments
         self.routing = Routing(config)
+        self.node_file = NodeFile(config.node_files, config.node, Path(config.state_dir, NOTE))
         self.member = _member(config, api, world, problems_of_sources) if api else None
 
     def turned(self) -> None:
         """The World has changed."""
         peers = self._peers()
+        if self.node_file.wanted:
+            told = own(self._world)
+            self.node_file.write(NodeFacts(told.addresses, told.pod_cidrs))
         if self.member:
             self.member.wake()
         if peers or self.member or self.routing.reached:
@@ -49,9 +56,10 @@ class Neighbours:
         """Once the World is loaded: before pods are wired, or programs attached."""
         self.turned()
         await asyncio.to_thread(self.routing.sync)
+        await asyncio.to_thread(self.node_file.sync)
 
     def works(self) -> list[Coroutine[Any, Any, None]]:
-        return [self.routing.follow(), *([self.member.run()] if self.member else ())]
+        return [self.routing.follow(), self.node_file.run(), *([self.member.run()] if self.member else ())]
 
     async def close(self) -> None:
         """Everything stays as it is."""
@@ -75,7 +83,8 @@ class Neighbours:
     def reasons(self) -> list[str]:
         """What is not as the settings say, one sentence each."""
         away = self.unreachable()
-        return [*([f"{away}: what it told last goes on in force"] if away else ()), *self.routing.problems]
+        told = [self.node_file.problem] if self.node_file.problem else []
+        return [*([f"{away}: what it told last goes on in force"] if away else ()), *self.routing.problems, *told]
 
     def _peers(self) -> list[Peer]:
         """Those with an agent. A Node manifest alone tells who a node is; an API server's is of this cluster."""

@@ -6,7 +6,7 @@ from agent.config.fields import TIMEOUTS, Config, ConfigError, flag
 from agent.config.spellings import listen_address, one_a_family, overlap, port_range, prefix
 from agent.services.maglev import is_prime
 from policies.address import V4_MAPPED_BITS, parse_address
-from policies.syntax import dns_label_problem
+from policies.syntax import dns_label_problem, dns_subdomain_problem
 
 MIN_MTU = 1280
 SMALLEST_BLOCK = {True: 30, False: 124}
@@ -139,6 +139,10 @@ def _encryption(config: Config) -> None:
         raise ConfigError("it is done at the node's devices: name them (--devices)", "encryption")
     if config.node_files and config.source != "directory":
         raise ConfigError("nodes tell each other by the API server: leave it out", "node_files")
+    if config.node_files and (problem := dns_subdomain_problem(config.node)):
+        raise ConfigError(
+            f"others know this node by its name, and {problem}: give it another with --node", "node_files"
+        )
     if config.big_tcp and (config.encryption != "off" or config.routing == "vxlan"):
         raise ConfigError("neither WireGuard nor VXLAN takes such packets: choose one or the other", "big_tcp")
 

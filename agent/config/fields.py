@@ -13,7 +13,7 @@ TIMEOUTS = {"tcp": 21600.0, "syn": 60.0, "close": 10.0, "udp": 60.0, "other": 30
 """Conntrack time-outs in seconds: TCP established, not yet answered, closed; UDP and SCTP answered; all else."""
 SECRETS = frozenset({"maglev_seed"})
 """Fields whose values are not shown."""
-PATHS = frozenset({"manifests", "kubeconfig", "state_dir", "cni_conf_dir", "cni_bin_dir", "envoy"})
+PATHS = frozenset({"manifests", "kubeconfig", "state_dir", "cni_conf_dir", "cni_bin_dir", "envoy", "node_files"})
 """Fields that name a file or folder."""
 
 

@@ -37,6 +37,10 @@ def test_texts_become_types() -> None:
         ({}, "--manifests is missing"),
         ({"mtu": "12"}, "--mtu"),
         ({"mtu": "wide"}, "--mtu"),
+        (
+            {"node_files": "m/nodes", "node": "N_1"},
+            "--node-files: others know this node by its name, and 'N_1' must be",
+        ),
         ({"pod_cidrs": "10.1.2"}, "--pod-cidrs: '10.1.2' is not a block"),
         ({"pod_cidrs": ""}, "--pod-cidrs: give at least one"),
         ({"pod_cidrs": "10.1.0.0/24,10.2.0.0/24"}, "--pod-cidrs: give at most one block for each"),
