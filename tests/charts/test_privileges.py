@@ -115,7 +115,7 @@ def test_the_charts_rights_are_enough(helm: Helm, cluster: KubeCluster, cgroup: 
     rig.wait_until(lambda: not listener_pid(agent.instance.agent_socket), what="what ran in the container ends with it")
     agent.start()  # nothing asks for Envoy any more
     rig.wait_until(lambda: not listener_pid(envoy), START_S, f"Envoy ends\n{pod.said()}")
-    assert "Permission" not in pod.said()
+    assert "cannot be ended" not in pod.said()
     end_a_connection(cluster, cgroup, tmp_path / "client.out")
 
     url = "http://127.0.0.1:{containerPort}".format(**container(objects, "agent")["ports"][0])

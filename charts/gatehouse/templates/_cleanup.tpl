@@ -7,7 +7,7 @@ initContainers:
     {{- include "gatehouse.container" . | nindent 4 }}
     command: [gatehouse, cleanup, --all]
     securityContext:
-      {{- include "gatehouse.may" (list "BPF" "CHOWN" "DAC_OVERRIDE" "FOWNER" "KILL" "NET_ADMIN" "PERFMON" "SYS_ADMIN") | nindent 6 }}
+      {{- include "gatehouse.may" (list "DAC_OVERRIDE" "NET_ADMIN" "SYS_ADMIN") | nindent 6 }}
       appArmorProfile:
         type: Unconfined
     volumeMounts:
