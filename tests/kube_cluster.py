@@ -16,21 +16,24 @@ import contextlib
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import cni_plugin
 import rig
 from agents import START_S, Document, RunningAgent, environment
-from apiserver import ApiServer
+from apiserver import TABLE, ApiServer
+from apiserver.real import RealServer
+from apiserver.remote import RemoteApi
 
 from agent.cni import build
 
 SERVER_IP = "192.0.2.100"
+Api = TypeVar("Api", ApiServer, RealServer, RemoteApi)
 FAMILIES = ("v4", "v6")
 CLUSTER_CIDRS = "10.244.0.0/16,fd00:10:244::/48"
 
@@ -141,10 +144,12 @@ class KubePod:
         assert done.status == 0, (done.output, done.errors, self.agent.log())
 
 
-class KubeCluster:
-    """`agents`, `nodes`: by node name."""
+class Served(Generic[Api]):
+    """`api`: what `serve` starts in a namespace, to answer at SERVER_IP. `agents`, `nodes`: by node name."""
 
-    def __init__(self, folder: Path, *names: str, flags: tuple[str, ...] = (), **server: Any) -> None:
+    def __init__(
+        self, folder: Path, *names: str, serve: Callable[[rig.Netns], Api], flags: tuple[str, ...] = ()
+    ) -> None:
         self.agents: dict[str, KubeAgent] = {}
         self.nodes: dict[str, rig.Netns] = {}
         self.pods: dict[str, KubePod] = {}
@@ -155,7 +160,7 @@ class KubeCluster:
             self._network.ip("link add br0 type bridge", "link set br0 up")
             outside = self.outside = stack.enter_context(rig.Netns("api"))
             self.plug(outside, "api", f"{SERVER_IP}/24")
-            self.api = stack.enter_context(ApiServer(netns=outside, host=SERVER_IP, **server))
+            self.api: Api = stack.enter_context(serve(outside))
             for name, number in self.numbers.items():
                 node = self.nodes[name] = stack.enter_context(rig.Netns(name))
                 ips = node_ips(number)
@@ -169,7 +174,7 @@ class KubeCluster:
                 stack.enter_context(agent)
             self._stack = stack.pop_all()
 
-    def __enter__(self) -> KubeCluster:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -206,8 +211,9 @@ class KubeCluster:
         versions: dict[str, int] = {}
         for document in documents:
             made = self.api.put(document)
-            collection = self.api.store.of_kind(document["apiVersion"], document["kind"]).resource
-            versions[collection.qualified] = int(made["metadata"]["resourceVersion"])
+            group = document["apiVersion"].rpartition("/")[0]
+            resource = next(one for one in TABLE if (one.group, one.kind) == (group, document["kind"]))
+            versions[resource.qualified] = int(made["metadata"]["resourceVersion"])
         for agent in self.running():
             agent.await_versions(versions)
 
@@ -239,6 +245,41 @@ class KubeCluster:
             return list(pool.map(lambda where: self.add(where, True, **labels), wheres))
 
 
+class KubeCluster(Served[ApiServer]):
+    """With the API server in this process. `server`: see ApiServer."""
+
+    def __init__(self, folder: Path, *names: str, flags: tuple[str, ...] = (), **server: Any) -> None:
+        def serve(outside: rig.Netns) -> ApiServer:
+            return ApiServer(netns=outside, host=SERVER_IP, **server)
+
+        super().__init__(folder, *names, serve=serve, flags=flags)
+
+
+class RealCluster(Served[RealServer]):
+    """With a kube-apiserver, where there are binaries of one (apiserver.real.missing)."""
+
+    def __init__(self, folder: Path, *names: str, flags: tuple[str, ...] = ()) -> None:
+        def serve(outside: rig.Netns) -> RealServer:
+            own = folder / "kube-apiserver"
+            own.mkdir()
+            return RealServer(own, outside, SERVER_IP)
+
+        super().__init__(folder, *names, serve=serve, flags=flags)
+
+
+EitherCluster = KubeCluster | RealCluster
+
+
+class MeasuredCluster(Served[RemoteApi]):
+    """With the API server in a process of its own: what it does is not taken from whoever asks."""
+
+    def __init__(self, folder: Path, *names: str, flags: tuple[str, ...] = ()) -> None:
+        def serve(outside: rig.Netns) -> RemoteApi:
+            return RemoteApi(netns_path=outside.path, host=SERVER_IP)
+
+        super().__init__(folder, *names, serve=serve, flags=flags)
+
+
 def node_document(name: str, number: int) -> Document:
     cidrs = list(blocks(number).values())
     addresses = [{"type": "InternalIP", "address": ip} for ip in node_ips(number).values()]
@@ -256,7 +297,7 @@ def pod_document(node: str, namespace: str, name: str, labels: dict[str, str]) -
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "namespace": namespace, "labels": labels},
-        "spec": {"nodeName": node, "containers": [{"name": "main"}]},
+        "spec": {"nodeName": node, "containers": [{"name": "main", "image": "none"}]},
         "status": {"phase": "Pending"},
     }
 

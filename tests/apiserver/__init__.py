@@ -14,7 +14,7 @@
         api.faults.remove(rule); api.faults.clear()
 
 All of it may be called from any thread while it serves. `ApiServer(netns=node, host=...)` listens inside a namespace.
-`remote.RemoteApi` is the same in a process of its own (for what is measured): load, requests, kubeconfig, and
+`remote.RemoteApi` is the same in a process of its own (for what is measured): load, put, delete, requests and
 call("faults.stall", "pods") for the rest. `client.Client` asks by hand, `real.RealServer` runs a kube-apiserver.
 The fixture `either_api` of tests/kube is the one, then the other.
 

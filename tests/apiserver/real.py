@@ -16,9 +16,10 @@ import yaml
 from certificates import Authority
 
 from apiserver.client import Client
+from apiserver.relay import Relay
 from apiserver.resources import GATEHOUSE, TABLE, Resource
 from apiserver.schemas import CHART
-from apiserver.server import Object, write_kubeconfig
+from apiserver.server import Inside, Object, write_kubeconfig
 
 VARIABLE = "KUBEBUILDER_ASSETS"
 BINARIES = ("etcd", "kube-apiserver")
@@ -39,12 +40,14 @@ def missing() -> str:
 class RealServer:
     """`url` and `token` as ApiServer has them; `authority`: the PEM that its certificate is checked by."""
 
-    def __init__(self, directory: Path) -> None:
-        """Starts it, with the chart's definitions and bare ones of TABLE's other groups. `directory` is its own."""
-        self._directory = directory
+    def __init__(self, directory: Path, netns: Inside | None = None, host: str = "127.0.0.1") -> None:
+        """Starts it, with the chart's definitions and bare ones of TABLE's other groups. `directory` is its own. With
+        `netns` it answers at `host` in there, too, which is where kubeconfigs say that it is."""
+        self._directory, self._netns, self._host = directory, netns, host
+        self._relay: Relay | None = None
         self._processes: list[subprocess.Popen[bytes]] = []
         authority = Authority("real")
-        pair = authority.pair("localhost", "127.0.0.1")
+        pair = authority.pair("localhost", "127.0.0.1", host)
         self.token = TOKEN
         self.authority = authority.pem
         for name, content in {
@@ -59,9 +62,17 @@ class RealServer:
         self.url = f"https://127.0.0.1:{self._port}"
         try:
             self._start_all()
+            if netns is not None:
+                self._relay = Relay(netns.call(socket.create_server, (host, self._port)), self._port)
         except BaseException:
             self.close()
             raise
+
+    def __enter__(self) -> RealServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def client(self) -> Client:
         return Client(self.url, self.token, self.authority)
@@ -71,7 +82,11 @@ class RealServer:
         if token_file is not None:
             token_file.write_text(self.token)
             user = {"tokenFile": str(token_file)}
-        write_kubeconfig(path, {"server": self.url, "certificate-authority": str(self._directory / "ca.crt")}, user)
+        cluster = {
+            "server": f"https://{self._host}:{self._port}",
+            "certificate-authority": str(self._directory / "ca.crt"),
+        }
+        write_kubeconfig(path, cluster, user)
         return path
 
     def load(self, objects: Iterable[Object]) -> int:
@@ -127,6 +142,9 @@ class RealServer:
         self._await_resources()
 
     def close(self) -> None:
+        if self._relay is not None:
+            self._relay.close()
+            self._relay = None
         while self._processes:
             self._end(self._processes.pop())
 

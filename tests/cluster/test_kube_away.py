@@ -10,22 +10,31 @@ from pathlib import Path
 import pytest
 import rig
 from agents import START_S, allow_from, policy
-from kube_cluster import KubeAgent, KubeCluster
+from kube_cluster import EitherCluster, KubeAgent, KubeCluster
 from probes import Server, tcp
 
 PORT = 8080
 SILENT_S = 0.5
+FLAGS = ("--api-wait-s", "1")
 
 
 @pytest.fixture
-def cluster(datapath_host: None, tmp_path: Path) -> Iterator[KubeCluster]:
-    with KubeCluster(tmp_path, "n1", "n2", flags=("--api-wait-s", "1")) as cluster:
+def cluster(datapath_host: None, over: type[EitherCluster], tmp_path: Path) -> Iterator[EitherCluster]:
+    with over(tmp_path, "n1", "n2", flags=FLAGS) as cluster:
         cluster.start()
         cluster.apply(policy("shop/web", {"app": "web"}, ingress=allow_from(app="client")))
         yield cluster
 
 
-def test_node_goes_on_without_the_api_server(cluster: KubeCluster) -> None:
+@pytest.fixture
+def faulty(datapath_host: None, tmp_path: Path) -> Iterator[KubeCluster]:
+    """Over the server that can be told to refuse."""
+    with KubeCluster(tmp_path, "n1", flags=FLAGS) as cluster:
+        cluster.start()
+        yield cluster
+
+
+def test_node_goes_on_without_the_api_server(cluster: EitherCluster) -> None:
     web = cluster.add("n2/shop/web", app="web")
     client, other = cluster.add("n1/shop/client", app="client"), cluster.add("n1/shop/other", app="other")
     told = cluster.add("n2/shop/client-2", attach=False, app="client")
@@ -45,9 +54,9 @@ def test_node_goes_on_without_the_api_server(cluster: KubeCluster) -> None:
             assert tcp(netns, web.ip(), PORT)
         assert not tcp(other.netns, web.ip(), PORT, SILENT_S)
         web.agent.cni("DEL", told)
-        cluster.api.delete("networkpolicies", "web", "shop")
         cluster.api.start()
-        rig.wait_until(lambda: tcp(other.netns, web.ip(), PORT), START_S, "what changed meanwhile is in force")
+        cluster.api.delete("networkpolicies", "web", "shop")
+        rig.wait_until(lambda: tcp(other.netns, web.ip(), PORT), START_S, "what has changed is in force")
         for agent in cluster.running():
             rig.wait_until(partial(is_synced, agent), START_S, "all is as the API server has it")
             assert agent.status()["state"] == "ready"
@@ -57,11 +66,11 @@ def is_synced(agent: KubeAgent) -> bool:
     return not agent.status()["cluster"]["from_disk"]
 
 
-def test_new_pod_of_unknown_identity_waits_for_the_api_server(cluster: KubeCluster) -> None:
+def test_new_pod_of_unknown_identity_waits_for_the_api_server(faulty: KubeCluster) -> None:
     """Where the runtime gives up meanwhile, nothing is left of it."""
-    cluster.api.faults.refuse(503, verbs=["create"], resources=["securityidentities"])
-    pod = cluster.add("n1/shop/new", attach=False, app="new", tier="never-seen")
-    agent = cluster.agents["n1"]
+    faulty.api.faults.refuse(503, verbs=["create"], resources=["securityidentities"])
+    pod = faulty.add("n1/shop/new", attach=False, app="new", tier="never-seen")
+    agent = faulty.agents["n1"]
     agent.await_pod(pod.name)
     adding = agent.begin("ADD", pod)
     rig.wait_until(agent.links, START_S, "its link is made")
@@ -72,6 +81,6 @@ def test_new_pod_of_unknown_identity_waits_for_the_api_server(cluster: KubeClust
     rig.wait_until(lambda: not agent.links(), START_S, "nothing is left of it")
     adding = agent.begin("ADD", pod)
     rig.wait_until(agent.links, START_S, "its link is made")
-    cluster.api.faults.clear()
+    faulty.api.faults.clear()
     output, _ = adding.communicate(timeout=START_S)
     assert json.loads(output)["ips"]

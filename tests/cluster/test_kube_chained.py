@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import rig
 from agents import START_S, allow_from, policy
-from kube_cluster import FAMILIES, KubeCluster, KubePod, blocks, node_ips
+from kube_cluster import FAMILIES, EitherCluster, KubePod, blocks, node_ips
 from probes import Server, ping, tcp, udp
 
 PLUGINS = Path("/usr/lib/cni")
@@ -26,7 +25,7 @@ CONFIGURATION = {"cniVersion": "1.0.0", "name": "chain", "type": "ptp", "ipam": 
 class Chain:
     """n1, where pods' veths are ptp's."""
 
-    def __init__(self, cluster: KubeCluster) -> None:
+    def __init__(self, cluster: EitherCluster) -> None:
         self.cluster = cluster
         self.agent, self.node = cluster.agents["n1"], cluster.nodes["n1"]
         self._numbers = iter(range(2, 250))
@@ -69,11 +68,10 @@ class Chain:
 
 
 @pytest.fixture(scope="module")
-def chain(datapath_host: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
+def chain(datapath_host: None, over: type[EitherCluster], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
     if not (PLUGINS / "ptp").exists():
         pytest.skip("the CNI plugins of Debian's containernetworking-plugins are not in /usr/lib/cni")
-    with ExitStack() as stack:
-        cluster = stack.enter_context(KubeCluster(tmp_path_factory.mktemp("kube"), "n1", "n2"))
+    with over(tmp_path_factory.mktemp("kube"), "n1", "n2") as cluster:
         chained = cluster.agents["n1"]
         (chained.conf / FIRST).write_text(json.dumps(CONFIGURATION))
         chained.flags = (*chained.flags, "--cni-chain", FIRST)

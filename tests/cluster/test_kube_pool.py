@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
 import pytest
-from kube_cluster import FAMILIES, KubeCluster
+from kube_cluster import FAMILIES, EitherCluster
 from probes import Server, tcp
 
 PORT = 8080
@@ -16,18 +16,20 @@ FLAGS = ("--ipam", "pool", "--pool", CIDRS, "--pool-block-bits", "24,64", "--clu
 
 
 @pytest.fixture(scope="module")
-def cluster(datapath_host: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeCluster]:
-    with KubeCluster(tmp_path_factory.mktemp("kube"), "n1", "n2", flags=FLAGS) as cluster:
+def cluster(
+    datapath_host: None, over: type[EitherCluster], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EitherCluster]:
+    with over(tmp_path_factory.mktemp("kube"), "n1", "n2", flags=FLAGS) as cluster:
         cluster.start()
         yield cluster
 
 
-def claims(cluster: KubeCluster, node: str) -> list[str]:
+def claims(cluster: EitherCluster, node: str) -> list[str]:
     return sorted(one["spec"]["cidr"] for one in cluster.api.objects("nodeblocks") if one["spec"]["node"] == node)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pods_have_addresses_of_their_nodes_blocks_and_reach_each_other(cluster: KubeCluster, family: str) -> None:
+def test_pods_have_addresses_of_their_nodes_blocks_and_reach_each_other(cluster: EitherCluster, family: str) -> None:
     web, client = cluster.add(f"n2/shop/web-{family}", app="web"), cluster.add(f"n1/shop/client-{family}")
     for node, pod in (("n2", web), ("n1", client)):
         ip = ip_address(pod.ip(family))
@@ -37,7 +39,7 @@ def test_pods_have_addresses_of_their_nodes_blocks_and_reach_each_other(cluster:
         assert tcp(client.netns, web.ip(family), PORT)
 
 
-def test_a_restart_without_an_api_server_keeps_the_blocks(cluster: KubeCluster) -> None:
+def test_a_restart_without_an_api_server_keeps_the_blocks(cluster: EitherCluster) -> None:
     before = claims(cluster, "n1")
     assert len(before) == 2
     agent = cluster.agents["n1"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import rig
 from agents import START_S, allow_from, policy
-from kube_cluster import KubeAgent, KubeCluster, KubePod
+from kube_cluster import EitherCluster, KubeAgent, KubePod
 
 PODS = 200
 AT_ONCE = 10
@@ -19,13 +19,13 @@ MAPS = ("endpoints", "endpoints_by_address", "namespaces")
 
 
 @pytest.fixture
-def cluster(datapath_host: None, tmp_path: Path) -> Iterator[KubeCluster]:
-    with KubeCluster(tmp_path, "n1") as cluster:
+def cluster(datapath_host: None, over: type[EitherCluster], tmp_path: Path) -> Iterator[EitherCluster]:
+    with over(tmp_path, "n1") as cluster:
         cluster.start()
         yield cluster
 
 
-def test_many_pods_come_and_go_while_the_agent_is_killed(cluster: KubeCluster) -> None:
+def test_many_pods_come_and_go_while_the_agent_is_killed(cluster: EitherCluster) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     choose = random.Random(seed)
@@ -58,7 +58,7 @@ def test_many_pods_come_and_go_while_the_agent_is_killed(cluster: KubeCluster) -
     assert len(told(cluster)) == PODS
 
 
-def told(cluster: KubeCluster) -> list[object]:
+def told(cluster: EitherCluster) -> list[object]:
     found = cluster.api.get("nodeendpoints", "n1")
     assert found is not None
     return list(found["spec"].get("endpoints") or ())
@@ -68,7 +68,7 @@ def entries(agent: KubeAgent) -> dict[str, int]:
     return {one["name"]: one["entries"] for one in agent.status()["datapath"]["maps"] if one["name"] in MAPS}
 
 
-def test_a_pod_that_sends_from_its_first_microsecond_is_judged(cluster: KubeCluster) -> None:
+def test_a_pod_that_sends_from_its_first_microsecond_is_judged(cluster: EitherCluster) -> None:
     """Its processes run before its network is there, and try without a pause: not one of its packets arrives."""
     cluster.apply(policy("shop/web", {"app": "web"}, ingress=allow_from(app="client")))
     web = cluster.add("n1/shop/web", app="web")

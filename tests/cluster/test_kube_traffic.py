@@ -6,21 +6,23 @@ from collections.abc import Iterator
 
 import pytest
 from agents import allow_from, policy
-from kube_cluster import FAMILIES, KubeCluster, block_of
+from kube_cluster import FAMILIES, EitherCluster, block_of
 from probes import Server, tcp
 
 PORT = 8080
 
 
 @pytest.fixture(scope="module")
-def cluster(datapath_host: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeCluster]:
-    with KubeCluster(tmp_path_factory.mktemp("kube"), "n1", "n2") as cluster:
+def cluster(
+    datapath_host: None, over: type[EitherCluster], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EitherCluster]:
+    with over(tmp_path_factory.mktemp("kube"), "n1", "n2") as cluster:
         cluster.start()
         yield cluster
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_policy_between_nodes(cluster: KubeCluster, family: str) -> None:
+def test_policy_between_nodes(cluster: EitherCluster, family: str) -> None:
     cluster.apply(policy("shop/web", {"app": "web"}, ingress=allow_from(app="client")))
     web = cluster.add(f"n2/shop/web-{family}", app="web")
     client, other = (
