@@ -51,12 +51,16 @@ def seed(text: str) -> int:
 
 
 def config_value(config: Config, addresses: Sequence[bytes], host_netns: int) -> bytes:
-    """struct config. `addresses`: of the node, the most important first; `host_netns`: cookie of its namespace."""
+    """struct config, but for what is known of devices. `addresses`: of the node, the most important first;
+    `host_netns`: cookie of its namespace."""
     numbers = abi.load().constants
     seconds = TIMEOUTS | config.timeouts
     port_min, port_max = port_range("snat_ports", config.snat_ports)
     features = numbers.FEATURE_MASQUERADE * config.masquerade
     features |= numbers.FEATURE_SOCKET_PODS * (config.socket_lb == "all")
+    features |= numbers.FEATURE_ENCRYPT * (config.encryption != "off")
+    features |= numbers.FEATURE_STRICT * config.strict_encryption
+    features |= numbers.FEATURE_NODE_ENCRYPTION * config.node_encryption
     return (
         abi.load()
         .records["config"]

@@ -69,6 +69,11 @@
 #define MARK_FROM_EGRESS      0x6a7e0002
 #define MARK_FROM_INGRESS     0x6a7e0003
 #define MARK_PROXY_ANSWERS    0x6a7e0004
+/* Of encryption. What WireGuard itself sends; what a pod answers to somebody whose packets came encrypted; what came
+ * encrypted, once it is as its sender made it. */
+#define MARK_WIREGUARD        0x6a7e0005
+#define MARK_ENCRYPT          0x6a7e0006
+#define MARK_DECRYPTED        0x6a7e0007
 /* From to_pod to from_pod of the same device, where alone a packet can be given to a socket; in the lower 16 bits the port
  * at which the proxy listens, 0: to a connection that there must be. */
 #define MARK_HAND_ON          0x6a7f0000
@@ -90,7 +95,8 @@ enum hook {
 	HOOK_FROM_NETWORK = 3,      /* tc ingress of a device of the node */
 	HOOK_TO_NETWORK = 4,        /* tc egress of such a device */
 	HOOK_XDP = 5,
-	HOOK_SOCKET = 6
+	HOOK_SOCKET = 6,
+	HOOK_FROM_WIREGUARD = 7     /* tc ingress of the WireGuard device */
 };
 
 /* Why a packet was dropped (or refused: the sender was told at once). Index of the counters map. */
@@ -128,7 +134,8 @@ enum drop_reason {
 	DROP_PROXY_UNREADY = 30,    /* the proxy that is to judge it has not said yet that it does, or does not run */
 	DROP_PROXY_DENIED = 31,     /* a request, name or TLS connection that no rule allows (a proxy's verdict) */
 	DROP_PROXY_FRAGMENT = 32,   /* a fragment that would have to begin a flow to a proxy */
-	DROP_REASONS = 33
+	DROP_UNENCRYPTED = 33,      /* between pods of different nodes, and not encrypted */
+	DROP_REASONS = 34
 };
 
 /* Index of the tallies map: what else the datapath counts. */
@@ -141,7 +148,8 @@ enum tally {
 	TALLY_AFFINITY_FULL = 5,
 	TALLY_SOCKETS_FULL = 6,     /* a connection went on untranslated at the socket: tc does it */
 	TALLY_XDP_FORWARDED = 7,    /* packets that XDP sent on by itself */
-	TALLIES = 8
+	TALLY_PLAINTEXT = 8,        /* packets between pods of different nodes that were not encrypted */
+	TALLIES = 9
 };
 
 enum conntrack_flags {
@@ -157,7 +165,8 @@ enum conntrack_flags {
 	                      * packet is refused */
 	CT_TO_PROXY = 512,   /* this entry's packets go to a proxy's socket … */
 	CT_FROM_PROXY = 1024, /* … or come from one: those of the flow's other direction go there */
-	CT_FROM_INGRESS = 2048 /* of leg 1: what the proxy of an ingress rule sends on, having judged it */
+	CT_FROM_INGRESS = 2048, /* of leg 1: what the proxy of an ingress rule sends on, having judged it */
+	CT_ENCRYPTED = 4096  /* the last packet that came in by the stack had been encrypted; until one has: those that go out are */
 };
 
 /* What the frontend is, and how it forwards. */
@@ -195,7 +204,19 @@ enum endpoint_flags {
 enum feature {
 	FEATURE_MASQUERADE = 1,
 	FEATURE_SOCKET_PODS = 2,     /* sockets of pods are translated too, not only the node's */
-	FEATURE_PROXY = 4            /* there are proxies: packets may be theirs */
+	FEATURE_PROXY = 4,           /* there are proxies: packets may be theirs */
+	FEATURE_ENCRYPT = 8,         /* between nodes, as the map of that name says */
+	FEATURE_STRICT = 16,         /* … and never without it */
+	FEATURE_NODE_ENCRYPTION = 32 /* also between other nodes' pods and this node itself, and its pods and other nodes */
+};
+
+/* Whose an address is. */
+enum encryption_flags {
+	ENCRYPTION_OWN_PODS = 1,
+	ENCRYPTION_PEER_PODS = 2,    /* another node's, or of a block that may become one's */
+	ENCRYPTION_OWN_NODE = 4,
+	ENCRYPTION_PEER_NODE = 8,
+	ENCRYPTION_READY = 16        /* the WireGuard device takes packets for it */
 };
 
 /* ---- values -------------------------------------------------------------------------- */
@@ -221,6 +242,9 @@ struct endpoint {
 
 struct ipcache_key { __u32 prefixlen; struct address address; };
 struct ipcache_value { __u64 remote_class; __u32 identity; __u32 pad; };
+
+/* By the longest block that covers an address; keys as those of ipcache. */
+struct encryption_value { __u32 flags; };
 
 struct policy_class_key { __u64 subject; __u64 remote_class; __u32 direction; __u32 pad; };
 struct policy_class_value { __u64 row; };
@@ -359,6 +383,8 @@ struct config {
 	__u32 features;
 	__u16 port_min;             /* source ports the datapath gives out, both included */
 	__u16 port_max;
+	__u32 wireguard_ifindex;    /* 0: nothing can be encrypted */
+	__u32 decrypted_ifindex;    /* the device of the node by which decrypted packets go on as if they had come by it */
 };
 
 /* An event is about one packet; addresses are those after service translation, in the
@@ -389,7 +415,8 @@ struct event {
 	__u8 egress_judged;         /* the source is a local pod: its egress rules were asked */
 	__u8 ingress_judged;
 	__u8 refused;               /* DROP: the sender was told, for a reason for which he is not always */
-	__u8 pad[3];
+	__u8 encrypted;             /* between nodes */
+	__u8 pad[2];
 };
 
 /* What the datapath knows of the packet in hand (packet.h); user space has no use for it. */
@@ -417,6 +444,7 @@ struct scratch { __u8 bytes[1024]; };
 	M(HASH,         nat,            struct tuple,            struct nat,                524288,  NO_PREALLOC) \
 	M(HASH,         devices,        __u32,                   struct device,             64,      0) \
 	M(LPM_TRIE,     unmasqueraded,  struct ipcache_key,      __u32,                     4096,    NO_PREALLOC) \
+	M(LPM_TRIE,     encryption,     struct ipcache_key,      struct encryption_value,   16384,   NO_PREALLOC) \
 	M(LRU_HASH,     socket_frontends, struct socket_key,     struct socket_value,       131072,  0) \
 	M(LRU_HASH,     socket_backends, struct socket_key,      struct socket_value,       131072,  0) \
 	M(HASH,         namespaces,     __u64,                   struct netns,              8192,    0) \

@@ -44,6 +44,10 @@ def with_proxies(value: bytes, *, on: bool) -> bytes:
 
 
 def carried_over(before: bytes | None, value: bytes) -> bytes:
-    """A new agent's struct config over that of an earlier one, whose proxies go on."""
-    on = before is not None and bool(CONFIG.unpack(before).features & FEATURE_PROXY)
-    return with_proxies(value, on=on)
+    """A new agent's struct config over that of an earlier one, whose proxies and encryption go on."""
+    if before is None:
+        return value
+    known = CONFIG.unpack(before)
+    devices = {name: getattr(known, name) for name in ("wireguard_ifindex", "decrypted_ifindex")}
+    value = CONFIG.pack(**CONFIG.unpack(value)._asdict() | devices)
+    return with_proxies(value, on=bool(known.features & FEATURE_PROXY))

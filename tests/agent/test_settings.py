@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agent.config import build
 from agent.datapath import abi
+from agent.proxy.feature import carried_over
 from agent.settings import config_value, node_config, seed, unmasqueraded
 from policies.address import Prefix, parse_address
 
@@ -40,7 +41,33 @@ def test_every_member_of_struct_config_is_set() -> None:
     texts = {"manifests": "m", "devices": "eth0", "masquerade": "true"}
     record = abi.load().records["config"]
     value = record.unpack(config_value(build(texts), (V4, V6), 1))
-    assert all(value), value
+    of_devices = {"wireguard_ifindex", "decrypted_ifindex"}
+    assert {name for name, number in value._asdict().items() if not number} == of_devices
+
+
+def test_what_is_encrypted() -> None:
+    texts = {"manifests": "m", "devices": "eth0", "socket_lb": "off", "encryption": "wireguard"}
+    record = abi.load().records["config"]
+    encrypt, strict, nodes = NUMBERS.FEATURE_ENCRYPT, NUMBERS.FEATURE_STRICT, NUMBERS.FEATURE_NODE_ENCRYPTION
+    for more, features in (
+        ({}, encrypt),
+        ({"strict_encryption": "true"}, encrypt | strict),
+        ({"node_encryption": "true"}, encrypt | nodes),
+    ):
+        assert record.unpack(config_value(build(texts | more), (V4,), 0)).features == features
+
+
+def test_a_new_agent_keeps_what_is_known_of_devices() -> None:
+    """Or packets would go out in plaintext, or be dropped, until it has looked."""
+    record = abi.load().records["config"]
+    value = config_value(build({"manifests": "m"}), (V4,), 1)
+    before = record.pack(wireguard_ifindex=7, decrypted_ifindex=8, features=NUMBERS.FEATURE_PROXY, port_min=1)
+    found = record.unpack(carried_over(before, value))
+    expected = record.unpack(value)
+    assert found == expected._replace(
+        wireguard_ifindex=7, decrypted_ifindex=8, features=expected.features | NUMBERS.FEATURE_PROXY
+    )
+    assert carried_over(None, value) == value
 
 
 def test_a_seed_is_the_same_everywhere() -> None:

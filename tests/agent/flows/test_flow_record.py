@@ -212,7 +212,7 @@ def test_every_drop_reason_of_the_abi_has_a_name() -> None:
 
 
 def test_every_hook_of_the_abi_has_a_name() -> None:
-    programs = ["from-pod", "to-pod", "from-network", "to-network", "xdp", "socket"]
+    programs = ["from-pod", "to-pod", "from-network", "to-network", "xdp", "socket", "from-wireguard"]
     assert list(hook_names(ABI).values()) == [*programs, "proxy"]
 
 
