@@ -64,6 +64,11 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("bigTCP", {"bigTCP": {"enabled": True}}, "bigTCP.enabled: this version of Gatehouse has no BIG TCP"),
     ("audit", {"audit": {"enabled": True}}, "audit.enabled: this version of Gatehouse writes no audit records"),
     # Not together.
+    (
+        "services of two blocks",
+        {"serviceCIDRs": ["10.0.0.0/16", "10.1.0.0/16"]},
+        "serviceCIDRs: give at most one block",
+    ),
     ("no family", {"ipv4": {"enabled": False}, "ipv6": {"enabled": False}}, "enable at least one"),
     ("no pool", {"ipam": {"mode": "pool"}}, "ipam.pool is empty: give the block"),
     (
@@ -144,6 +149,8 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("MTU below IPv6's", {"mtu": 1279}, "/mtu"),
     ("port above all", {"healthPort": 65536}, "/healthPort"),
     ("not a block", {"clusterCIDRs": ["10.244.0.0"]}, "/clusterCIDRs/0"),
+    ("no such address", {"clusterCIDRs": ["10.256.0.0/16"]}, "/clusterCIDRs/0"),
+    ("no such length", {"masquerade": {"exclude": ["fd00::/129"]}}, "/masquerade/exclude/0"),
     ("relative", {"stateDir": "gatehouse"}, "/stateDir"),
     ("root of the node", {"stateDir": "/gatehouse"}, "/stateDir"),
     ("upwards", {"cni": {"binDir": "/opt/../etc"}}, "/cni/binDir"),

@@ -51,6 +51,14 @@
 {{- end }}
 {{- end }}
 {{- end }}
+{{- $families = dict }}
+{{- range $v.serviceCIDRs }}
+{{- $family := ternary "ipv6" "ipv4" (contains ":" .) }}
+{{- if hasKey $families $family }}
+{{- fail "serviceCIDRs: give at most one block for each of IPv4 and IPv6." }}
+{{- end }}
+{{- $_ := set $families $family true }}
+{{- end }}
 
 {{- /* CNI. */ -}}
 {{- if $v.cni.chain }}

@@ -141,10 +141,10 @@ resources:
   {{- toYaml .resources | nindent 2 }}
 {{- end }}
 
-{{- /* A securityContext with these capabilities and no others. */ -}}
+{{- /* A securityContext with these capabilities and no others. For Kubernetes, who has SYS_ADMIN may escalate. */ -}}
 {{- define "gatehouse.may" -}}
 runAsUser: 0
-allowPrivilegeEscalation: false
+allowPrivilegeEscalation: {{ has "SYS_ADMIN" . }}
 readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
