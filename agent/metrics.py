@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from agent.services.health import Answer
-from agent.status import StatusView
+from agent.status import EncryptionView, StatusView
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -37,6 +37,8 @@ class _Node(Collector):
             yield _gauge(name, f"{name.capitalize()} the node knows of", getattr(view, name))
         yield from _datapath(view)
         yield from _proxies(view)
+        if view.encryption:
+            yield from _encryption(view.encryption)
 
 
 def exposition(view: StatusView) -> Answer:
@@ -64,6 +66,21 @@ def _proxies(view: StatusView) -> Iterable[Metric]:
     yield _gauge("proxy_waiting", "Rule sets a proxy has not taken yet", ("proxy", waiting))
     restarts = {name: proxy.process.restarts for name, proxy in proxies}
     yield _counter("proxy_restarts", "How often a proxy was started again", ("proxy", restarts))
+
+
+def _encryption(view: EncryptionView) -> Iterable[Metric]:
+    ready = sum(peer.ready for peer in view.peers)
+    states = {"ready": float(ready), "not ready": float(len(view.peers) - ready)}
+    yield _gauge("encryption_peers", "Other nodes; ready: what their pods are sent is encrypted", ("state", states))
+    ages = {peer.node: peer.last_handshake_s for peer in view.peers if peer.last_handshake_s is not None}
+    yield _gauge("encryption_handshake_age_seconds", "Since the last handshake with a node", ("node", ages))
+    for name, field in (("received", "received_bytes"), ("sent", "sent_bytes")):
+        counts = {peer.node: getattr(peer, field) for peer in view.peers}
+        yield _counter(f"encryption_{name}_bytes", f"Encrypted, {name} by this node, by other node", ("node", counts))
+    yield _counter(
+        "encryption_plaintext_packets", "Packets between pods of different nodes not encrypted", view.plaintext_packets
+    )
+    yield _gauge("encryption_key_age_seconds", "Of this node's key", view.key_age_s)
 
 
 def _gauge(name: str, text: str, values: Values) -> Metric:

@@ -227,6 +227,35 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     resources: tuple[ResourceView, ...]
 
 
+class EncryptionPeerView(msgspec.Struct, frozen=True, kw_only=True):
+    """Another node, as this one's WireGuard device knows it. `ready`: what its pods are sent is encrypted."""
+
+    node: str
+    endpoint: str  # address:port its packets come from; "" where none is known
+    public_key: str  # base64; "" where the node has told none
+    last_handshake_s: float | None  # how long ago; null: never
+    received_bytes: int
+    sent_bytes: int
+    ready: bool
+    problem: str  # why it is not, or what is odd
+
+
+class EncryptionView(msgspec.Struct, frozen=True, kw_only=True):
+    """What pods of different nodes send each other. Keys are public halves."""
+
+    mode: str  # off | wireguard
+    device: str = ""
+    kernel: bool = False  # the kernel's WireGuard; else a program's
+    port: int = 0  # UDP
+    public_key: str = ""  # base64
+    key_age_s: float = 0.0
+    rotation: str = ""  # how far a change of the key is; "" where there is none
+    strict: bool = False  # what cannot be encrypted is dropped
+    node_encryption: bool = False  # what nodes themselves send to pods, too
+    plaintext_packets: int = 0  # that pods of different nodes sent each other unencrypted, as this node saw them
+    peers: tuple[EncryptionPeerView, ...] = ()
+
+
 class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     """`state`: starting | ready | degraded | stopping; `reasons` says why it is degraded, one sentence each."""
 
@@ -256,3 +285,4 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     flows: FlowsView
     proxies: dict[str, ProxyView] = {}  # envoy, dns
     cluster: ClusterView | None = None  # null without an API server
+    encryption: EncryptionView | None = None  # null where it is off

@@ -12,6 +12,7 @@ import typer
 from agent.api import client
 from agent.cli.output import STATE_DIR, Column, Format, Output, StateDir, duration, emit, emit_json, labels
 from agent.status import (
+    EncryptionView,
     EndpointView,
     IdentityView,
     NodeView,
@@ -40,7 +41,9 @@ def status(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -> No
     services_by_type {TYPE: number}, identities, problems [{file, line, subject, path, message, warning}],
     drops {REASON: packets}, tallies {NAME: number}, rejudged, map_full,
     flows {process {state, pid, restarts, problem}, events_lost, records_lost}, proxies {envoy, dns: {wanted, process,
-    listeners, waiting, resident_bytes, problems}}.
+    listeners, waiting, resident_bytes, problems}}, cluster {unreachable_s, from_disk, leader, resources [{name,
+    objects, version, synced_ago_s, problem}]} (null without an API server), encryption (as `gatehouse encryption
+    status` has it; null where it is off).
 
     \b
     Examples:
@@ -171,6 +174,7 @@ def _describe(s: StatusView) -> str:
         ("Services", ", ".join(f"{n} {kind}" for kind, n in s.services_by_type.items()) or "none"),
         ("Flows", _flows(s)),
         *[(name.capitalize() if name != "dns" else "DNS proxy", _proxy(proxy)) for name, proxy in s.proxies.items()],
+        *([("Encryption", _encryption(s.encryption))] if s.encryption else ()),
         ("Pins", s.datapath.pins),
         ("Programs", f"source {s.datapath.source_hash}, ABI {s.datapath.abi_hash}"),
         *[
@@ -205,6 +209,12 @@ def _proxy(proxy: ProxyView) -> str:
     text = _process(process) + (f", {proxy.resident_bytes >> 20} MB" if proxy.resident_bytes else "")
     text += f", {proxy.listeners} rule sets" + (f", {proxy.waiting} not taken yet" if proxy.waiting else "")
     return "; ".join((text, *proxy.problems, *([process.problem] if process.problem else [])))
+
+
+def _encryption(found: EncryptionView) -> str:
+    ready = sum(peer.ready for peer in found.peers)
+    strict = ", strict" if found.strict else ""
+    return f"{found.mode}{strict}, {ready} of {len(found.peers)} nodes, {found.plaintext_packets} packets in plaintext"
 
 
 def _process(process: ProcessView) -> str:

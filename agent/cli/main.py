@@ -20,6 +20,7 @@ COMMANDS = {
     "services": "services",
     "policies": "listings",
     "nodes": "listings",
+    "encryption": "encryption",
     "observe": "observe",
     "exec": "run",
     "plan": "run",

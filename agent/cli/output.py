@@ -70,6 +70,16 @@ def labels(found: dict[str, str]) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(found.items()))
 
 
+def size(count: int) -> str:
+    """Bytes as people say them: 512 B, 1.4 MiB."""
+    number, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if number < 1024:
+            break
+        number, unit = number / 1024, larger
+    return f"{count} B" if unit == "B" else f"{number:.1f} {unit}"
+
+
 def duration(seconds: float) -> str:
     """An uptime as people say it: 42s, 3m10s, 5h02m, 12d3h."""
     whole = int(seconds)

@@ -57,7 +57,9 @@ def manifests(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "services trace", "policy check", "policy explain"])
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, "services trace", "policy check", "policy explain", "encryption status", "encryption rotate"]
+)
 def test_help_has_examples(command: str) -> None:
     result = gatehouse(*command.split(), "--help")
     assert result.returncode == 0
@@ -85,6 +87,8 @@ def test_misspelt_command_is_an_error() -> None:
         ("gatehouse services trace --", {"--source-port", "--output"}),
         ("gatehouse config --", {"--config", "--changed", "--output", "--mtu", "--state-dir"}),
         ("gatehouse preflight --", {"--config", "--output", "--source", "--cni-conf-dir"}),
+        ("gatehouse encryption ", {"status", "rotate"}),
+        ("gatehouse encryption rotate --", {"--wait", "--no-wait", "--timeout", "--state-dir"}),
         ("gatehouse helper ", {"flows", "dns", "envoy"}),
     ],
 )

@@ -11,6 +11,8 @@ from agent.cli.listings import _describe, _policy_revision
 from agent.cli.output import Column, Format, duration, emit, labels, table
 from agent.status import (
     DatapathView,
+    EncryptionPeerView,
+    EncryptionView,
     EndpointView,
     FlowsView,
     MapView,
@@ -124,3 +126,18 @@ def test_status_says_what_is_wrong() -> None:
         "Counted    7 xdp_forwarded",
     ):
         assert line in text
+
+
+def test_status_says_whether_it_encrypts() -> None:
+    assert not any(line.startswith("Encryption") for line in _describe(STATUS).splitlines())
+    peers = [
+        EncryptionPeerView(
+            node=name, endpoint="", public_key="", last_handshake_s=None, received_bytes=0, sent_bytes=0, ready=ready,
+            problem="",
+        )
+        for name, ready in (("n2", True), ("n3", False))
+    ]  # fmt: skip
+    view = EncryptionView(mode="wireguard", strict=True, plaintext_packets=5, peers=tuple(peers))
+    shown = _describe(msgspec.structs.replace(STATUS, encryption=view)).splitlines()
+    (line,) = (line for line in shown if line.startswith("Encryption"))
+    assert line.split(maxsplit=1)[1] == "wireguard, strict, 1 of 2 nodes, 5 packets in plaintext"
