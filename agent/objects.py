@@ -33,6 +33,7 @@ class Node(msgspec.Struct, frozen=True, gc=False):
     pod_cidrs: tuple[Prefix, ...] = ()  # spec.podCIDRs
     zone: str = ""  # label topology.kubernetes.io/zone
     labels: dict[str, str] = {}
+    leaving: bool = False  # about to be removed: load balancers are to send it nothing new
 
 
 class Container(msgspec.Struct, frozen=True, gc=False):

@@ -32,7 +32,7 @@ class HealthChecks:
         exposition: Callable[[], Awaitable[Answer]] | None = None,
     ) -> None:
         self._problems: dict[str, str] = {}
-        self.liveness = Liveness(behind_since)
+        self.liveness = Liveness(behind_since, lambda: is_leaving(world))
         self._http = HttpServer()
         self._open: dict[str, tuple[str, Answers]] = {}
         if healthz:
@@ -68,6 +68,12 @@ class HealthChecks:
             await asyncio.Event().wait()
         finally:
             await listening.close()
+
+
+def is_leaving(world: World) -> bool:
+    """This node, as its Node object tells; one without an object stays."""
+    node = world.nodes.get(world.config.name)
+    return node is not None and node.leaving
 
 
 def port_addresses(node: NodeConfig) -> list[bytes]:

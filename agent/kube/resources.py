@@ -29,7 +29,7 @@ _CONTAINER: Drops = dict.fromkeys(
 )  # fmt: skip
 _POD: Drops = {
     "metadata": _METADATA,
-    "spec": {"containers": {"*": _CONTAINER}, "initContainers": None, "volumes": None, "affinity": None},
+    "spec": {"containers": {"*": _CONTAINER}, "initContainers": {"*": _CONTAINER}, "volumes": None, "affinity": None},
     "status": dict.fromkeys(("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses")),
 }
 # Kubelets write their heartbeat and the images they hold.

@@ -14,6 +14,8 @@ from policies.model import Origin
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
 ADDRESS_TYPES = ("InternalIP", "ExternalIP")
+LEAVING = "ToBeDeletedByClusterAutoscaler"
+"""Taint of a node that is about to be removed (KEP-3836)."""
 
 
 def node(doc: schema.NodeDoc, origin: Origin, findings: Findings) -> Node:
@@ -29,6 +31,7 @@ def node(doc: schema.NodeDoc, origin: Origin, findings: Findings) -> Node:
         pod_cidrs=_pod_cidrs(spec, findings),
         zone=intern(given.get(ZONE_LABEL, "")),
         labels=given,
+        leaving=doc.metadata.deletion_timestamp is not None or any(t.key == LEAVING for t in spec.taints or ()),
     )
 
 

@@ -38,7 +38,7 @@ def namespace(doc: schema.NamespaceDoc, origin: Origin, findings: Findings) -> N
 
 
 def pod(doc: schema.PodDoc, origin: Origin, findings: Findings) -> Pod:
-    """Init containers are not run, and a variable is set only from a value: both are warnings."""
+    """Commands of init containers are not run, and a variable is set only from a value: both are warnings."""
     ref = reference("Pod", doc.metadata, findings)
     spec = doc.spec or schema.PodSpec()
     if spec.node_name:
@@ -48,7 +48,8 @@ def pod(doc: schema.PodDoc, origin: Origin, findings: Findings) -> Pod:
     restart = spec.restart_policy or "Always"
     if restart not in RESTART_POLICIES:
         findings.error("spec.restartPolicy", f"must be one of {', '.join(RESTART_POLICIES)}, not {restart!r}")
-    if spec.init_containers:
+    initial = spec.init_containers or []
+    if any(container.command or container.args for container in initial):
         findings.warn("spec.initContainers", "init containers are not run")
     containers = spec.containers or []
     if not containers:
@@ -62,7 +63,7 @@ def pod(doc: schema.PodDoc, origin: Origin, findings: Findings) -> Pod:
         service_account=intern(spec.service_account_name or "default"),
         host_network=bool(spec.host_network),
         addresses=_addresses(status, findings),
-        ports=_ports(containers, bool(spec.host_network), findings),
+        ports=_ports(containers, initial, bool(spec.host_network), findings),
         containers=_containers(containers, findings),
         restart_always=restart == "Always",
         ready=_ready(status),
@@ -114,14 +115,22 @@ def _environment(path: str, container: schema.Container, findings: Findings) -> 
     return env
 
 
-def _ports(containers: Sequence[schema.Container], host_network: bool, findings: Findings) -> tuple[DeclaredPort, ...]:
-    """Of all containers, in order. A name is unique within its container, a port of the host within the pod."""
+def _ports(
+    containers: Sequence[schema.Container],
+    initial: Sequence[schema.Container],
+    host_network: bool,
+    findings: Findings,
+) -> tuple[DeclaredPort, ...]:
+    """Of all containers, in order, and then of sidecars: init containers that go on (KEP-753). A name is unique within
+    its container, a port of the host within the pod."""
     declared: list[DeclaredPort] = []
     on_host: set[tuple[int, int, bytes]] = set()
-    for c, container in enumerate(containers):
+    listening = [(f"spec.containers[{index}]", one) for index, one in enumerate(containers)]
+    listening += [(f"spec.initContainers[{i}]", one) for i, one in enumerate(initial) if one.restart_policy == "Always"]
+    for where, container in listening:
         seen: set[str] = set()
         for p, given in enumerate(container.ports or ()):
-            path = f"spec.containers[{c}].ports[{p}]"
+            path = f"{where}.ports[{p}]"
             if given.name:
                 findings.check(f"{path}.name", given.name, port_name)
                 if given.name in seen:

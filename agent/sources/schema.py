@@ -46,9 +46,14 @@ class NamespaceDoc(_Raw):
     metadata: Metadata
 
 
+class Taint(_Raw):
+    key: str | None = None
+
+
 class NodeSpec(_Raw):
     pod_cidr: str | None = field(default=None, name="podCIDR")
     pod_cidrs: list[str] | None = field(default=None, name="podCIDRs")
+    taints: list[Taint] | None = None
 
 
 class NodeAddress(_Raw):
@@ -88,6 +93,7 @@ class Container(_Raw):
     env_from: list[object] | None = None
     working_dir: str | None = None
     ports: list[ContainerPort] | None = None
+    restart_policy: str | None = None
 
 
 class PodSpec(_Raw):
@@ -96,7 +102,7 @@ class PodSpec(_Raw):
     host_network: bool | None = None
     restart_policy: str | None = None
     containers: list[Container] | None = None
-    init_containers: list[object] | None = None
+    init_containers: list[Container] | None = None
 
 
 class PodIp(_Raw):

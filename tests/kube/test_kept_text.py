@@ -50,9 +50,15 @@ def test_of_pods_nothing_of_what_they_run() -> None:
         "command": ["x"],
         "ports": [{"name": "http", "containerPort": 80}],
     }
-    spec = {"containers": [container], "initContainers": [container], "nodeName": "n1"}
+    sidecar = container | {"name": "s", "restartPolicy": "Always"}
+    spec = {"containers": [container], "initContainers": [container, sidecar], "nodeName": "n1"}
     found = of("Pod", {"metadata": {"name": "a", "namespace": "shop", "uid": "u"}, "spec": spec})
-    assert found["spec"] == {"containers": [{"name": "c", "ports": container["ports"]}], "nodeName": "n1"}
+    kept = {"name": "c", "ports": container["ports"]}
+    assert found["spec"] == {
+        "containers": [kept],
+        "initContainers": [kept, kept | {"name": "s", "restartPolicy": "Always"}],
+        "nodeName": "n1",
+    }
     item = read(json.dumps(found).encode(), "f")
     assert isinstance(item.object, Pod)
     assert item.object.uid == "u"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from http import HTTPStatus
+from typing import Any
 
 import msgspec
 import pytest
 
+from agent.health.checks import HealthChecks
 from agent.health.liveness import Liveness
-from agent.objects import EndpointSlice, Exposure, Service, SliceEndpoint
+from agent.objects import Change, EndpointSlice, Exposure, Node, Service, SliceEndpoint
 from agent.services.health import (
     BEHIND_S,
     Check,
@@ -19,6 +21,10 @@ from agent.services.health import (
     local_endpoints,
     service_answer,
 )
+from agent.sources.documents import JsonSource
+from agent.sources.items import Written, item
+from agent.world.config import NodeConfig
+from agent.world.world import World
 from policies.address import parse_address
 from policies.model import ObjectRef, Origin
 
@@ -108,7 +114,7 @@ def test_answer_of_no_such_path() -> None:
 def test_an_agent_is_well_until_it_is_behind_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     now, since = 1000.0, None
     monkeypatch.setattr("time.monotonic", lambda: now)
-    liveness = Liveness(lambda: since)
+    liveness = Liveness(lambda: since, lambda: False)
     assert liveness.in_force()
     since = now
     now += BEHIND_S - 1
@@ -121,3 +127,29 @@ def test_an_agent_is_well_until_it_is_behind_for_long(monkeypatch: pytest.Monkey
     assert liveness.in_force()
     liveness.stopping = True
     assert liveness.answer("/healthz").status == HTTPStatus.SERVICE_UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("changed", "eligible"),
+    [
+        ({}, True),
+        ({"spec": {"taints": [{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}]}}, True),
+        (
+            {"spec": {"taints": [{}, {"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]}},
+            False,
+        ),
+        ({"metadata": {"name": "here", "deletionTimestamp": "2026-01-01T00:00:00Z"}}, False),
+        ({"metadata": {"name": "other", "deletionTimestamp": "2026-01-01T00:00:00Z"}}, True),
+    ],
+)
+def test_a_node_that_is_about_to_be_removed_wants_no_new_traffic(changed: dict[str, Any], eligible: bool) -> None:
+    """As kube-proxy (KEP-3836). Its agent is not to be started again for that."""
+    document = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "here"}} | changed
+    node = item(Written(JsonSource(json.dumps(document).encode()), Origin("node", 0), 0)).object
+    assert isinstance(node, Node)
+    world = World(NodeConfig(name="here", pod_cidrs=()))
+    health = HealthChecks("", world, lambda: None)
+    for there, expected in ((node, eligible), (None, True)):
+        world.apply_all([Change(node.ref, there)])
+        assert json.loads(health.liveness.answer("/healthz").body)["nodeEligible"] is expected
+        assert health.liveness.answer("/livez").status == HTTPStatus.OK

@@ -124,6 +124,9 @@ spec:
     ports: [{name: http, containerPort: 8080}, {containerPort: 53, protocol: UDP}]
   - name: b
     ports: [{name: http, containerPort: 81}]
+  initContainers:
+  - {name: first, ports: [{name: http, containerPort: 82}]}
+  - {name: sidecar, restartPolicy: Always, ports: [{name: metrics, containerPort: 83}]}
 status:
   podIP: 10.0.0.1
   podIPs: [{ip: 10.0.0.1}, {ip: "fd00::1"}]
@@ -137,7 +140,12 @@ status:
         service_account="web",
         host_network=True,
         addresses=(parse_address("10.0.0.1"), parse_address("fd00::1")),
-        ports=(DeclaredPort("http", 6, 8080), DeclaredPort("", 17, 53), DeclaredPort("http", 6, 81)),
+        ports=(
+            DeclaredPort("http", 6, 8080),
+            DeclaredPort("", 17, 53),
+            DeclaredPort("http", 6, 81),
+            DeclaredPort("metrics", 6, 83, 8083),
+        ),
         containers=(
             Container("a", ("python3", "-m", "http.server", "8080"), {"X": "1", "Y": ""}, "/srv"),
             Container("b"),
