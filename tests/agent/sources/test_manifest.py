@@ -144,7 +144,7 @@ status:
             DeclaredPort("http", 6, 8080),
             DeclaredPort("", 17, 53),
             DeclaredPort("http", 6, 81),
-            DeclaredPort("metrics", 6, 83, 8083),
+            DeclaredPort("metrics", 6, 83),
         ),
         containers=(
             Container("a", ("python3", "-m", "http.server", "8080"), {"X": "1", "Y": ""}, "/srv"),
