@@ -1,8 +1,8 @@
 """The record of attachments: one file each in STATE_DIR/attachments, written before anything is built.
 
-A file is replaced in one step, so a killed agent leaves each as it was or as it is to be; what a damaged one says of
-others is nothing. No write waits for the disk: what a crash of the machine could take from the record (namespaces,
-links, the containers themselves) is gone with it.
+A file gets its name once it is whole, and is written over in one piece, so a killed agent leaves each as it was or as
+it is to be; what a damaged one says of others is nothing. No write waits for the disk: what a crash of the machine
+could take from the record (namespaces, links, the containers themselves) is gone with it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from agent.objects import Interface
 from policies.model import ObjectRef
 
 VERSION = 1
+PAGE_BYTES = 4096
+"""What is written within a page at once is there as a whole or not at all for who is killed meanwhile."""
 
 
 class Attachment(msgspec.Struct, frozen=True):
@@ -79,11 +81,14 @@ class Attachments:
         return max(found, key=lambda one: one.made_ns, default=None)
 
     def put(self, attachment: Attachment) -> None:
-        path = self._path(attachment.key)
-        fresh = path.with_name(f".{path.name}")
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(msgspec.json.encode(attachment))
-        fresh.rename(path)
+        """Written over, for to replace a file costs the file system milliseconds where pods come by the dozen: it
+        passes over the inodes that were given up lately, one by one."""
+        path, content = self._path(attachment.key), msgspec.json.encode(attachment)
+        if attachment.key not in self._by_key or not _write_over(path, content):
+            fresh = path.with_name(f".{path.name}")
+            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(content)
+            fresh.rename(path)
         self._by_key[attachment.key] = attachment
 
     def remove(self, key: Key) -> None:
@@ -103,3 +108,16 @@ def _read(path: Path) -> Attachment:
     if found.version != VERSION:
         raise ValueError(f"it is of version {found.version}, this agent writes version {VERSION}")
     return found
+
+
+def _write_over(path: Path, content: bytes) -> bool:
+    """Put this in place of what the file holds, in one piece; False where that cannot be."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        whole = content.ljust(os.fstat(descriptor).st_size)  # JSON may end in blanks
+        return len(whole) <= PAGE_BYTES and os.write(descriptor, whole) == len(whole)
+    finally:
+        os.close(descriptor)

@@ -29,8 +29,9 @@ BUILDERS = 4
 class Linking:
     """Errors are OSError."""
 
-    def __init__(self, links: Links) -> None:
+    def __init__(self, links: Links, attach_programs: Callable[[int], None]) -> None:
         self._links = links
+        self._attach_programs = attach_programs
         # Building waits for nothing, least of all for removals, which take longer.
         self._builders = ThreadPoolExecutor(BUILDERS, "cni-build", initializer=namespaces.join_machine_mounts)
         self._remover = ThreadPoolExecutor(1, "cni-remove", initializer=namespaces.join_machine_mounts)
@@ -45,11 +46,8 @@ class Linking:
         return {one.name: one for one in await self._in(self._builders, self._links.existing)}
 
     async def link(self, attachment: Attachment, mtu: int) -> Interface:
-        """Nothing passes yet, but where another plugin made the link."""
-        where, ifname, addresses = attachment.netns, attachment.key.ifname, attachment.addresses
-        if attachment.chained:
-            return await self._in(self._builders, self._links.adopt, where, ifname, addresses)
-        return await self._in(self._builders, self._links.connect, where, ifname, addresses, attachment.pod, mtu)
+        """With the programs attached. Nothing passes yet, but where another plugin made the link: until then."""
+        return await self._in(self._builders, self._link, attachment, mtu)
 
     async def activate(self, attachment: Attachment, interface: Interface) -> None:
         await self._in(self._builders, self._links.activate, interface, attachment.addresses)
@@ -73,6 +71,15 @@ class Linking:
     async def stands(self, attachment: Attachment, links: Mapping[str, Connected]) -> bool:
         """Whether it is complete, and its link and the very namespace are there. `links`: those existing."""
         return await self._in(self._builders, _stands, attachment, links)
+
+    def _link(self, attachment: Attachment, mtu: int) -> Interface:
+        where, ifname, addresses = attachment.netns, attachment.key.ifname, attachment.addresses
+        if attachment.chained:
+            interface = self._links.adopt(where, ifname, addresses)
+        else:
+            interface = self._links.connect(where, ifname, addresses, attachment.pod, mtu)
+        self._attach_programs(interface.index)  # it has no endpoint entry yet: everything is dropped
+        return interface
 
     async def _disconnect(self, names: Collection[str]) -> None:
         await self._in(self._remover, self._links.disconnect_all, names)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 from agent.cni import chained, recovery
 from agent.cni.place import Connected, NotConnected, Place, find, host_link, opened
@@ -19,7 +20,7 @@ from agent.endpoints import links, namespaces, routes, wiring
 from agent.endpoints.links import Link
 from agent.endpoints.netlink import NetlinkError, RouteSocket, is_gone
 from agent.endpoints.routes import Neighbour
-from agent.endpoints.wiring import route_in, write_sysctls
+from agent.endpoints.wiring import write_sysctls
 from agent.objects import Interface
 from policies.address import format_address, is_v4
 from policies.model import ObjectRef
@@ -29,7 +30,7 @@ _NAME = re.compile(r"gh[0-9a-f]{12}")
 _ALIAS = re.compile(r"([^/]+)/([^/ ]+) ([^/ ]+)")  # NAMESPACE/POD INTERFACE
 
 # Of the pod's interface. What else there is in a namespace is the runtime's and the pod's to say.
-_SYSCTLS_V4 = {"rp_filter": "0", "accept_redirects": "0"}
+# Those of IPv4 go by netlink.
 _SYSCTLS_V6 = {"disable_ipv6": "0", "accept_ra": "0", "accept_dad": "0", "accept_redirects": "0"}
 
 
@@ -42,9 +43,12 @@ class Networks:
 
     def __init__(self) -> None:
         self._node = namespaces.open_current()
+        self._idle: list[RouteSocket] = []
 
     def close(self) -> None:
         """Networks stay."""
+        while self._idle:
+            self._idle.pop().close()
         os.close(self._node)
 
     def connect(self, netns: str, ifname: str, addresses: Sequence[bytes], pod: ObjectRef, mtu: int) -> Interface:
@@ -56,23 +60,22 @@ class Networks:
         if not addresses:
             raise ValueError(f"{pod} has no address")
         name = host_link(addresses)
-        with opened(netns) as place, route_in(self._node) as route:
-            _bring_up(place.inside, LOOPBACK)
+        with opened(netns) as place, self._routes() as route:
+            place.inside.request(links.set_up_named(LOOPBACK))
             if (found := find(place.inside, ifname)) is not None:
                 standing = _standing(route, place, found, addresses)
                 if standing is not None:
                     return standing
-            _delete(route, name)
             try:
-                route.request(links.add_veth(name, ifname, place.netns, mtu))
-                return self._wire(route, place, ifname, addresses, pod)
+                host = self._make(route, place, ifname, addresses, pod, mtu)
+                return self._wire(place, ifname, host, addresses)
             except OSError:
                 _delete(route, name)
                 raise
 
     def adopt(self, netns: str, ifname: str, addresses: Sequence[bytes]) -> Interface:
         """The veth that a plugin before us in the chain made, as its result tells (see agent.cni.chained)."""
-        with opened(netns) as place, route_in(self._node) as route:
+        with opened(netns) as place, self._routes() as route:
             return chained.adopt(route, place, ifname, addresses)
 
     def activate(self, interface: Interface, addresses: Sequence[bytes]) -> None:
@@ -82,7 +85,7 @@ class Networks:
         """
         if interface.resolves:
             return
-        with route_in(self._node) as route:
+        with self._routes() as route:
             wiring.activate(route, interface, addresses)
 
     def disconnect(self, link: Interface | str) -> bool:
@@ -95,20 +98,20 @@ class Networks:
         name = link if isinstance(link, str) else link.name
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name} is no link that Gatehouse made")
-        with route_in(self._node) as route:
+        with self._routes() as route:
             return _delete(route, name)
 
     def disconnect_all(self, names: Collection[str]) -> None:
         """The same for many at once, by the names of their host sides: the kernel takes no longer than for one."""
         if bad := [name for name in names if not _NAME.fullmatch(name)]:
             raise ValueError(f"{bad[0]} is no link that Gatehouse made")
-        with route_in(self._node) as route:
+        with self._routes() as route:
             found = [find(route, name) for name in names]
             wiring.delete_links(route, [link.ifindex for link in found if link])
 
     def existing(self) -> list[Connected]:
         """Host sides that `connect` made, whether or not anybody still wants them."""
-        with route_in(self._node) as route:
+        with self._routes() as route:
             found = [links.read_link(reply) for reply in route.request(links.list_links())]
         connected = []
         for link in found:
@@ -120,13 +123,13 @@ class Networks:
 
     def recover(self, orphans: Collection[Connected]) -> list[Recovered]:
         """What can be told of networks that are on no record."""
-        with route_in(self._node) as route:
+        with self._routes() as route:
             return list(recovery.recover(route, orphans))
 
     def check(self, netns: str, ifname: str, addresses: Sequence[bytes], interface: Interface) -> list[str]:
         """What of a pod's network is not as `connect` and `activate` left it, one sentence each (CNI CHECK)."""
         try:
-            with opened(netns) as place, route_in(self._node) as route:
+            with opened(netns) as place, self._routes() as route:
                 found = find(place.inside, ifname)
                 if found is None:
                     return [f"there is no interface {ifname} in {netns}"]
@@ -139,21 +142,47 @@ class Networks:
         except NotConnected as error:
             return [error.strerror or ""]
 
-    def _wire(
-        self, route: RouteSocket, place: Place, ifname: str, addresses: Sequence[bytes], pod: ObjectRef
-    ) -> Interface:
-        name, (mac, host_mac) = host_link(addresses), wiring.macs(addresses)
-        *_, reply = route.request(links.configure_host_side(name), links.get_link(name))
-        host = links.read_link(reply)
-        route.request(links.name_host_side(host.ifindex, host_mac, f"{pod.namespace}/{pod.name} {ifname}"))
-        with namespaces.entered(self._node):
-            write_sysctls(wiring.host_side_sysctls(name))
-        with namespaces.entered(place.netns):
-            write_sysctls(_sysctls(ifname, addresses))
-        place.inside.request(
-            links.set_up_without_link_local(host.peer), *wiring.pod_side(host.peer, mac, host_mac, addresses)
+    @contextmanager
+    def _routes(self) -> Iterator[RouteSocket]:
+        """To the node's namespace, for one user at a time."""
+        if self._idle:
+            route = self._idle.pop()
+        else:
+            with namespaces.entered(self._node):
+                route = RouteSocket()
+        try:
+            yield route
+        except OSError:
+            route.close()  # answers to what was given up may still come
+            raise
+        self._idle.append(route)
+
+    def _make(
+        self, route: RouteSocket, place: Place, ifname: str, addresses: Sequence[bytes], pod: ObjectRef, mtu: int
+    ) -> Link:
+        """The veth's host side. One that an ADD left which was killed gives way."""
+        name, (_, host_mac) = host_link(addresses), wiring.macs(addresses)
+        requests = (
+            links.add_veth(name, ifname, place.netns, mtu),
+            links.configure_host_side(name, host_mac, f"{pod.namespace}/{pod.name} {ifname}"),
+            links.get_link(name),
         )
-        return Interface(host.ifindex, name, mac, host_mac, place.path, place.inside.netns_cookie)
+        try:
+            *_, reply = route.request(*requests)
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST or not _delete(route, name):
+                raise
+            *_, reply = route.request(*requests)
+        return links.read_link(reply)
+
+    def _wire(self, place: Place, ifname: str, host: Link, addresses: Sequence[bytes]) -> Interface:
+        mac, host_mac = wiring.macs(addresses)
+        with namespaces.entered(self._node):
+            write_sysctls(wiring.host_side_sysctls(host.name))
+            namespaces.enter(place.netns)
+            write_sysctls(_sysctls(ifname, addresses))
+        place.inside.request(links.set_up_pod_side(host.peer), *wiring.pod_side(host.peer, mac, host_mac, addresses))
+        return Interface(host.ifindex, host.name, mac, host_mac, place.path, place.inside.netns_cookie)
 
 
 def _standing(route: RouteSocket, place: Place, found: Link, addresses: Sequence[bytes]) -> Interface | None:
@@ -172,18 +201,12 @@ def _standing(route: RouteSocket, place: Place, found: Link, addresses: Sequence
 
 
 def _sysctls(ifname: str, addresses: Sequence[bytes]) -> dict[str, str]:
-    values = {f"net/ipv4/conf/{ifname}/{key}": value for key, value in _SYSCTLS_V4.items()}
     if all(map(is_v4, addresses)):
-        return values
+        return {}
     # Of all interfaces first, for that sets it for each: what the pod sends to itself goes by lo.
-    values["net/ipv6/conf/all/disable_ipv6"] = "0"
-    return values | {f"net/ipv6/conf/{ifname}/{key}": value for key, value in _SYSCTLS_V6.items()}
-
-
-def _bring_up(inside: RouteSocket, name: str) -> None:
-    link = links.read_link(inside.request(links.get_link(name))[0])
-    if not link.up:
-        inside.request(links.set_up(link.ifindex))
+    return {"net/ipv6/conf/all/disable_ipv6": "0"} | {
+        f"net/ipv6/conf/{ifname}/{key}": value for key, value in _SYSCTLS_V6.items()
+    }
 
 
 def _delete(route: RouteSocket, name: str) -> bool:

@@ -47,7 +47,7 @@ class CniPods:
         """What is about to be gone, and is not to be known to the World again."""
         self._under_way: set[asyncio.Future[None]] = set()
         self._stopping = False
-        self._linking = Linking(around.links)
+        self._linking = Linking(around.links, around.attach_programs)
 
     # ---- agent.pods.Pods
 
@@ -217,7 +217,6 @@ class CniPods:
         around, pod = self._around, attachment.pod
         local.step = "making its link"
         interface = await self._linking.link(attachment, around.mtu())
-        around.attach_programs(interface.index)  # it has no endpoint entry yet: everything is dropped
         self._told[pod] = attachment
         local.step = "waiting for its identity, and for its policy to be in the kernel"
         await around.attach(pod, attachment.addresses, interface, attachment.uid)

@@ -32,11 +32,11 @@ class Links(Protocol):
 
 
 class Surroundings(msgspec.Struct, frozen=True):
-    """Functions that do not block, for the event loop's thread."""
+    """Functions that do not block, for the event loop's thread, but where it says otherwise."""
 
     links: Links
     attach_programs: Callable[[int], None]
-    """To the interface with this index; raises OSError."""
+    """To the interface with this index, in any thread; raises OSError."""
     has_programs: Callable[[int], bool]
     """Whether they are all attached there."""
     attach: Callable[[ObjectRef, tuple[bytes, ...], Interface, str], Awaitable[None]]

@@ -199,8 +199,7 @@ def may_matter(kind: int, body: bytes, used: Container[int]) -> bool:
     if kind in (_RTM_DELQDISC, _RTM_DELTFILTER):
         return _TCMSG.unpack_from(body)[0] in used
     if kind in (links.RTM_NEWLINK, _RTM_DELLINK):
-        name = dict(attributes(body[_LINK.size :])).get(links.IFLA_IFNAME, b"")
-        return not _POD_SIDE.fullmatch(_text(name))
+        return not _POD_SIDE.fullmatch(links.link_name(body))
     if kind in (links.RTM_NEWROUTE, _RTM_DELROUTE):
         return _is_default(body)
     return kind in (links.RTM_NEWADDR, _RTM_DELADDR)

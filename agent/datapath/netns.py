@@ -10,7 +10,8 @@ from contextlib import contextmanager
 CURRENT = "/proc/thread-self/ns/net"
 
 _CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
+# It takes a microsecond: to let another thread have the interpreter meanwhile costs a thousand.
+_libc = ctypes.PyDLL(None, use_errno=True)
 
 
 def open_current() -> int:

@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -61,7 +62,7 @@ class Filter(msgspec.Struct, frozen=True):
 class Hooks:
     """Attaches those of `programs` that are tc programs (`specs`), in the network namespace this was made in.
 
-    Not for use by several threads.
+    May be used by several threads.
     """
 
     def __init__(self, programs: Programs, specs: tuple[ProgramSpec, ...] = PROGRAMS) -> None:
@@ -79,6 +80,7 @@ class Hooks:
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
         self._socket.bind((0, 0))
         self._sequence = 0
+        self._one = threading.Lock()
 
     def attach(self, ifindex: int) -> None:
         """Both programs, on an interface's ingress and egress; what was there is replaced without a gap.
@@ -136,7 +138,10 @@ class Hooks:
 
     def _transact(self, requests: Iterable[tuple[bytearray, int]]) -> list[tuple[bytes, int, str]]:
         """For each (message, ifindex), in order: the answer's payload, the errno or 0, and the kernel's reason."""
-        pending = list(requests)
+        with self._one:
+            return self._exchange(list(requests))
+
+    def _exchange(self, pending: list[tuple[bytearray, int]]) -> list[tuple[bytes, int, str]]:
         answers: list[tuple[bytes, int, str]] = []
         for start in range(0, len(pending), _REQUESTS_AT_ONCE):
             batch = pending[start : start + _REQUESTS_AT_ONCE]

@@ -54,9 +54,14 @@ _HOST_SIDE_CONF = {
     23: 1,  # accept_local: what the node answers to a proxy that asks in a pod's name. The datapath checks sources.
 }
 
+# Of the pod's side, where the pod's namespace is somebody else's to configure
+_POD_SIDE_CONF = {
+    4: 0,  # accept_redirects
+    8: 0,  # rp_filter
+}
+
 _ALIAS_BYTES = 255  # IFALIASZ, less the NUL
 _LINK = struct.Struct("=BxHiII")
-LINK_HEADER_BYTES = _LINK.size
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
@@ -101,27 +106,30 @@ def add_veth(name: str, peer_name: str, peer_netns: int, mtu: int) -> Request:
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"add veth {name}")
 
 
-def configure_host_side(name: str) -> Request:
-    """No link-local address, no reverse-path filter, no redirects."""
-    families = attribute(socket.AF_INET, _host_side_conf()) + attribute(socket.AF_INET6, _no_link_local())
+def configure_host_side(name: str, mac: bytes = b"", alias: str = "") -> Request:
+    """No link-local address, no reverse-path filter, no redirects; with `mac` also what name_host_side says."""
+    families = attribute(socket.AF_INET, _conf(_HOST_SIDE_CONF)) + attribute(socket.AF_INET6, _no_link_local())
     body = _ifinfo() + text(IFLA_IFNAME, name) + attribute(IFLA_AF_SPEC, families)
-    return Request(RTM_SETLINK, 0, body, f"configure {name}")
+    return Request(RTM_SETLINK, 0, body + (_named(mac, alias) if mac else b""), f"configure {name}")
 
 
 def configure_adopted(index: int) -> Request:
     """The same of a host side that somebody else made, and gave a link-local address."""
-    body = _ifinfo(index) + attribute(IFLA_AF_SPEC, attribute(socket.AF_INET, _host_side_conf()))
+    body = _ifinfo(index) + attribute(IFLA_AF_SPEC, attribute(socket.AF_INET, _conf(_HOST_SIDE_CONF)))
     return Request(RTM_SETLINK, 0, body, f"configure link {index}")
 
 
-def _host_side_conf() -> bytes:
-    return attribute(IFLA_INET_CONF, b"".join(number(key, value) for key, value in _HOST_SIDE_CONF.items()))
+def _conf(values: Mapping[int, int]) -> bytes:
+    return attribute(IFLA_INET_CONF, b"".join(number(key, value) for key, value in values.items()))
 
 
 def name_host_side(index: int, mac: bytes, alias: str) -> Request:
     """The alias tells people which pod is behind the link (`ip link` shows it)."""
-    body = _ifinfo(index) + attribute(IFLA_ADDRESS, mac) + attribute(IFLA_IFALIAS, alias.encode()[:_ALIAS_BYTES])
-    return Request(RTM_SETLINK, 0, body, f"set MAC and alias of link {index}")
+    return Request(RTM_SETLINK, 0, _ifinfo(index) + _named(mac, alias), f"set MAC and alias of link {index}")
+
+
+def _named(mac: bytes, alias: str) -> bytes:
+    return attribute(IFLA_ADDRESS, mac) + attribute(IFLA_IFALIAS, alias.encode()[:_ALIAS_BYTES])
 
 
 def set_mac(index: int, mac: bytes) -> Request:
@@ -139,6 +147,17 @@ def set_up(index: int) -> Request:
 def set_up_without_link_local(index: int) -> Request:
     spec = attribute(IFLA_AF_SPEC, attribute(socket.AF_INET6, _no_link_local()))
     return Request(RTM_SETLINK, 0, _ifinfo(index, IFF_UP, IFF_UP) + spec, f"set link {index} up")
+
+
+def set_up_pod_side(index: int) -> Request:
+    """The same, without a reverse-path filter or redirects."""
+    families = attribute(socket.AF_INET, _conf(_POD_SIDE_CONF)) + attribute(socket.AF_INET6, _no_link_local())
+    body = _ifinfo(index, IFF_UP, IFF_UP) + attribute(IFLA_AF_SPEC, families)
+    return Request(RTM_SETLINK, 0, body, f"set link {index} up")
+
+
+def set_up_named(name: str) -> Request:
+    return Request(RTM_SETLINK, 0, _ifinfo(0, IFF_UP, IFF_UP) + text(IFLA_IFNAME, name), f"set {name} up")
 
 
 def get_link(name: str) -> Request:
@@ -249,6 +268,11 @@ def read_link(reply: Reply) -> Link:
         _number(found, IFLA_MASTER),
         struct.unpack("=i", found[IFLA_LINK_NETNSID])[0] if IFLA_LINK_NETNSID in found else -1,
     )
+
+
+def link_name(body: bytes) -> str:
+    """Of the link that a message is about, at a fraction of what reading all of it takes; empty where none is named."""
+    return next((_text(value) for kind, value in attributes(body[_LINK.size :]) if kind == IFLA_IFNAME), "")
 
 
 def _text(raw: bytes) -> str:

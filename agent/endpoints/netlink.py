@@ -29,6 +29,7 @@ RTNLGRP_LINK, RTNLGRP_IPV6_ROUTE = 1, 11
 TIMEOUT_S = 5.0
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
+_TIMEOUT = struct.pack("@ll", int(TIMEOUT_S), 0)  # struct timeval
 _RECEIVE_BYTES = 1 << 16
 
 
@@ -91,7 +92,9 @@ class RouteSocket:
             self._port: int = self._socket.getsockname()[0]
             self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
             self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
-            self._socket.settimeout(TIMEOUT_S)
+            # The kernel's own time-out: with Python's there would be a poll() before each call.
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEOUT)
         except OSError:
             self._socket.close()
             raise
@@ -114,7 +117,7 @@ class RouteSocket:
         """Send all in one write, await every answer. Raises NetlinkError for the first that failed; the kernel has
         tried the later ones too."""
         first = self._sequence + 1
-        self._socket.send(b"".join(self._encode(request) for request in requests))
+        self._send(b"".join(self._encode(request) for request in requests))
         pending = set(range(first, self._sequence + 1))
         replies: list[Reply] = []
         failed: dict[int, tuple[int, str]] = {}
@@ -154,9 +157,18 @@ class RouteSocket:
         body = request.body + bytes(-len(request.body) % 4)
         return _HEADER.pack(_HEADER.size + len(body), request.kind, flags, self._sequence, 0) + body
 
+    def _send(self, data: bytes) -> None:
+        try:
+            self._socket.send(data)
+        except BlockingIOError:
+            raise TimeoutError(f"the kernel has not taken a request within {TIMEOUT_S:.0f} s") from None
+
     def _receive(self) -> Iterator[tuple[int, int, bytes]]:
         """(kind, sequence, body) of each message that has come; sequence 0 for what answers nothing of ours."""
-        data = self._socket.recv(_RECEIVE_BYTES)
+        try:
+            data = self._socket.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            raise TimeoutError(f"the kernel has not answered within {TIMEOUT_S:.0f} s") from None
         offset = 0
         while offset + _HEADER.size <= len(data):
             length, kind, flags, sequence, port = _HEADER.unpack_from(data, offset)

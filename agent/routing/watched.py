@@ -6,7 +6,6 @@ import re
 
 from agent.endpoints import links, routes
 from agent.endpoints.links import RTPROT_GATEHOUSE
-from agent.endpoints.netlink import attributes
 from policies.address import Prefix
 
 # linux/rtnetlink.h RTMGRP_*: links, neighbours, IPv4 and IPv6 addresses, IPv4 and IPv6 routes
@@ -21,8 +20,7 @@ def may_matter(kind: int, body: bytes, tunnel: int) -> bool:
     """`tunnel`: index of the VXLAN device, the only one whose neighbours and forwarding entries matter; 0: there
     is none. Pods' links and routes come and go without, and so does what every device has of IPv6 by itself."""
     if kind in (links.RTM_NEWLINK, RTM_DELLINK):
-        name = dict(attributes(body[links.LINK_HEADER_BYTES :])).get(links.IFLA_IFNAME, b"")
-        return not _POD_SIDE.fullmatch(name.rstrip(b"\0").decode(errors="replace"))
+        return not _POD_SIDE.fullmatch(links.link_name(body))
     if kind in (links.RTM_NEWROUTE, routes.RTM_DELROUTE):
         route = routes.read_route(body)
         if route is None or _LINK_LOCAL.covers(route.block):

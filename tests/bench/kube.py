@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agents import Document
-from kube_cluster import KubeAgent, KubeCluster, KubePod
+from kube_cluster import KubeAgent, KubePod, MeasuredCluster
 
 from agent.datapath import abi, apply
 from agent.datapath.bpf import NoEntry
@@ -65,11 +65,11 @@ def measure(bench: Bench) -> Iterator[Figure]:
 
 
 @contextmanager
-def cluster_of() -> Iterator[KubeCluster]:
+def cluster_of() -> Iterator[MeasuredCluster]:
     """One node with an agent, not started."""
     folder = Path(tempfile.mkdtemp(prefix="gatehouse-bench-"))
     try:
-        with KubeCluster(folder, "n1", flags=("--routing", "off")) as cluster:
+        with MeasuredCluster(folder, "n1", flags=("--routing", "off")) as cluster:
             yield cluster
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -191,7 +191,7 @@ def known(ipcache: Map, ip: str) -> bool:
     return found is not None and abi.load().records["ipcache_value"].unpack(found).identity >= FIRST_NUMBER
 
 
-def pod_changes(cluster: KubeCluster, maps: Maps, count: int) -> Iterator[float]:
+def pod_changes(cluster: MeasuredCluster, maps: Maps, count: int) -> Iterator[float]:
     """Milliseconds each."""
     for number in range(count):
         document = node_endpoints(number % 90, PODS_EACH, 1 + number // 90)
@@ -203,7 +203,7 @@ def pod_changes(cluster: KubeCluster, maps: Maps, count: int) -> Iterator[float]
         yield (ended_ns - began_ns) / 1e6
 
 
-def policy_changes(cluster: KubeCluster, maps: Maps, count: int) -> Iterator[float]:
+def policy_changes(cluster: MeasuredCluster, maps: Maps, count: int) -> Iterator[float]:
     """Milliseconds each; the policy selects one of this node's pods."""
     own = NAMESPACES + 1  # app-1 in ns-1
     for number in range(count):
