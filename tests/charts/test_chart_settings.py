@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import yaml
 from chart_objects import layers, pod
-from chart_values import INSTALLATIONS
+from chart_values import CHART, INSTALLATIONS
 from helm_process import NAMESPACE, Helm
 
-from agent.config import check, merge
+from agent.config import check, merge, settings
 
 
 def test_settings_are_the_agents(working: list[dict[str, Any]]) -> None:
@@ -114,3 +115,39 @@ def test_a_release_of_another_name(helm: Helm) -> None:
     (lease,) = (rule for one in objects for rule in one.get("rules", ()) if "resourceNames" in rule)
     assert lease["resourceNames"] == ["gatehouse"]
     merge(*layers(objects))
+
+
+NOT_OF_CLUSTERS = {
+    "manifests": "for --source directory",
+    "pod_cidrs": "for --ipam cidrs: each node has others",
+    "kubeconfig": "the agent has a service account",
+    "node_addresses": "each node has others",
+    "node_files": "for --source directory",
+    "zone": "the Node object says it",
+    "envoy": "the image's",
+    "remove_on_exit": "an update would take policy off the node: cleanup.enabled is for that",
+}
+"""Settings that the chart does not have, and why."""
+
+NOT_YET = {
+    *("encryption", "encryption_port", "node_encryption", "strict_encryption", "wireguard", "wireguard_program"),
+    *("keepalive_s", "key_rotation_days", "big_tcp"),
+}
+"""Those of values that are refused (encryption.*, bigTCP.*)."""
+
+
+def test_every_setting_can_be_given(helm: Helm) -> None:
+    """By a value, or in extraConfig: whoever adds one decides which, and where it has no place."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    given = {field for values in INSTALLATIONS.values() for field in _given(helm, values)}
+    extra = set(schema["properties"]["extraConfig"]["properties"])
+    left_out = {*NOT_OF_CLUSTERS, *NOT_YET}
+    assert not left_out & (given | extra)
+    assert given | extra | left_out == {one.field for one in settings()}
+
+
+def _given(helm: Helm, values: dict[str, Any]) -> set[str]:
+    if values == INSTALLATIONS["cleanup"]:
+        return set()
+    file, variables = layers(helm.objects(values))
+    return {*file, *variables}
