@@ -83,10 +83,12 @@ class RouteSocket:
     One user at a time.
     """
 
+    _family = socket.NETLINK_ROUTE
+
     def __init__(self) -> None:
         self._sequence = 0
         self._notified = 0
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, self._family)
         try:
             self._socket.bind((0, 0))
             self._port: int = self._socket.getsockname()[0]
