@@ -444,7 +444,7 @@ struct scratch { __u8 bytes[1024]; };
 	M(HASH,         nat,            struct tuple,            struct nat,                524288,  NO_PREALLOC) \
 	M(HASH,         devices,        __u32,                   struct device,             64,      0) \
 	M(LPM_TRIE,     unmasqueraded,  struct ipcache_key,      __u32,                     4096,    NO_PREALLOC) \
-	M(LPM_TRIE,     encryption,     struct ipcache_key,      struct encryption_value,   16384,   NO_PREALLOC) \
+	M(LPM_TRIE,     encryption,     struct ipcache_key,      struct encryption_value,   65536,   NO_PREALLOC) \
 	M(LRU_HASH,     socket_frontends, struct socket_key,     struct socket_value,       131072,  0) \
 	M(LRU_HASH,     socket_backends, struct socket_key,      struct socket_value,       131072,  0) \
 	M(HASH,         namespaces,     __u64,                   struct netns,              8192,    0) \

@@ -5,6 +5,14 @@
 
 #include "packet.h"
 
+/* Others may use bits of their own (kube-proxy: 0x4000, 0x8000) of a mark that is on its way through the stack. */
+#define MARK_BITS 0xffff000f
+
+INLINE bool has_mark(const struct __sk_buff *skb, __u32 mark)
+{
+	return (skb->mark & MARK_BITS) == mark;
+}
+
 INLINE void count_outcome(__u32 reason)
 {
 	__u64 *count = LOOKUP(drops, &reason);
@@ -90,6 +98,7 @@ INLINE void emit(struct __sk_buff *skb, const struct packet *p, __u8 type, __u8 
 	e->egress_judged = p->egress_judged;
 	e->ingress_judged = p->ingress_judged;
 	*(half *)&e->refused = p->is_refused;
+	e->encrypted = p->flags & CT_ENCRYPTED || has_mark(skb, MARK_DECRYPTED);
 	if (type != EVENT_END && !p->is_reply && !(p->flags & CT_SERVICE) && (p->hook == HOOK_FROM_POD || p->hook == HOOK_TO_POD))
 		name_service(skb, e);
 	bpf_ringbuf_submit(e, 0);

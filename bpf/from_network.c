@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* tc ingress of a device of the node: what comes from outside. Nothing but frontends and what is translated is touched:
- * all else is the stack's, and for pods to_pod's to judge. */
+ * all else is the stack's, and for pods to_pod's to judge; but what should have come by WireGuard may be dropped. */
 #include "dsr.h"
 #include "forward.h"
 #include "refuse.h"
+#include "steer.h"
 
 /* Its entry says what becomes of it. */
 INLINE enum drop_reason continue_from_network(struct packet *p, const struct nat *e)
@@ -24,6 +25,12 @@ INLINE void avoid_taken(struct packet *p)
 INLINE bool goes_on(const struct packet *p)
 {
 	return p->nat_flags & NAT_FORWARD || (p->nat_flags & NAT_DSR && !p->is_reply);
+}
+
+/* The source of what goes on by SNAT: by WireGuard it is the one that other nodes know this node by. */
+INLINE bool hop_address(struct packet *p, __u32 ifindex)
+{
+	return own_address(&p->after.source, is_encrypted_towards(&p->after.destination) ? 0 : ifindex, p->ipv6);
 }
 
 INLINE enum drop_reason route_from_network(struct __sk_buff *skb, struct packet *p, struct bpf_fib_lookup *route)
@@ -61,23 +68,29 @@ INLINE enum drop_reason hide_router(struct __sk_buff *skb, struct packet *p)
 INLINE int send_from_network(struct __sk_buff *skb, struct packet *p, const struct bpf_fib_lookup *route)
 {
 	enum drop_reason reason = hide_router(skb, p);
+	int act;
 
 	if (!reason && !take_hop(skb, p))
 		reason = DROP_TRANSLATION;
 	if (!reason && needs_dsr_option(p))
 		reason = add_dsr_option(skb, p);
-	return reason ? -reason : send_on(route);
+	if (reason)
+		return -reason;
+	act = steer(skb, p, true);
+	return act == PASS ? send_on(route) : act;
 }
 
 /* A TC action, or minus a drop reason. p->flags stay 0 where the packet is left as it is. `mtu`: of the way on. */
 INLINE int from_network_steps(struct __sk_buff *skb, struct packet *p, __u16 *mtu)
 {
-	enum drop_reason reason = skb->pkt_type == PACKET_HOST ? parse(skb, p) : DROP_WRONG_DESTINATION;
+	enum drop_reason reason = parse(skb, p), refused = refuse_plaintext(skb, p);
 	const struct service_value *service;
 	struct bpf_fib_lookup route;
 	struct nat *e;
 
-	if (reason)
+	if (refused)
+		return -refused;
+	if (reason || skb->pkt_type != PACKET_HOST)
 		return PASS;
 	p->now_ns = bpf_ktime_get_coarse_ns();
 	e = nat_find(p);
@@ -95,7 +108,7 @@ INLINE int from_network_steps(struct __sk_buff *skb, struct packet *p, __u16 *mt
 	if (!reason && goes_on(p)) {
 		reason = route_from_network(skb, p, &route);
 		*mtu = route.mtu_result;
-		if (!reason && !e && p->nat_flags & NAT_FORWARD && !own_address(&p->after.source, route.ifindex, p->ipv6))
+		if (!reason && !e && p->nat_flags & NAT_FORWARD && !hop_address(p, route.ifindex))
 			reason = DROP_NO_ROUTE;
 	}
 	if (!reason && !e)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* tc ingress on the host side of a pod's veth: what the pod sends. */
-#include "identity.h"
+#include "encrypt.h"
 #include "nat.h"
 #include "policy.h"
 #include "refuse.h"
@@ -12,8 +12,11 @@ INLINE int deliver(struct __sk_buff *skb, const struct conntrack *e)
 {
 	struct ethernet_addresses *ethernet = (void *)(long)skb->data;
 
-	if (!e->receiver_ifindex)
+	if (!e->receiver_ifindex) {
+		if (e->flags & CT_ENCRYPTED)
+			skb->mark = MARK_ENCRYPT;
 		return PASS;
+	}
 	if ((void *)(ethernet + 1) > (void *)(long)skb->data_end)
 		return -DROP_TRANSLATION;
 	__builtin_memcpy(ethernet->destination, e->mac, 6);
@@ -157,7 +160,7 @@ INLINE struct conntrack *consider_from_pod(struct __sk_buff *skb, struct packet 
 			return NULL;
 		if (p->is_error)
 			reason = DROP_ICMP_UNRELATED;
-		p->flags |= far ? CT_LOCAL : 0;
+		p->flags |= far ? CT_LOCAL : is_encrypted_towards(&p->after.destination) ? CT_ENCRYPTED : 0;
 	}
 	if (!reason && !is_settled_from_pod(skb, p, known)) {
 		reason = judge_again_from_pod(p, near, far, known);

@@ -4,7 +4,7 @@
 #define GATEHOUSE_OUTSIDE_H
 
 #include "backend.h"
-#include "identity.h"
+#include "encrypt.h"
 #include "natmap.h"
 
 /* Of a ClusterIP, and of a loopback address, clients outside know nothing. */
@@ -28,13 +28,23 @@ INLINE bool is_local(const struct address *address, bool ipv6)
 	return party.identity == IDENTITY_HOST;
 }
 
+/* WireGuard takes nothing that comes from neither a pod nor a node, and nothing is to go past it. */
+INLINE bool needs_own_source(const struct address *backend)
+{
+	const struct config *config = config_of_encryption();
+
+	return config && (config->features & FEATURE_STRICT || is_encrypted_towards(backend));
+}
+
 /* To a backend here its packets are only readdressed. To one elsewhere they go with this node's address, so that its
  * answers come back here, or with their own, so that it answers directly: it cannot do that to itself. */
 INLINE __u16 way_to(const struct packet *p, const struct service_value *service, const struct address *backend)
 {
 	if (is_local(backend, p->ipv6))
 		return 0;
-	return service->flags & SERVICE_DSR && !same_address(backend, &p->tuple.source) ? NAT_DSR : NAT_FORWARD;
+	if (!(service->flags & SERVICE_DSR) || same_address(backend, &p->tuple.source) || needs_own_source(backend))
+		return NAT_FORWARD;
+	return NAT_DSR;
 }
 
 /* Sets p->after but for its source, and p->nat_flags. */

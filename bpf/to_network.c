@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* tc egress of a device of the node: what leaves it. Answers of backends here take their frontend's address, and pods'
- * flows out of the cluster that of the device. */
+ * flows out of the cluster that of the device. What is for pods of other nodes leaves by WireGuard instead. */
 #include "masquerade.h"
 #include "nat.h"
+#include "steer.h"
 
 /* The entry stands for another address of the node than packets leave with now. */
 INLINE bool has_moved(const struct nat *e, __u32 ifindex)
@@ -56,9 +57,11 @@ INLINE int to_network_act(struct __sk_buff *skb)
 		return DROP;
 	}
 	act = to_network_steps(skb, p);
+	if (act == PASS)
+		act = steer(skb, p, false);
 	if (act < 0)
 		act = drop(skb, p, -act);
-	else if (p->flags)
+	else if (p->flags || act != PASS)
 		count_outcome(DROP_NONE);
 	release(p);
 	return act;

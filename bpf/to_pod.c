@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* tc egress on the host side of a pod's veth: what the stack sends to the pod. Pods of this node reach it by from_pod. */
-#include "identity.h"
+#include "encrypt.h"
 #include "nat.h"
 #include "policy.h"
 #include "proxy.h"
@@ -177,6 +177,8 @@ INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p
 	struct conntrack *dead_answer = NULL;
 
 	reason = admit_receiver(p, near, reason, mark);
+	if (!reason && is_plaintext_refused(skb, p))
+		reason = DROP_UNENCRYPTED;
 	*act = -reason;
 	if (reason || !near)
 		return NULL;
@@ -224,6 +226,7 @@ INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p
 		reason = find_answer_to_pod(p, near->ifindex, dead, &dead_answer);
 	}
 	if (!reason && !known) {
+		p->flags |= was_encrypted(skb) ? CT_ENCRYPTED : 0;
 		prepare_entries(skb, p);
 		reason = conntrack_create(skb, p, dead, dead_answer, false);
 		known = &p->entry;
@@ -247,6 +250,7 @@ INLINE int to_pod_steps(struct __sk_buff *skb, struct packet *p)
 	enum drop_reason reason = parse(skb, p);
 	struct conntrack *e = NULL, *dead = NULL;
 	__u32 mark = mark_of_proxy(skb);
+	bool changed = false;
 	int act;
 
 	set_clocks(p);
@@ -254,15 +258,20 @@ INLINE int to_pod_steps(struct __sk_buff *skb, struct packet *p)
 	p->after.leg = p->tuple.leg;
 	if (!reason)
 		e = conntrack_find(p, false, &dead);
-	if (is_settled_to_pod(skb, p, e, mark) && !needs_thought(p)) {
+	if (e)
+		changed = has_encryption_changed(skb, e);
+	if (is_settled_to_pod(skb, p, e, mark) && !needs_thought(p) && !changed) {
 		conntrack_follow(p, e);
 	} else {
 		e = consider_to_pod(skb, p, reason, e, dead, mark, &act);
 		if (!e)
 			return act;
 	}
-	if (!p->is_new && !p->is_error)
+	if (!p->is_new && !p->is_error) {
+		if (changed)
+			conntrack_note_encryption(p, e);
 		conntrack_track(skb, p, e, false);
+	}
 	reason = translate(skb, p);
 	if (!reason && p->flags & CT_TO_PROXY)
 		return to_listener(skb, p, e);

@@ -60,6 +60,8 @@ INLINE struct nat *find_transit(struct xdp_md *context, struct packet *p, struct
 	}
 	if (p->nat_flags & NAT_DSR ? needs_dsr_option(p) : e && !(p->nat_flags & NAT_FORWARD))
 		return NULL;
+	if (p->nat_flags & (NAT_FORWARD | NAT_DSR) && config_of_encryption()) /* it may have to go by WireGuard */
+		return NULL;
 	if (p->nat_flags & (NAT_FORWARD | NAT_DSR)) {
 		reason = find_route(context, p, context->ingress_ifindex, p->length - ETHERNET_SIZE, route, &result);
 		if (reason || result != BPF_FIB_LKUP_RET_SUCCESS || !is_link(route->ifindex))

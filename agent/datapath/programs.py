@@ -80,6 +80,7 @@ NETWORK_PROGRAMS = (
     ProgramSpec("to_network", ProgramType.SCHED_CLS, Hook.EGRESS),
     ProgramSpec("xdp_network", ProgramType.XDP, None, AttachType.XDP),
 )
+WIREGUARD_PROGRAMS = (ProgramSpec("from_wireguard", ProgramType.SCHED_CLS, Hook.INGRESS),)
 # By the beginning of their names agent.datapath.cgroup tells them from other software's programs on the same cgroup.
 SOCKET_PROGRAMS = (
     ProgramSpec("gh_connect4", ProgramType.CGROUP_SOCK_ADDR, None, AttachType.INET4_CONNECT),
@@ -93,7 +94,7 @@ SOCKET_PROGRAMS = (
     ProgramSpec("gh_sock_release", ProgramType.CGROUP_SOCK, None, AttachType.INET_SOCK_RELEASE),
 )
 PODS = Unit("pods", "gatehouse.c", PROGRAMS)
-NETWORK = Unit("network", "network.c", NETWORK_PROGRAMS)
+NETWORK = Unit("network", "network.c", (*NETWORK_PROGRAMS, *WIREGUARD_PROGRAMS))
 SOCKET = Unit("socket", "socket.c", SOCKET_PROGRAMS)
 UNITS = (PODS, NETWORK, SOCKET)
 

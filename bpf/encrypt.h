@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Between nodes packets go by WireGuard. Which do is said by addresses, as they stand in the packet that is about to leave,
+ * so that nothing that changes a packet's way (routes, proxies, translation, fragments) changes that. The WireGuard
+ * device takes what is redirected to it, and what it decrypts goes on as if it had come by a device of the node.
+ */
+#ifndef GATEHOUSE_ENCRYPT_H
+#define GATEHOUSE_ENCRYPT_H
+
+#include "conntrack.h"
+#include "identity.h"
+#include "parse.h"
+
+#define ENCRYPTION_PODS (ENCRYPTION_OWN_PODS | ENCRYPTION_PEER_PODS)
+
+#define IPV4_ENDS_AT (ETHERNET_SIZE + 12)
+#define IPV6_ENDS_AT (ETHERNET_SIZE + 8)
+
+/* It came by WireGuard. */
+INLINE bool was_encrypted(const struct __sk_buff *skb)
+{
+	return has_mark(skb, MARK_DECRYPTED);
+}
+
+/* NULL: nothing is to be encrypted. */
+INLINE const struct config *config_of_encryption(void)
+{
+	__u32 zero = 0;
+	const struct config *config = LOOKUP(config, &zero);
+
+	return config && config->features & FEATURE_ENCRYPT ? config : NULL;
+}
+
+/* Whose it is: of enum encryption_flags. */
+INLINE __u32 whose(const struct address *address)
+{
+	const struct encryption_value *value;
+
+	ON_STACK(ipcache_key, key);
+	key->prefixlen = 128;
+	__builtin_memcpy(&key->address, address, sizeof(key->address));
+	value = LOOKUP(encryption, key);
+	return value ? value->flags : 0;
+}
+
+/* The addresses of p->other become those that the packet has now, whatever else is to be made of it. False: it has none. */
+INLINE bool read_ends(struct __sk_buff *skb, struct packet *p)
+{
+	half ends[2];
+
+	if (skb->protocol == bpf_htons(ETHERTYPE_IPV6))
+		return !bpf_skb_load_bytes(skb, IPV6_ENDS_AT, &p->other, 2 * sizeof(struct address));
+	if (skb->protocol != bpf_htons(ETHERTYPE_IPV4) || bpf_skb_load_bytes(skb, IPV4_ENDS_AT, ends, sizeof(ends)))
+		return false;
+	map_ipv4(&p->other.source, ends[0]);
+	map_ipv4(&p->other.destination, ends[1]);
+	return true;
+}
+
+/* Whether what this node's pods send there leaves it encrypted. */
+INLINE bool is_encrypted_towards(const struct address *address)
+{
+	const struct config *config = config_of_encryption();
+	__u32 to;
+
+	if (!config || !config->wireguard_ifindex)
+		return false;
+	to = whose(address);
+	return to & ENCRYPTION_READY &&
+	       (to & ENCRYPTION_PEER_PODS || (to & ENCRYPTION_PEER_NODE && config->features & FEATURE_NODE_ENCRYPTION));
+}
+
+INLINE void count_plaintext(const struct __sk_buff *skb)
+{
+	__u32 tally = TALLY_PLAINTEXT;
+	__u64 *count = LOOKUP(tallies, &tally);
+
+	if (count)
+		*count += packets_in(skb);
+}
+
+/* What comes in by a device: between pods it must have come by WireGuard. Uses p->other. */
+INLINE enum drop_reason refuse_plaintext(struct __sk_buff *skb, struct packet *p)
+{
+	const struct config *config = config_of_encryption();
+
+	if (!config || was_encrypted(skb) || !read_ends(skb, p) || !(whose(&p->other.destination) & ENCRYPTION_OWN_PODS) ||
+	    !(whose(&p->other.source) & ENCRYPTION_PODS))
+		return DROP_NONE;
+	if (config->features & FEATURE_STRICT)
+		return DROP_UNENCRYPTED;
+	count_plaintext(skb);
+	return DROP_NONE;
+}
+
+/* The same, where a pod is reached: by whatever way it came, and of new flows only, and those that were encrypted. */
+INLINE bool is_plaintext_refused(struct __sk_buff *skb, const struct packet *p)
+{
+	const struct config *config;
+
+	if (!skb->ingress_ifindex || was_encrypted(skb))
+		return false;
+	config = config_of_encryption();
+	return config && config->features & FEATURE_STRICT && whose(packet_source(p)) & ENCRYPTION_PEER_PODS;
+}
+
+/* The flow's packets come encrypted now and did not before, or the other way round. What proxies send is no sign. */
+INLINE bool has_encryption_changed(const struct __sk_buff *skb, const struct conntrack *e)
+{
+	return skb->ingress_ifindex && was_encrypted(skb) != !!(e->flags & CT_ENCRYPTED);
+}
+
+/* Both entries say so from now on. */
+INLINE void conntrack_note_encryption(struct packet *p, struct conntrack *e)
+{
+	__u16 flag = ~e->flags & CT_ENCRYPTED;
+	struct conntrack *partner;
+
+	turn_round(&p->answer, &p->after);
+	partner = conntrack_at(&p->answer, false);
+	e->flags = (e->flags & ~CT_ENCRYPTED) | flag;
+	p->flags = (p->flags & ~CT_ENCRYPTED) | flag;
+	if (are_partners(e, partner))
+		partner->flags = (partner->flags & ~CT_ENCRYPTED) | flag;
+}
+
+#endif
