@@ -222,10 +222,12 @@ class Served(Generic[Api]):
 
     # ---- pods
 
-    def add(self, where: str, attach: bool = True, **labels: str) -> KubePod:
-        """`where`: NODE/NAMESPACE/NAME."""
+    def add(self, where: str, attach: bool = True, spec: Document | None = None, **labels: str) -> KubePod:
+        """`where`: NODE/NAMESPACE/NAME. `spec`: what else the Pod's says."""
         node, namespace, short = where.split("/")
-        made = self.api.put(pod_document(node, namespace, short, labels))
+        document = pod_document(node, namespace, short, labels)
+        document["spec"] |= spec or {}
+        made = self.api.put(document)
         pod = KubePod(self.agents[node], namespace, short, made["metadata"]["uid"], rig.Netns("pod"))
         self.pods[where] = pod
         if attach:
@@ -242,7 +244,7 @@ class Served(Generic[Api]):
 
     def add_many(self, wheres: list[str], at_once: int = 10, **labels: str) -> list[KubePod]:
         with ThreadPoolExecutor(at_once) as pool:
-            return list(pool.map(lambda where: self.add(where, True, **labels), wheres))
+            return list(pool.map(lambda where: self.add(where, True, None, **labels), wheres))
 
 
 class KubeCluster(Served[ApiServer]):

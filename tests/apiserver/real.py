@@ -188,7 +188,7 @@ class RealServer:
             service_account_issuer="https://tests.invalid",
             service_account_key_file=directory / "tls.crt",
             service_account_signing_key_file=directory / "tls.key",
-            service_cluster_ip_range="10.96.0.0/16",
+            service_cluster_ip_range="10.96.0.0/16,fd00:10:96::/112",
             endpoint_reconciler_type="none",
             profiling="false",
         )

@@ -31,7 +31,7 @@ class Chain:
         self._numbers = iter(range(2, 250))
 
     def add(self, name: str, **labels: str) -> KubePod:
-        pod = self.cluster.add(f"n1/shop/{name}", attach=False, **labels)
+        pod = self.cluster.add(f"n1/shop/{name}", attach=False, spec=None, **labels)
         number = next(self._numbers)
         v4, v6 = (block.partition("/")[0] for block in blocks(1).values())
         ipam = {
