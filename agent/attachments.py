@@ -18,6 +18,7 @@ from agent.datapath.maps import Maps
 from agent.datapath.mounts import Unmet
 from agent.datapath.network import Network
 from agent.datapath.programs import NETWORK, PODS, SOCKET, Loaded, ProgramType, Unit
+from agent.datapath.steering import Steering
 from agent.instance import Instance
 from policies.address import Prefix
 
@@ -48,6 +49,8 @@ class Attachments:
         self._folders = socket_cgroups(config, self.pods_cgroup) if loaded.of(SOCKET) else ()
         self._network = Network(config, maps, instance.pins, loaded.of(NETWORK), node_addresses)
         self._sockets: Counter[str] = Counter()
+        self.steering = Steering(maps["encryption"])
+        """Between whom packets are encrypted."""
 
     @property
     def problems(self) -> list[str]:
@@ -56,7 +59,8 @@ class Attachments:
             f"the programs of bpf/{name}.c are not in use: {str(failure).splitlines()[0]}"
             for name, failure in self._loaded.failures.items()
         ]
-        return [*failed, *self._network.problems, *self._problems]
+        full = [self.steering.problem] if self.steering.problem else []
+        return [*failed, *self._network.problems, *full, *self._problems]
 
     @property
     def counts(self) -> Counter[str]:
@@ -74,6 +78,10 @@ class Attachments:
 
     def set_pod_blocks(self, blocks: frozenset[Prefix]) -> None:
         self._network.set_pod_blocks(blocks)
+
+    def set_wireguard(self, ifindex: int) -> None:
+        """See Network.set_wireguard."""
+        self._network.set_wireguard(ifindex)
 
     async def follow(self) -> None:
         await self._network.follow()

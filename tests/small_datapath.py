@@ -104,10 +104,16 @@ int to_network(struct __sk_buff *skb)
 	return TC_ACT_OK;
 }
 
+int from_wireguard(struct __sk_buff *skb)
+{
+	seen(4);
+	return TC_ACT_OK;
+}
+
 int xdp_network(struct xdp_md *xdp)
 {
 	seen(3);
 	return XDP_PASS;
 }
 """
-"""Counts what passes in `drops`: 1 from_network, 2 to_network, 3 xdp_network."""
+"""Counts what passes in `drops`: 1 from_network, 2 to_network, 3 xdp_network, 4 from_wireguard."""

@@ -11,16 +11,16 @@ import errno
 import os
 import struct
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from agent import log as logs
 from agent.config import Config
-from agent.datapath import bpf, bpf_programs, devices, xdp
+from agent.datapath import abi, bpf, bpf_programs, devices, xdp
 from agent.datapath.changes import Changes
 from agent.datapath.devices import Device
 from agent.datapath.maps import Map
 from agent.datapath.pins import Pins
-from agent.datapath.programs import NETWORK_PROGRAMS, Programs
+from agent.datapath.programs import NETWORK_PROGRAMS, WIREGUARD_PROGRAMS, Programs
 from agent.datapath.tc import Hooks, TcError, remove_empty_clsact
 from agent.datapath.xdp import Xdp, XdpRefused
 from agent.endpoints.netlink import RouteSocket
@@ -30,6 +30,7 @@ from policies.address import Prefix
 SYNC_S = 0.1
 """Changes are followed at most this often."""
 XDP_PROGRAM = "xdp_network"
+_CONFIG = abi.load().records["config"]
 _TC_PROGRAMS = sum(spec.hook is not None for spec in NETWORK_PROGRAMS)
 
 # linux/rtnetlink.h RTMGRP_*: links, tc, IPv4 and IPv6 addresses, IPv4 and IPv6 routes
@@ -62,6 +63,8 @@ class Network:
         self._pod_blocks: frozenset[Prefix] = frozenset()
         self._devices = maps["devices"]
         self._unmasqueraded = maps["unmasqueraded"]
+        self._settings = maps["config"]
+        self._wireguard: int | None = None  # None: not known yet
         self._xdp: Xdp | None = None
         if config.xdp != "off" and XDP_PROGRAM in programs:
             self._xdp = Xdp(pins, programs[XDP_PROGRAM], config.xdp)
@@ -69,12 +72,20 @@ class Network:
         self._changes = Changes(_GROUPS, lambda kind, body: devices.may_matter(kind, body, self._used))
         self._route = RouteSocket()
         self._hooks = Hooks(programs, NETWORK_PROGRAMS)
+        self._of_wireguard = Hooks(programs, WIREGUARD_PROGRAMS)
 
     def close(self) -> None:
         """Programs stay where they are."""
         self._changes.close()
         self._route.close()
         self._hooks.close()
+        self._of_wireguard.close()
+
+    def set_wireguard(self, ifindex: int) -> None:
+        """The device that encrypts; 0: there is none any more. In force when this returns, or `problems` say why not.
+        Until the first call all stays as an earlier agent left it."""
+        self._wireguard = ifindex
+        self.sync()
 
     def set_pod_blocks(self, blocks: frozenset[Prefix]) -> None:
         """Where pods of all nodes have their addresses, as far as nodes tell: their traffic is never masqueraded."""
@@ -99,10 +110,12 @@ class Network:
         wanted: list[Device] = []
         if self._config.devices and self._programs:
             wanted, problems = devices.choose(self._config.devices, found, self._node_addresses)
-        self._used = {device.ifindex for device in wanted}
+        self._used = {device.ifindex for device in wanted} | {self._wireguard or 0}
         self._write(found, wanted, problems)
         self._detach(found, wanted)
         self._attach(wanted, problems)
+        if self._wireguard is not None:
+            self._encrypt(self._wireguard, found, wanted, problems)
         for problem in problems:
             if problem not in self.problems:
                 log.warning("not as the settings say", problem=problem)
@@ -143,6 +156,29 @@ class Network:
             except XdpRefused as refused:
                 problems.append(str(refused))
 
+    def _encrypt(self, wireguard: int, found: Sequence[Device], wanted: Sequence[Device], problems: list[str]) -> None:
+        """Nothing is given to the device before what it decrypts is taken from it."""
+        entry = _way_in(wanted, self._node_addresses)
+        if wireguard and not entry:
+            problems.append("nothing is encrypted: there is no device by which decrypted packets could go on")
+            wireguard = 0
+        try:
+            if wireguard and not any(one.is_current for one in self._of_wireguard.attached([wireguard])):
+                self._of_wireguard.attach(wireguard)
+                log.info("program on the WireGuard device", ifindex=wireguard)
+        except TcError as error:
+            problems.append(f"nothing is encrypted: {error.strerror}")
+            wireguard = 0
+        before = self._settings.lookup(bytes(4))
+        assert before is not None, "an array has all its elements"
+        value = _CONFIG.unpack(before)._replace(wireguard_ifindex=wireguard)
+        if entry:
+            value = value._replace(decrypted_ifindex=entry)
+        if (after := _CONFIG.pack_values(*value)) != before:
+            self._settings.update(bytes(4), after)
+        self.attached.update({"from_wireguard": 1} if wireguard else {})
+        detach_tc(self._route, self._of_wireguard, [d for d in found if d.ifindex != wireguard])
+
     def _attach_tc(self, device: Device) -> None:
         if self._hooks.occupied(device.ifindex):
             raise TcError(
@@ -170,6 +206,14 @@ class Network:
                 xdp.detach(self._pins.links, ifindex)
 
 
+def _way_in(wanted: Iterable[Device], node_addresses: Iterable[bytes]) -> int:
+    """The device by which decrypted packets go on; 0: there is none. The tunnel, by which they would come without
+    WireGuard and where no filter looks for the way back; else the one with the node's address."""
+    own = frozenset(node_addresses)
+    ranked = sorted(wanted, key=lambda d: (d.name != devices.TUNNEL, own.isdisjoint(d.addresses)))
+    return ranked[0].ifindex if ranked else 0
+
+
 def detach_tc(route: RouteSocket, hooks: Hooks, found: Sequence[Device]) -> list[int]:
     """Take the programs off those of the devices that have them; the clsact qdisc, too, where nothing else is on it."""
     ours = sorted({f.ifindex for f in hooks.attached(d.ifindex for d in found if not d.of_pod)})
@@ -181,7 +225,8 @@ def detach_tc(route: RouteSocket, hooks: Hooks, found: Sequence[Device]) -> list
 
 def detach_all(map_ids: frozenset[int]) -> int:
     """Take the tc programs that use these maps off every device of the calling thread's namespace; off how many."""
-    with RouteSocket() as route, Hooks(Programs("", {}), NETWORK_PROGRAMS) as hooks:
+    programs = (*NETWORK_PROGRAMS, *WIREGUARD_PROGRAMS)
+    with RouteSocket() as route, Hooks(Programs("", {}), programs) as hooks:
         found = devices.read(route)
         users = {f.ifindex for f in hooks.attached(d.ifindex for d in found) if _uses(f.program_id, map_ids)}
         return len(detach_tc(route, hooks, [d for d in found if d.ifindex in users]))

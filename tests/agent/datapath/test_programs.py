@@ -169,7 +169,7 @@ def test_a_unit_that_does_not_load_leaves_the_others(maps: Maps, pins: Pins, tmp
             [pins.maps.name, pins.programs(loaded["pods"].source_hash).name]
         )
     without = UNITS[1].without(ProgramType.XDP)
-    assert [spec.name for spec in without.programs] == ["from_network", "to_network", "from_wireguard"]
+    assert [spec.name for spec in without.programs] == ["from_network", "to_network"]
 
 
 def test_a_program_more_is_compiled_when_it_is_wanted(maps: Maps, pins: Pins, tmp_path: Path) -> None:
