@@ -1,0 +1,76 @@
+"""Which WireGuard a node uses: the kernel's, or a program's."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from agent.encryption import userspace
+from agent.encryption.device import Device
+from agent.encryption.kernel import KernelDevice
+from agent.encryption.link import KIND, NodeLink
+from agent.encryption.userspace import UserspaceDevice
+from agent.endpoints.netlink import NetlinkError
+
+TUN = Path("/dev/net/tun")
+
+
+class NoWireGuard(Exception):
+    """There is none that can be used; the message says what to do."""
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """`program`: path of the one to run; empty: the kernel's. `why`: where it is not the first choice."""
+
+    program: str
+    why: str = ""
+
+
+def choose(setting: str, kernel: str, program: str, named: str) -> Choice:
+    """`setting`: auto | kernel | userspace; `kernel`: why the kernel's cannot be used, empty where it can; `program`:
+    the one found, empty: none; `named`: what was looked for. Pure. Raises NoWireGuard."""
+    if setting != "userspace" and not kernel:
+        return Choice("")
+    if setting == "kernel":
+        raise NoWireGuard(f"{kernel}: load the kernel's module (modprobe wireguard), or set --wireguard=auto")
+    if program:
+        return Choice(program, kernel and f"{kernel}: {program} is used")
+    missing = f"no program {named} is found: install it (Debian: wireguard-go), or say where by --wireguard-program"
+    raise NoWireGuard(f"{kernel}, and {missing}" if setting == "auto" else missing)
+
+
+def open_device(setting: str, program: str, name: str, log_path: Path) -> tuple[Device, str]:
+    """The device to use, and why it is not the first choice. One of the other sort under its name is removed: a node
+    has one. In the calling thread's network namespace; blocks. Raises NoWireGuard."""
+    named = program or userspace.PROGRAM
+    choice = choose(setting, "" if setting == "userspace" else kernel_problem(name), _found(named), named)
+    with NodeLink(name) as link:
+        found = link.find()
+        if found is not None and (found.kind == KIND) is bool(choice.program):
+            userspace.end(name)
+            link.delete()
+    if choice.program:
+        return UserspaceDevice(name, choice.program, log_path), choice.why
+    return KernelDevice(name), choice.why
+
+
+def kernel_problem(name: str) -> str:
+    """Why the kernel's WireGuard cannot be used here; empty where it can. Leaves a device of that name as it is."""
+    with NodeLink(name) as link:
+        found = link.find()
+        if found is not None and found.kind == KIND:
+            return ""
+        with NodeLink(f"{name[:13]}-p") as probe:  # the name may be taken by a program's
+            try:
+                probe.add()
+                probe.delete()
+            except NetlinkError as error:
+                return f"the kernel makes no WireGuard device ({error.strerror})"
+    return ""
+
+
+def _found(program: str) -> str:
+    """Its path; empty where there is none, or it could make no device."""
+    return (shutil.which(program) or "") if TUN.exists() else ""

@@ -1,0 +1,88 @@
+"""The link of the WireGuard device: no addresses, no routes, nothing of its own that it sends."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from types import TracebackType
+
+from agent.endpoints import links
+from agent.endpoints.links import Link
+from agent.endpoints.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NetlinkError,
+    Request,
+    RouteSocket,
+    attribute,
+    attributes,
+    is_gone,
+    text,
+)
+
+KIND = "wireguard"
+_LINK = struct.Struct("=BxHiII")
+
+
+class NodeLink:
+    """A link by its name, in the network namespace of the thread this is made in."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._route = RouteSocket()
+
+    def __enter__(self) -> NodeLink:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._route.close()
+
+    def find(self) -> Link | None:
+        """None: there is none."""
+        try:
+            return links.read_link(self._route.request(links.get_link(self.name))[0])
+        except NetlinkError as error:
+            if not is_gone(error):
+                raise
+            return None
+
+    def add(self) -> None:
+        """Of the kernel's WireGuard; down. Nothing where there is one already. Raises NetlinkError."""
+        info = attribute(links.IFLA_LINKINFO, text(links.IFLA_INFO_KIND, KIND))
+        body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + text(links.IFLA_IFNAME, self.name) + info
+        try:
+            self._route.request(
+                Request(links.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"add WireGuard device {self.name}")
+            )
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
+                raise
+
+    def settle(self, link: Link, mtu: int) -> None:
+        """Up, with an MTU (0: as it is) and no link-local address. Raises NetlinkError."""
+        if mtu and link.mtu != mtu:
+            self._route.request(links.set_mtu(link.ifindex, mtu))
+        if not link.up:
+            self._route.request(links.set_up_without_link_local(link.ifindex))
+
+    def delete(self) -> bool:
+        """Whether there was one."""
+        try:
+            self._route.request(links.delete_link(self.name))
+        except NetlinkError as error:
+            if not is_gone(error):
+                raise
+            return False
+        return True
+
+
+def is_of(name: str, kind: int, body: bytes) -> bool:
+    """Whether a notification of the kernel is about the link of that name."""
+    if kind not in (links.RTM_NEWLINK, links.RTM_DELLINK):
+        return False
+    found = dict(attributes(body[_LINK.size :])).get(links.IFLA_IFNAME, b"")
+    return found.rstrip(b"\0") == name.encode()

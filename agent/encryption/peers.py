@@ -1,0 +1,211 @@
+"""Which peers the WireGuard device is to have, and what changes make it so. Pure.
+
+A prefix is one peer's. What two nodes claim goes to the first by name, and so does a public key: with it alone nobody
+takes over anything, for packets under it can only be read by whoever has the private half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from agent.encryption.device import Endpoint, PeerChange, PeerState
+from agent.encryption.keys import shown
+from agent.world.nodes import Peer
+from policies.address import V4_MAPPED_BITS, Prefix, format_address, is_v4
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """A peer as it is to be. `node`: whose key it is."""
+
+    node: str
+    endpoint: Endpoint
+    allowed: frozenset[Prefix]
+    keepalive_s: int = 0
+
+
+class Local(msgspec.Struct, frozen=True):
+    """This node, as far as peers depend on it. `keys`: all public keys it has."""
+
+    name: str
+    addresses: tuple[bytes, ...]
+    pod_cidrs: tuple[Prefix, ...]
+    keys: frozenset[bytes]
+    port: int
+    keepalive_s: int = 0
+
+
+class Desired(msgspec.Struct):
+    """`peers`: by public key. `keys`: node → the keys it has here, the one that has its addresses first. `problems`:
+    node → why it is not as it tells, one sentence."""
+
+    peers: dict[bytes, Wanted] = {}
+    keys: dict[str, tuple[bytes, ...]] = {}
+    problems: dict[str, str] = {}
+
+
+def desired(local: Local, peers: Iterable[Peer], handshakes: Mapping[bytes, int]) -> Desired:
+    """`handshakes`: key → when its last one was made, ns. Of a node's two keys the one that was heard of last has its
+    addresses: the moment it has swapped them, and back if need be."""
+    result = Desired()
+    told = sorted((peer for peer in peers if peer.public_key and peer.name != local.name), key=lambda peer: peer.name)
+    holders: dict[bytes, str] = {}
+    for peer in told:
+        holders.setdefault(peer.public_key, peer.name)
+    for peer in told:  # a key in use goes before one that will be
+        if peer.next_public_key:
+            holders.setdefault(peer.next_public_key, peer.name)
+    taken: dict[Prefix, str] = {}
+    around = _Around(local, told)
+    for peer in told:
+        endpoint = endpoint_of(local, peer)
+        problem = _refusal(local, peer, holders) or ("" if endpoint else _unreachable(peer))
+        if problem or endpoint is None:
+            result.problems[peer.name] = problem
+            continue
+        keys = [peer.public_key]
+        following = peer.next_public_key
+        if following and following != peer.public_key:
+            if following not in local.keys and holders[following] == peer.name:
+                keys.append(following)
+            else:
+                result.problems[peer.name] = f"the next key it tells of, {shown(following)}, is another node's"
+        keys.sort(key=lambda key: handshakes.get(key, 0), reverse=True)  # it is stable: of equals the first told
+        allowed = _allowed(peer, taken, around, result.problems)
+        for key, prefixes in zip(keys, (allowed, frozenset[Prefix]()), strict=False):
+            result.peers[key] = Wanted(peer.name, endpoint, prefixes, local.keepalive_s)
+        result.keys[peer.name] = tuple(keys)
+    return result
+
+
+def endpoint_of(local: Local, peer: Peer) -> Endpoint | None:
+    """The first of its addresses of a family that both have, IPv4 before IPv6; None: there is none."""
+    for v4 in (True, False):
+        if any(is_v4(address) == v4 for address in local.addresses):
+            for address in peer.addresses:
+                if is_v4(address) == v4:
+                    return Endpoint(address, local.port)
+    return None
+
+
+def _refusal(local: Local, peer: Peer, holders: Mapping[bytes, str]) -> str:
+    key = peer.public_key
+    if key in local.keys:
+        return f"it tells of a public key that is this node's, {shown(key)}: remove its state directory's wireguard/"
+    if holders[key] != peer.name:
+        return f"it tells of the same public key as node {holders[key]}, {shown(key)}: it is taken for that one's"
+    return ""
+
+
+def _unreachable(peer: Peer) -> str:
+    has = ", ".join(map(format_address, peer.addresses)) or "none"
+    return f"it has no address of a family that this node has one of (it has {has}): packets for it cannot be encrypted"
+
+
+class _Around:
+    """Whose block an address is in, and whether it is this node's own."""
+
+    def __init__(self, local: Local, peers: Sequence[Peer]) -> None:
+        self._own_blocks, self._own_addresses = local.pod_cidrs, frozenset(local.addresses)
+        self._by_bits: dict[int, dict[int, str]] = {}
+        for peer in peers:
+            for block in peer.pod_cidrs:
+                self._by_bits.setdefault(block.bits, {}).setdefault(_first(block, block.bits), peer.name)
+
+    def owns(self, prefix: Prefix) -> str:
+        """The node, this one or another, whose pods or own addresses a prefix would take; empty: nobody."""
+        if any(block.covers(prefix) or prefix.covers(block) for block in self._own_blocks):
+            return "this one"
+        if any(prefix.contains(address) for address in self._own_addresses):
+            return "this one"
+        for bits, blocks in self._by_bits.items():
+            if bits < prefix.bits and not (prefix.is_v4 and bits < V4_MAPPED_BITS):
+                holder = blocks.get(_first(prefix, bits))
+                if holder:
+                    return holder
+        return ""
+
+
+def _first(prefix: Prefix, bits: int) -> int:
+    """The leading bits of its network."""
+    return int.from_bytes(prefix.network, "big") >> (128 - bits)
+
+
+def _allowed(peer: Peer, taken: dict[Prefix, str], around: _Around, problems: dict[str, str]) -> frozenset[Prefix]:
+    """Its blocks and addresses, as far as they are not another's."""
+    found = set()
+    for prefix in (*peer.pod_cidrs, *map(Prefix.host, peer.addresses)):
+        holder = around.owns(prefix)
+        if holder in ("", peer.name):
+            holder = taken.setdefault(prefix, peer.name)
+        if holder == peer.name:
+            found.add(prefix)
+        else:
+            whose = "this node" if holder == "this one" else f"node {holder}"
+            problems[peer.name] = f"it claims {prefix}, which is with {whose}: what is sent there does not go to it"
+    return frozenset(found)
+
+
+# ---- what is to change
+
+
+def difference(
+    wanted: Mapping[bytes, Wanted], found: Mapping[bytes, PeerState], told: Mapping[bytes, Endpoint]
+) -> list[PeerChange]:
+    """`told`: endpoints that this agent has given the device. A peer that has roamed since keeps where it is; who is
+    given another address, goes there. Peers are changed, not made anew: that would end sessions. First come those that
+    get addresses (which takes them from those that had them), at the end those that go."""
+    gaining: list[PeerChange] = []
+    losing: list[PeerChange] = []
+    for key, want in wanted.items():
+        have = found.get(key)
+        if have is None:
+            gaining.append(PeerChange(key, False, want.endpoint, _sorted(want.allowed), True, want.keepalive_s))
+            continue
+        endpoint = None if _stays(want.endpoint, have.endpoint, told.get(key)) else want.endpoint
+        keepalive_s = want.keepalive_s if have.keepalive_s != want.keepalive_s else None
+        more, less = want.allowed - have.allowed, have.allowed - want.allowed
+        if endpoint is None and keepalive_s is None and not more and not less:
+            continue
+        allowed = _sorted(want.allowed) if less else _sorted(more)
+        change = PeerChange(key, False, endpoint, allowed, bool(less), keepalive_s, True)
+        (gaining if more or not less else losing).append(change)
+    gone = [PeerChange(key, remove=True) for key in found.keys() - wanted.keys()]
+    return gaining + losing + gone
+
+
+def _stays(want: Endpoint, have: Endpoint | None, told: Endpoint | None) -> bool:
+    return have == want or (have is not None and told == want)
+
+
+def after(found: Mapping[bytes, PeerState], changes: Iterable[PeerChange]) -> dict[bytes, PeerState]:
+    """What a device has after changes, without asking it. `found` is left as it is."""
+    result = dict(found)
+    holders = {prefix: key for key, state in found.items() for prefix in state.allowed}
+    for change in changes:
+        key = change.public_key
+        if change.remove:
+            result.pop(key, None)
+            continue
+        if key not in result and change.update_only:
+            continue
+        have = result.get(key, PeerState())
+        kept = frozenset[Prefix]() if change.replace else have.allowed
+        result[key] = msgspec.structs.replace(
+            have,
+            endpoint=change.endpoint or have.endpoint,
+            allowed=kept.union(change.allowed),
+            keepalive_s=have.keepalive_s if change.keepalive_s is None else change.keepalive_s,
+        )
+        for prefix in change.allowed:
+            other = holders.get(prefix, key)
+            holders[prefix] = key
+            if other != key and other in result:
+                state = result[other]
+                result[other] = msgspec.structs.replace(state, allowed=state.allowed - {prefix})
+    return result
+
+
+def _sorted(prefixes: Iterable[Prefix]) -> tuple[Prefix, ...]:
+    return tuple(sorted(prefixes))

@@ -1,0 +1,123 @@
+"""How a node changes its key without a connection breaking.
+
+1. It makes the next key and tells the others (`nextPublicKey`). They add it as a peer of its own, without addresses.
+2. After an overlap it gives the device the next key and makes handshakes with everybody. Who sees the next key's
+   handshake has that node's addresses go by it from then on.
+3. Once all have (or a bound has passed) it tells the next key as its only one, and the old one is destroyed.
+
+Where it is, is what files there are (agent.encryption.keys): an agent that is killed goes on from there. A node whose
+peers have not heard of the next key is not reached by them after step 2, so that waits until the key is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+
+import msgspec
+
+from agent.encryption.audit import AuditFile
+from agent.encryption.keys import KeyFolder, Keys, shown
+
+DAY_S = 86400.0
+SESSION_NS = 180 * 1_000_000_000
+"""A session older than this is none (REJECT_AFTER_TIME of the WireGuard paper, section 6.1)."""
+
+
+class Phase(StrEnum):
+    IDLE = ""
+    OVERLAP = "the next key is told to the other nodes"
+    SWAPPED = "the other nodes turn to the new key"
+
+
+class Step(StrEnum):
+    BEGIN = "begin"
+    SWAP = "swap"
+    FINISH = "finish"
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """`overlap_s`: how long the others are given to learn of the next key, from when it is told; `swapped_s`: how long
+    at most they are given to turn to it."""
+
+    overlap_s: float = 20.0
+    swapped_s: float = 60.0
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What a step depends on. Times in seconds, of one clock each: `key_age_s` of the key in use; `told_s`: for how
+    long the others could have known the keys, None: they cannot yet; `swapped_s`: for how long the next key has been in
+    use; `turned`: whether everybody with whom there was a session has one by the new key."""
+
+    phase: Phase
+    key_age_s: float
+    max_age_s: float
+    asked: bool
+    told_s: float | None
+    swapped_s: float
+    turned: bool
+
+
+def phase_of(keys: Keys) -> Phase:
+    if keys.old is not None:
+        return Phase.SWAPPED
+    return Phase.OVERLAP if keys.next is not None else Phase.IDLE
+
+
+def due(facts: Facts, bounds: Bounds) -> Step | None:
+    """The step whose time has come. Pure."""
+    if facts.phase is Phase.IDLE:
+        too_old = 0 < facts.max_age_s <= facts.key_age_s
+        return Step.BEGIN if facts.asked or too_old else None
+    if facts.phase is Phase.OVERLAP:
+        return Step.SWAP if facts.told_s is not None and facts.told_s >= bounds.overlap_s else None
+    return Step.FINISH if facts.turned or facts.swapped_s >= bounds.swapped_s else None
+
+
+def turned(
+    groups: Iterable[Iterable[bytes]], before: Mapping[bytes, int], now: Mapping[bytes, int], at_ns: int
+) -> bool:
+    """Whether all nodes (`groups`: the keys of each) that had a session `before` the swap at `at_ns` have made a
+    handshake since, `now`. Both: key → ns of its last one."""
+    return all(
+        any(now.get(key, 0) >= at_ns for key in keys)
+        for keys in map(tuple, groups)
+        if any(before.get(key, 0) > at_ns - SESSION_NS for key in keys)
+    )
+
+
+class Rotation:
+    """The keys of this node, and what becomes of them. Calls write files; `keys` costs nothing."""
+
+    def __init__(self, folder: KeyFolder, audit: AuditFile, max_age_days: float) -> None:
+        self._folder = folder
+        self._audit = audit
+        self.max_age_s = max_age_days * DAY_S
+        self.keys = folder.load()
+        self.asked = False
+
+    @property
+    def phase(self) -> Phase:
+        return phase_of(self.keys)
+
+    def take(self, step: Step) -> None:
+        """Raises OSError where a file cannot be written; then it is as it was."""
+        before = self.keys
+        if step is Step.BEGIN:
+            by = "command" if self.asked else "age"
+            self.keys = self._folder.make_next()
+            self.asked = False
+            self._record("key rotation begun", by=by, key=before.current.public, next_key=self._next())
+        elif step is Step.SWAP:
+            self.keys = self._folder.swap()
+            self._record("key swapped", old_key=before.current.public, key=self.keys.current.public)
+        else:
+            self.keys = self._folder.destroy_old()
+            old = before.old.public if before.old else b""
+            self._record("old key destroyed", old_key=old, key=self.keys.current.public)
+
+    def _next(self) -> bytes:
+        return self.keys.next.public if self.keys.next else b""
+
+    def _record(self, event: str, **facts: bytes | str) -> None:
+        self._audit.record(event, **{k: v if isinstance(v, str) else shown(v) for k, v in facts.items()})
