@@ -61,7 +61,7 @@ INLINE bool own_address(struct address *to, __u32 ifindex, bool ipv6)
 /* Bytes on the wire from the IP header on: of each segment, where the packet stands for many. */
 INLINE __u32 wire_size(struct __sk_buff *skb, const struct packet *p)
 {
-	__u32 headers = p->outer.l4 - ETHERNET_SIZE + UDP_SIZE;
+	__u32 headers = p->outer.l4 - p->outer.jumbo_size - ETHERNET_SIZE + UDP_SIZE;
 	__u8 length;
 
 	if (!skb->gso_size)

@@ -48,7 +48,8 @@ struct header {
 	__u8 more_fragments;
 	__u8 is_fragment;
 	__u8 protocol;
-	__u8 pad[3];
+	__u8 jumbo_size;        /* of the jumbo payload option, which is on no wire; see find_big_ipv6_end */
+	__u8 pad[2];
 };
 
 /* One end of a flow, as policy sees it. */

@@ -38,6 +38,15 @@ struct extension_header {
 	__u32 id;               /* fragment */
 };
 
+/* A hop-by-hop header with the jumbo payload option and nothing else, as BIG TCP writes it. */
+struct jumbo_header {
+	__u8 next;
+	__u8 length;
+	__u8 type;
+	__u8 size;
+	__u32 payload_be;
+};
+
 /* The first bytes of TCP, UDP, SCTP and ICMP. */
 struct l4_header {
 	union {
@@ -61,6 +70,10 @@ struct l4_header {
 #define IPV4_OPTION_LSRR 131
 #define IPV4_OPTION_SSRR 137
 #define IPV4_OPTIONS_MAX 40
+
+#define LENGTH_MAX 0xffff       /* that an IP header can say */
+#define OPTION_JUMBO 0xc2       /* RFC 2675 */
+#define OPTION_JUMBO_SIZE 4
 
 #define EXTENSION_HOP_BY_HOP 0
 #define EXTENSION_ROUTING 43
@@ -108,6 +121,35 @@ INLINE enum drop_reason refuse_source_route(struct __sk_buff *skb, const struct 
 	return at > h->l4 ? DROP_MALFORMED : DROP_NONE;
 }
 
+/* BIG TCP: inside a machine a packet may stand for more segments than its length field can say, which is then 0. The
+ * kernel goes by the buffer, and so must we. Bytes from `at` on; 0: it is no such packet. */
+INLINE __u32 big_size(const struct __sk_buff *skb, __u32 at)
+{
+	return skb->gso_size && skb->len > at + LENGTH_MAX ? skb->len - at : 0;
+}
+
+/* Up to Linux 6.18 with the jumbo payload option, where nothing but TCP's header may follow; later without. */
+INLINE void find_big_ipv6_end(struct __sk_buff *skb, struct header *h)
+{
+	struct jumbo_header jumbo;
+	__u32 size = big_size(skb, h->l4);
+
+	if (!size)
+		return;
+	if (h->protocol == PROTO_TCP) {
+		h->end = h->l4 + size;
+		return;
+	}
+	if (h->protocol != EXTENSION_HOP_BY_HOP || bpf_skb_load_bytes(skb, h->l4, &jumbo, sizeof(jumbo)) ||
+	    jumbo.next != PROTO_TCP || jumbo.length || jumbo.type != OPTION_JUMBO || jumbo.size != OPTION_JUMBO_SIZE ||
+	    jumbo.payload_be != bpf_htonl(size))
+		return;
+	h->end = h->l4 + size;
+	h->l4 += sizeof(jumbo);
+	h->jumbo_size = sizeof(jumbo);
+	h->protocol = PROTO_TCP;
+}
+
 INLINE enum drop_reason parse_ipv4(struct __sk_buff *skb, struct header *h, bool quoted)
 {
 	struct ipv4_header ip;
@@ -118,6 +160,8 @@ INLINE enum drop_reason parse_ipv4(struct __sk_buff *skb, struct header *h, bool
 		return DROP_MALFORMED;
 	header_size = (ip.version_and_length & 15) * 4;
 	length = bpf_ntohs(ip.length_be);
+	if (!length && !quoted && ip.protocol == PROTO_TCP && !(ip.fragment_be & bpf_htons(0x3fff)))
+		length = big_size(skb, h->at);
 	if (ip.version_and_length >> 4 != 4 || header_size < IPV4_SIZE || length < header_size)
 		return DROP_MALFORMED;
 	h->l4 = h->at + header_size;
@@ -193,6 +237,9 @@ INLINE enum drop_reason parse_ipv6(struct __sk_buff *skb, struct header *h, bool
 	h->more_fragments = 0;
 	h->is_fragment = 0;
 	h->protocol = ip.next;
+	h->jumbo_size = 0;
+	if (!ip.length_be && !quoted)
+		find_big_ipv6_end(skb, h);
 	copy_address(&h->source, &ip.source);
 	copy_address(&h->destination, &ip.destination);
 	if (is_ipv4_mapped(&h->source) || is_ipv4_mapped(&h->destination))
@@ -403,6 +450,7 @@ INLINE bool parse_plain(struct __sk_buff *skb, struct packet *p)
 		return false;
 	p->outer.fragment_offset = 0;
 	p->outer.more_fragments = 0;
+	p->outer.jumbo_size = 0;
 	p->is_plain = 1;
 	copy_tuple(&p->after, &p->tuple);
 	return true;
