@@ -66,6 +66,7 @@ class Member:
             self._allocator.confirm,
             seen=self._seen,
         )
+        api.source.own_told = self._membership.notice
         self._reporter = StatusReporter(kinds.statuses, kinds.nodes, config.node, self._report)
         leases = Collection(api.client, "apis/coordination.k8s.io/v1", "leases")
         self._claims = claims(api.client, config, Path(config.state_dir)) if config.ipam == "pool" else None

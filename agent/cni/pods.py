@@ -220,9 +220,13 @@ class CniPods:
         self._told[pod] = attachment
         local.step = "waiting for its identity, and for its policy to be in the kernel"
         await around.attach(pod, attachment.addresses, interface, attachment.uid)
-        await self._linking.activate(attachment, interface)
-        local.step = "waiting for the other nodes to be told of it"
-        await around.published(pod)
+        told = asyncio.ensure_future(around.published(pod))  # the others may know it before it can send
+        try:
+            await self._linking.activate(attachment, interface)
+            local.step = "waiting for the other nodes to be told of it"
+            await told
+        finally:
+            told.cancel()
         if self._told.get(pod) is not attachment:
             raise PodGone(f"{pod} was deleted")
         complete = msgspec.structs.replace(attachment, interface=interface)

@@ -63,13 +63,20 @@ class Membership:
         self._confirmed: dict[int, str] = {}  # numbers that were confirmed, and named ever since
         self._published: dict[ObjectRef, NodeEndpoint] = {}
         self._told: tuple[NodeFacts, tuple[NodeEndpoint, ...]] | None = None  # in the last round
-        self._begun = self._ended = 0  # rounds
+        self._wakes = self._begun = self._ended = 0  # `_begun`: with all that so many calls of `wake` were about
         self._waiting: list[asyncio.Future[None]] = []
         self._problem = ""
 
     def wake(self) -> None:
         """What is told may have changed."""
+        self._wakes += 1
         self._woken.set()
+
+    def notice(self) -> None:
+        """The watch has told of this node's NodeEndpoints: mostly of what was written here."""
+        seen = self._seen()
+        if seen is None or older(self._own.version, seen):
+            self.wake()
 
     def problems(self) -> list[Problem]:
         if not self._problem:
@@ -79,15 +86,15 @@ class Membership:
         return [Problem(file, 0, self._problem, subject=f"NodeEndpoints {self._node}", effect=effect)]
 
     async def published(self, pod: ObjectRef, wait_s: float = PUBLISHED_S) -> bool:
-        """True once the server has the pod as it is now. False where it does not within `wait_s`, or is not there."""
-        first = self._begun + 1  # a round that is under way may have been told something older
+        """True once the server has the pod as it was at the last `wake`. False where it does not within `wait_s`, or is
+        not there."""
+        needed = self._wakes  # a round that is under way may have been told something older
         loop = asyncio.get_running_loop()
         away_at = loop.time() + min(AWAY_S, wait_s)
-        self.wake()
         try:
             async with asyncio.timeout(wait_s):
                 while True:
-                    if self._ended >= first and pod in self._published:
+                    if self._ended >= needed and pod in self._published:
                         return True
                     if self._pace.away and loop.time() >= away_at:
                         return False
@@ -103,7 +110,7 @@ class Membership:
             except TimeoutError:
                 self._own.forget()
             self._woken.clear()
-            self._begun += 1
+            self._begun = self._wakes
             try:
                 await self._publish()
             except Away as away:

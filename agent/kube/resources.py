@@ -22,6 +22,8 @@ _METADATA: Drops = {
 }
 _NO_STATUS: Drops = {"metadata": {**_METADATA, "uid": None, "ownerReferences": None}, "status": None}
 _ALL: Drops = {"metadata": {**_METADATA, "uid": None, "ownerReferences": None}}
+OWN_ENDPOINTS: Drops = {**_NO_STATUS, "spec": {"endpoints": None}}
+"""Of the node's own NodeEndpoints: of its pods it knows more than it tells, and need not read that again each time."""
 # A runtime runs pods, so what in is their containers is not wanted; it may be secret, and the reader has its own rules.
 _CONTAINER: Drops = dict.fromkeys(
     ("env", "envFrom", "command", "args", "workingDir", "resources", "volumeMounts", "livenessProbe", "readinessProbe",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from agent.kube.discovery import Discovery
 from agent.kube.inbox import Inbox
 from agent.kube.reflector import Reflector, Timings
 from agent.kube.replica import Seen, Update
-from agent.kube.resources import Resource, watched
+from agent.kube.resources import OWN_ENDPOINTS, Resource, watched
 from agent.objects import Change, Object, Problem
 from agent.sources.manifest import DIGEST, Manifest, unreadable
 from agent.sources.source import Batch
@@ -66,6 +66,7 @@ class KubernetesSource:
     """A Source (agent.sources.source). The client stays its owner's to close.
 
     `from_disk`: what is in force is what was known before this run, as not everything has been had of the server yet.
+    `own_told`: called where the server has told of this node's NodeEndpoints, whose endpoints are left out of batches.
     """
 
     def __init__(  # what a cluster's objects depend on
@@ -79,6 +80,7 @@ class KubernetesSource:
         timings: Timings = Timings(),  # noqa: B008  # immutable
     ) -> None:
         self.from_disk = False
+        self.own_told: Callable[[], None] = lambda: None
         self._client = client
         self._api_wait_s = api_wait_s
         self._tree = Tree()
@@ -92,6 +94,7 @@ class KubernetesSource:
         self._tasks: list[asyncio.Task[None]] = []
         self._shown: list[Problem] = []
         self._gone: list[Change] = []
+        self._own = next(r.file("", node) for r in resources if r.kind == "NodeEndpoints")
 
     # ---- the source
 
@@ -237,6 +240,8 @@ class KubernetesSource:
                 return
 
     def _take(self, update: Update) -> None:
+        if update.file == self._own:
+            self.own_told()
         if update.text is None or update.anew:
             self._tree.remove(update.file)
             self._cache.remove(update.file)
@@ -244,7 +249,10 @@ class KubernetesSource:
             return
         if update.anew:
             self._gone += self._tree.settle()  # nothing of it lives on in what has its name now
-        body = _kept(update.text, update.resource, update.version)
+        resource = update.resource
+        if update.file == self._own:
+            resource = msgspec.structs.replace(resource, drops=OWN_ENDPOINTS)
+        body = _kept(update.text, resource, update.version)
         before = self._tree.manifests.get(update.file)
         changed = before is None or before.digest != _digest(body)
         valid = not changed and before is not None and before.items[0].object is not None

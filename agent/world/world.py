@@ -50,7 +50,7 @@ from agent.world.remotes import RemoteBook
 from agent.world.services import Derive, ServiceBook
 from agent.world.serving import all_slices_of, frontends_of, slices_of
 from agent.world.subjects import SubjectBook
-from agent.world.telling import endpoints_told
+from agent.world.telling import Told, endpoint_told
 from policies.address import Prefix
 from policies.index import PolicyIndex
 from policies.model import Mark, ObjectRef, Policy, RemoteClass, Subject
@@ -108,6 +108,7 @@ class World:
         self._neighbours = Neighbours(config, self.nodes, self.remotes, self.identities, self.addresses, self.marks)
         self.derive = derive
         self._subjects = SubjectBook(self.index)
+        self._told = Told()
         self._failures: dict[ObjectRef, str] = {}
         self._released_pods: set[ObjectRef] = set()
         self._dirty_pods: set[ObjectRef] = set()
@@ -212,6 +213,8 @@ class World:
             if prefix.bits == 128 and (owner := self.addresses.owner(prefix.network)) is not None:
                 self._note((owner,))
         gone = {old for ref in self._dirty_endpoints if (old := self._subjects.put(ref, self._subject_of(ref)))}
+        for ref in self._dirty_endpoints:
+            self._told.put(ref, endpoint_told(self, ref))
         self._dirty_services.update(self.host_ports.of(self._dirty_endpoints))
         policies = self.index.take_dirty()
         policies.update(dict.fromkeys(gone - self._subjects.uses.keys()))
@@ -246,8 +249,9 @@ class World:
         return () if state is None else tuple(a for a in state.pod.addresses if self.addresses.owner(a) == ref)
 
     def local_endpoints(self) -> tuple[NodeEndpoint, ...]:
-        """What other nodes are to know of the pods here that have an address and an identity; by name."""
-        return endpoints_told(self)
+        """What other nodes are to know of the pods here that have an address and an identity; by name. As of the last
+        `take_dirty`."""
+        return self._told.all()
 
     def addresses_of(self, ref: ObjectRef) -> tuple[bytes, ...]:
         """Addresses of pods, other than a node's, that an object tells of: a Pod its own, NodeEndpoints its pods'."""

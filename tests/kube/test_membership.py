@@ -122,8 +122,8 @@ async def test_what_has_not_changed_is_not_written_again() -> None:
     async with node.running():
         assert await node.membership.published(WEB.pod)
         for _ in range(50):
-            assert await node.membership.published(WEB.pod)
             node.membership.wake()
+            assert await node.membership.published(WEB.pod)
             await asyncio.sleep(0.01)
         await asyncio.sleep(3600)  # nor when it is looked at
     assert node.writes() == 1
@@ -138,6 +138,7 @@ async def test_a_new_agent_writes_nothing_if_all_is_as_it_was() -> None:
     later = Node()
     later.server = node.server
     later.membership = Membership(node.server, node.nodes, "n7", lambda: FACTS, lambda: [WEB], later.confirm)
+    later.membership.wake()
     async with later.running():
         assert await later.membership.published(WEB.pod)
     assert node.writes() == 1 and later.confirmed == [300]  # who knows what became of the number meanwhile
@@ -227,15 +228,15 @@ async def test_one_that_is_deleted_is_made_again_for_the_node_of_today(told: boo
     node.has(WEB)
     async with node.running():
         assert await node.membership.published(WEB.pod)
-        assert await node.membership.published(WEB.pod)  # its watch has seen it by now
+        node.membership.wake()
+        assert await node.membership.published(WEB.pod)  # its watch has been looked at by now
         node.server.objects.clear()
         node.nodes.objects.clear()
         node.nodes.put({"kind": "Node", "metadata": {"name": "n7"}})
         node.blind = not told
         if told:
-            assert await node.membership.published(WEB.pod)
-        else:
-            await asyncio.sleep(600)
+            node.membership.notice()
+        await asyncio.sleep(1 if told else 600)
     assert len(node.told()) == 1
     uid = node.nodes.objects["n7"]["metadata"]["uid"]
     assert node.server.objects["n7"]["metadata"]["ownerReferences"][0]["uid"] == uid
@@ -386,3 +387,22 @@ class TestStatus:
         assert "ownerReferences" not in server.objects["n7"]["metadata"]  # there is no such Node
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+@in_no_time
+async def test_the_watch_wakes_where_somebody_else_wrote_and_not_for_what_was_written_here() -> None:
+    node = Node()
+    node.has(WEB)
+    async with node.running():
+        assert await node.membership.published(WEB.pod)
+        await asyncio.sleep(1)
+        requests = len(node.server.requests)
+        node.membership.notice()
+        await asyncio.sleep(1)
+        assert len(node.server.requests) == requests
+        theirs = node.server.objects["n7"]
+        theirs["spec"] = {"endpoints": []}
+        node.server.put(theirs)
+        node.membership.notice()
+        await asyncio.sleep(1)
+        assert len(node.told()) == 1

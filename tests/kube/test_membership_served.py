@@ -171,18 +171,22 @@ async def test_a_node_tells_of_its_pods(either_api: Api, tmp_path: Path) -> None
             (number,) = world.meant
             web = NodeEndpoint(ObjectRef("Pod", "shop", "web"), (parse_address("10.244.7.2"),), number, key_digest(key))
             endpoints.append(web)
+            membership.wake()
             assert await membership.published(web.pod)
             there = read(await site.endpoints.get(site.node))
             assert there["spec"]["endpoints"][0]["identity"] == number
             assert there["metadata"]["ownerReferences"][0]["uid"] == uid
             endpoints.append(msgspec.structs.replace(web, pod=ObjectRef("Pod", "shop", "web-2")))
+            membership.wake()
             assert await membership.published(endpoints[-1].pod)
 
             meta = read(await site.endpoints.get(site.node))["metadata"]
             seen.append(meta["resourceVersion"])
+            membership.wake()
             assert await membership.published(web.pod)
             await site.endpoints.delete(site.node, meta["uid"], meta["resourceVersion"])
             seen.clear()
+            membership.notice()
             assert await membership.published(web.pod)
             assert len(read(await site.endpoints.get(site.node))["spec"]["endpoints"]) == 2
 
@@ -202,6 +206,7 @@ async def test_a_server_in_trouble_is_found_out_and_told_later(api: ApiServer, t
         web = NodeEndpoint(ObjectRef("Pod", "shop", "web"), (parse_address("10.244.7.2"),), 300, "0" * 16)
         async with running(membership.run()):
             endpoints.append(web)
+            membership.wake()
             assert await membership.published(web.pod)
             later = msgspec.structs.replace(web, pod=ObjectRef("Pod", "shop", "later"))
             if fault == "half-open":
@@ -215,6 +220,7 @@ async def test_a_server_in_trouble_is_found_out_and_told_later(api: ApiServer, t
             else:
                 await asyncio.to_thread(api.stop)
             endpoints.append(later)
+            membership.wake()
             async with asyncio.timeout(5):
                 assert not await membership.published(later.pod, 3.0)
             assert membership.problems()
