@@ -91,6 +91,7 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int | None = None
     tcp_flags: tuple[str, ...] | None = None
     icmp: Icmp | None = None
+    encrypted: bool  # between nodes, by WireGuard; of a drop: it came so
     hook: str  # the program that saw it: from-pod, to-pod, from-network, to-network, xdp, socket, proxy
     ifindex: int  # where that is attached: host side of a veth, device of the node; 0 for sockets and proxies
 

@@ -35,6 +35,7 @@ class Judged(msgspec.Struct, frozen=True):
     is_egress: bool  # the source's rules were asked
     service: bytes = NO_ADDRESS
     service_port_be: int = 0
+    encrypted: bool = False
 
 
 class Judgements:
@@ -73,6 +74,7 @@ class Judgements:
             hook=PROXY_HOOK,
             egress_judged=int(judged.is_egress),
             ingress_judged=int(not judged.is_egress),
+            encrypted=int(judged.encrypted),
         )
 
     def _judged(self, ends: Ends) -> Judged:
@@ -90,6 +92,7 @@ class Judgements:
             is_egress=direction == EGRESS if direction else entry.rule_egress != c.RULE_NONE,
             service=entry.after_source if is_service else NO_ADDRESS,
             service_port_be=entry.after_source_port_be if is_service else 0,
+            encrypted=bool(entry.flags & c.CT_ENCRYPTED),
         )
 
     def _entry_of(self, ends: Ends) -> Any | None:

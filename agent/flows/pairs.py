@@ -44,7 +44,7 @@ class Pairs:
         constants = abi.constants
         self.table = table_of(abi, entry)
         self._service = constants.CT_SERVICE
-        self._ended = constants.CT_ENDED
+        self._ended, self._encrypted = constants.CT_ENDED, constants.CT_ENCRYPTED
         self._of_proxy, self._redirect = constants.CT_TO_PROXY | constants.CT_FROM_PROXY, constants.VERDICT_REDIRECT
         self._no_rule, self._end = constants.RULE_NONE, constants.EVENT_END
         self._from_pod, self._to_pod = constants.HOOK_FROM_POD, constants.HOOK_TO_POD
@@ -118,4 +118,5 @@ class Pairs:
             hook=self._from_pod if judged_egress else self._to_pod,
             egress_judged=int(judged_egress),
             ingress_judged=int(entry.rule_ingress != self._no_rule),
+            encrypted=int(bool(entry.flags & self._encrypted)),
         )

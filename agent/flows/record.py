@@ -85,6 +85,7 @@ class Recorder:
             bytes=event.bytes if ended else None,
             tcp_flags=TCP_FLAGS[event.tcp_flags] if protocol == TCP and of_packet else None,
             icmp=Icmp(event.icmp_type, event.icmp_code) if protocol in ICMP_PROTOCOLS and of_packet else None,
+            encrypted=bool(event.encrypted),
             hook=self._hooks.get(event.hook, str(event.hook)),
             ifindex=event.ifindex,
         )

@@ -135,7 +135,10 @@ def test_kinds_are_combined_by_and_values_by_or(options: dict[str, list[str]], e
 BAD = [
     ({"verdict": ["MAYBE"]}, "--verdict MAYBE: give one of FORWARDED, DROPPED, REFUSED, REDIRECTED"),
     ({"drop_reason": ["BORED"]}, "--drop-reason BORED: give one of UNKNOWN_ENDPOINT, "),
-    ({"hook": ["tc"]}, "--hook tc: give one of from-pod, to-pod, from-network, to-network, xdp, socket, proxy"),
+    (
+        {"hook": ["tc"]},
+        "--hook tc: give one of from-pod, to-pod, from-network, to-network, xdp, socket, from-wireguard, proxy",
+    ),
     ({"type": ["lost"]}, "--type lost: give one of new, end, drop, l7"),
     ({"pod": ["a/b/c"]}, "--pod a/b/c: give NAME or NAMESPACE/NAME"),
     ({"pod": [""]}, "--pod : give NAME"),

@@ -103,6 +103,7 @@ def test_the_json_of_a_request_is_as_promised(bench: Bench) -> None:
         "bytes": None,
         "tcp_flags": None,
         "icmp": None,
+        "encrypted": False,
         "hook": "proxy",
         "ifindex": 0,
     }  # fmt: skip
@@ -155,6 +156,13 @@ def test_the_rule_is_that_by_which_the_flow_came_to_the_proxy(
     (flow,) = bench.take(record(GET, direction=said))
     assert (flow.direction, str(flow.policy) if flow.policy else "") == (direction, rule)
     assert (flow.verdict, flow.drop_reason) == ("FORWARDED", None)
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_request_goes_as_its_flow_does(bench: Bench, encrypted: bool) -> None:
+    bench.track(PLAIN, flags=C.CT_TO_PROXY | C.CT_ENCRYPTED * encrypted)
+    (flow,) = bench.take(record(GET))
+    assert flow.encrypted is encrypted
 
 
 def test_without_an_entry_addresses_say_who_it_was(bench: Bench) -> None:

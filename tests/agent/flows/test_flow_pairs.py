@@ -73,6 +73,14 @@ def test_a_flow_that_a_proxy_judged_ends_as_one(flag: str) -> None:
     assert EVENT.unpack(data).verdict == C.VERDICT_REDIRECT
 
 
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_flow_that_was_encrypted_ends_as_one(encrypted: bool) -> None:
+    ((key, entry), _) = unpacked(FLOWS["plain"], flags=C.CT_ENCRYPTED * encrypted)
+    data = PAIRS.end(key, entry, None, 1)
+    assert data is not None
+    assert EVENT.unpack(data).encrypted == encrypted
+
+
 def test_the_other_leg_is_another_flow() -> None:
     ((key, entry), _) = unpacked(FLOWS["plain"])
     upstream = entry._replace(after_leg=1)

@@ -50,6 +50,7 @@ def test_the_json_of_a_flow_is_as_promised() -> None:
         "bytes": None,
         "tcp_flags": ["SYN"],
         "icmp": None,
+        "encrypted": False,
         "hook": "from-pod",
         "ifindex": 7,
     }  # fmt: skip
@@ -203,6 +204,12 @@ def test_what_has_no_name_keeps_its_numbers() -> None:
     assert (flow.destination.ip, flow.destination.labels) == ("fd00::9", ())
     assert flow.service is not None
     assert (flow.service.name, flow.service.ip, flow.service.port) == (None, "10.96.0.10", 443)
+
+
+def test_what_was_encrypted() -> None:
+    for kind in (C.EVENT_NEW, C.EVENT_END, C.EVENT_DROP):
+        for encrypted in (False, True):
+            assert {f.encrypted for f in flows(event(type=kind, encrypted=encrypted))} == {encrypted}
 
 
 def test_every_drop_reason_of_the_abi_has_a_name() -> None:
