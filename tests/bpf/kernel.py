@@ -191,8 +191,10 @@ class Kernel(Content):
         ingress_ifindex: int = 0,
         summed: bool = False,
         mark: int = 0,
+        gso_size: int = 0,
     ) -> Outcome:
-        """Run a tc program on a packet at a device: a pod's, or the node's. `summed`: see testrun.run_summed."""
+        """Run a tc program on a packet at a device: a pod's, or the node's. `summed`: see testrun.run_summed;
+        `gso_size`: testrun.run."""
         macs = (host_mac(pod), pod_mac(pod)) if program in TOWARDS_NODE else (pod_mac(pod), host_mac(pod))
         frame = packet if isinstance(packet, bytes) else packet.encode(self.family, *macs)
         before = self.counters("drops", "drop_reason"), self.counters("tallies", "tally")
@@ -203,6 +205,7 @@ class Kernel(Content):
             ifindex=INTERFACES[pod],
             ingress_ifindex=ingress_ifindex,
             mark=mark,
+            **({"gso_size": gso_size} if gso_size else {}),
         )
         after = self.counters("drops", "drop_reason"), self.counters("tallies", "tally")
         drops, tallies = (
