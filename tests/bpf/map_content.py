@@ -30,6 +30,7 @@ SIZES = {
     "source_ranges": 64,
     "nat": 64,
     "unmasqueraded": 16,
+    "encryption": 64,
     "socket_frontends": 1024,
     "socket_backends": 1024,
     "namespaces": 64,
@@ -352,6 +353,14 @@ class Content:
             bits = v4_bits + 96 if self.family == 4 else v6_bits
             key = self.pack("ipcache_key", prefixlen=bits, address=self.address(name))
             self.maps["unmasqueraded"].update(key, struct.pack("=I", 1))
+
+    def encryption(self, *blocks: Block, flags: str) -> None:
+        """Whose they are: names of encryption flags."""
+        number = sum(self.abi.constants[f"ENCRYPTION_{flag}"] for flag in flags.split())
+        for name, v4_bits, v6_bits in blocks:
+            bits = v4_bits + 96 if self.family == 4 else v6_bits
+            key = self.pack("ipcache_key", prefixlen=bits, address=self.address(name))
+            self.maps["encryption"].update(key, self.pack("encryption_value", flags=number))
 
     def namespace(self, cookie: int, pod: str) -> None:
         """The network namespace of a pod."""
