@@ -30,6 +30,8 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_OPERSTATE, IFLA_LINKINFO = 1, 3, 4, 5, 10, 16, 18
 IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 20, 26, 27, 28
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_LINK_NETNSID = 31, 32, 37
+IFLA_GSO_MAX_SIZE, IFLA_GRO_MAX_SIZE, IFLA_TSO_MAX_SIZE = 41, 58, 59
+IFLA_GSO_IPV4_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE = 63, 64
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_INET_CONF, IFLA_INET6_ADDR_GEN_MODE = 1, 8
 ADDR_GEN_MODE_NONE = 1
@@ -79,6 +81,17 @@ class Link(NamedTuple):
     alias: str = ""
     master: int = 0  # interface index of the bridge or bond it is part of; 0: none
     peer_netns: int = -1  # the kernel's id of the namespace `peer` is in, as seen from the link's; -1: the same
+
+
+class Limits(NamedTuple):
+    """Bytes that a packet which stands for several may have on a link. Read: None where the kernel knows no such limit;
+    to be set: None where it is to stay. `most`: that the device can take, never set."""
+
+    gso: int | None = None  # sent; of IPv4 as well where there is no own limit
+    gro: int | None = None  # put together of what is received
+    gso_ipv4: int | None = None  # Linux 6.3
+    gro_ipv4: int | None = None
+    most: int | None = None  # Linux 5.19
 
 
 class Bound(NamedTuple):
@@ -195,6 +208,15 @@ def set_mtu(index: int, mtu: int) -> Request:
     return Request(RTM_SETLINK, 0, _ifinfo(index) + number(IFLA_MTU, mtu), f"set MTU of link {index} to {mtu}")
 
 
+def set_limits(index: int, limits: Limits) -> Request:
+    """The general ones first: the kernel sets those of IPv4 along with them, where they are small."""
+    kinds = (IFLA_GSO_MAX_SIZE, IFLA_GRO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE)
+    values = [(kind, value) for kind, value in zip(kinds, limits[:4], strict=True) if value is not None]
+    body = _ifinfo(index) + b"".join(number(kind, value) for kind, value in values)
+    sizes = ", ".join(str(value) for _, value in values)
+    return Request(RTM_SETLINK, 0, body, f"limit packets on link {index} to {sizes} bytes")
+
+
 def delete_group(group: int) -> Request:
     """Delete every link of a device group at once: one wait of the kernel's instead of one a link."""
     return Request(RTM_DELLINK, 0, _ifinfo() + number(IFLA_GROUP, group), f"delete the links of group {group}")
@@ -268,6 +290,14 @@ def read_link(reply: Reply) -> Link:
         _number(found, IFLA_MASTER),
         struct.unpack("=i", found[IFLA_LINK_NETNSID])[0] if IFLA_LINK_NETNSID in found else -1,
     )
+
+
+def read_limits(reply: Reply) -> Limits:
+    found = dict(attributes(reply.body[_LINK.size :]))
+    kinds = (
+        IFLA_GSO_MAX_SIZE, IFLA_GRO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE, IFLA_TSO_MAX_SIZE,
+    )  # fmt: skip
+    return Limits(*(_number(found, kind) if kind in found else None for kind in kinds))
 
 
 def link_name(body: bytes) -> str:
