@@ -146,20 +146,21 @@ class _Entries:
         passing_class = self._moves.is_passing_class(remote)
         everyone = passing_class or remote == CLASS_ANY
         passing = self._passing or passing_class
-        if passing and new is not None:
-            judged.leftover[mine][remote] = None
         if not (self._before and (everyone or self._moves.class_used_before(remote))):
             if new != (None if passing else old):
                 judged.before[mine][remote] = new
-            return
-        if passing and old is not None:
-            judged.before[mine][remote] = old
-        if self._after and (everyone or self._moves.class_used_after(remote)):
-            self._judge_in_force(remote, old, new)
-        elif passing and old is not None:
+            written = new
+        else:
+            if passing and old is not None:
+                judged.before[mine][remote] = old
+            written = old
+            if self._after and (everyone or self._moves.class_used_after(remote)):
+                self._judge_in_force(remote, old, new)
+                written = new
+            elif not passing and new != old:
+                judged.leftover[mine][remote] = new
+        if passing and written is not None:
             judged.leftover[mine][remote] = None
-        elif not passing and new != old:
-            judged.leftover[mine][remote] = new
 
     def _judge_in_force(self, remote: int, old: int | None, new: int | None) -> None:
         judged, mine = self._judged, self._mine

@@ -25,9 +25,23 @@ from agent.sources.slices import derive
 from agent.world.config import NodeConfig
 from agent.world.namespaces import METADATA_NAME
 from agent.world.world import World
-from policies.address import is_v4
-from policies.evaluate import Flow
-from policies.model import ContainerPort, Policy
+from policies.address import is_v4, parse_address
+from policies.evaluate import Flow, Party
+from policies.l7 import NamePattern
+from policies.model import (
+    ContainerPort,
+    Direction,
+    LabelSelector,
+    ObjectRef,
+    Operator,
+    Origin,
+    PodSelector,
+    Policy,
+    PortRange,
+    Requirement,
+    Rule,
+    RuleRef,
+)
 
 FLOWS = 25
 EXAMPLES = int(os.environ.get("GATEHOUSE_EXAMPLES", "30"))
@@ -270,3 +284,22 @@ def test_changes_that_once_failed(what: str, back: bool) -> None:
     same_pods = {p.name: p for p in old.pods} == {p.name: p for p in new.pods}
     scenes = Scene(old), Scene(new)
     judge_change(*scenes, every(*scenes), lossless=same_pods)
+
+
+@pytest.mark.parametrize("back", (False, True), ids=("there", "back"))
+def test_a_name_loses_its_address_as_a_pod_comes_under_rules_about_it(back: bool) -> None:
+    """The name's class has rows, and for a while no address: what is deleted of a passing subject was written."""
+    ref = ObjectRef("CiliumNetworkPolicy", "blue", "names")
+    rule = Rule(RuleRef(ref, Direction.EGRESS, 0), (NamePattern("a.example"),), (PortRange(6, 80, 80),))
+    subject = PodSelector(
+        LabelSelector(frozenset({Requirement("app", Operator.IN, frozenset({"a"}))})), namespace="blue"
+    )
+    policy = Policy(ref, Origin("drawn", 0), subject, frozenset({Direction.EGRESS}), (rule,))
+    outside = parse_address("192.0.2.7")
+    scenes = [
+        Scene(msgspec.structs.replace(cluster_of(pod(0)), values=(policy,)), names={"a.example": frozenset({outside})}),
+        Scene(msgspec.structs.replace(cluster_of(pod(0, app="a")), values=(policy,))),
+    ]
+    old, new = reversed(scenes) if back else scenes
+    client, server = drawn.parties(old.cluster)[0], Party(outside)
+    judge_change(old, new, [*every(old, new), *(Flow(client, server, 6, port) for port in (79, 80))])
