@@ -24,7 +24,7 @@ from agent.encryption.device import Device, DeviceState, Endpoint, NotThere, Set
 from agent.encryption.keys import KeyFolder, shown
 from agent.encryption.link import NodeLink, is_of
 from agent.encryption.peers import Desired, Local, after, desired, difference
-from agent.encryption.port import port_problem
+from agent.encryption.port import require_free
 from agent.encryption.rotation import Bounds, Facts, Phase, Rotation, Step, due, turned
 from agent.encryption.silence import Silence
 from agent.instance import Instance
@@ -91,6 +91,7 @@ class Encryption:
         self._swapped_ns = 0
         self._before: dict[bytes, int] = {}  # handshakes before the swap
         self._reasons: tuple[str, ...] = ()
+        self._making = False  # its program has not made it yet
         self._lock = threading.Lock()
         self._turning = asyncio.Lock()
         self._link = NodeLink(self.name)
@@ -114,8 +115,8 @@ class Encryption:
         """Until the device has what `update` told, or START_S have passed: `reasons` then say why."""
         with suppress(TimeoutError):
             async with asyncio.timeout(START_S):
-                while not await self._turn() and self._own is not None:
-                    await asyncio.sleep(FAST_S if self._device else RETRY_S)
+                while not await self._turn() and self._making:
+                    await asyncio.sleep(FAST_S)
 
     async def run(self) -> None:
         """Keep it so, until cancelled. The device stays."""
@@ -211,6 +212,7 @@ class Encryption:
             own, peers = self._own, self._peers
             if own is None:
                 return False
+            self._making = False
             try:
                 if self._device is None:
                     self._device, why = choose.open_device(
@@ -220,7 +222,7 @@ class Encryption:
                 self._device.ensure()
                 self._reconcile(self._device, own, peers)
             except NotThere as error:
-                self._state = None
+                self._state, self._making = None, True
                 process = self._device.process() if self._device else None
                 if process is None or process.restarts:
                     self._fail(f"there is no WireGuard device ({error.strerror})")
@@ -240,7 +242,8 @@ class Encryption:
             self._state, self._read_at = device.read(), time.monotonic()
         state, keys = self._state, self._rotation.keys
         settings = needed(state, keys.current, self._config.encryption_port, self._around.mark)
-        problem = port_problem(self._config.encryption_port) if settings.port is not None else ""
+        if settings.port is not None or not link.up:
+            require_free(self._config.encryption_port)
         made = settings.private_key is not None
         self._peers_of(device, state, settings, self._local(own, keys.public), peers)
         self._link.settle(link, self._around.mtu())
@@ -253,8 +256,6 @@ class Encryption:
         self._watch(state)
         self._rotate(device, state)
         self._reasons = ()
-        if problem:
-            self._fail(problem)
 
     def _peers_of(
         self, device: Device, state: DeviceState, settings: Settings, local: Local, peers: tuple[Peer, ...]
@@ -331,7 +332,7 @@ class Encryption:
     def _delay_s(self, done: bool) -> float:
         if done:
             return self._poll_s()
-        return FAST_S if self._device else RETRY_S
+        return FAST_S if self._making else RETRY_S
 
     def _fail(self, reason: str) -> None:
         if reason not in self._reasons:

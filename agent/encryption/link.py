@@ -67,7 +67,9 @@ class NodeLink:
         if mtu and link.mtu != mtu:
             self._route.request(links.set_mtu(link.ifindex, mtu))
         if not link.up:
-            self._route.request(links.set_up_without_link_local(link.ifindex))
+            # Two requests: in one, the kernel sets it up first, and then it has such an address already.
+            self._route.request(_without_link_local(link.ifindex))
+            self._route.request(links.set_up(link.ifindex))
 
     def delete(self) -> bool:
         """Whether there was one."""
@@ -78,6 +80,13 @@ class NodeLink:
                 raise
             return False
         return True
+
+
+def _without_link_local(index: int) -> Request:
+    mode = attribute(links.IFLA_INET6_ADDR_GEN_MODE, bytes([links.ADDR_GEN_MODE_NONE]))
+    body = _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0)
+    body += attribute(links.IFLA_AF_SPEC, attribute(socket.AF_INET6, mode))
+    return Request(links.RTM_SETLINK, 0, body, f"give link {index} no link-local address")
 
 
 def is_of(name: str, kind: int, body: bytes) -> bool:

@@ -6,9 +6,9 @@ import errno
 import socket
 
 
-def port_problem(port: int) -> str:
-    """Why the device cannot have a port, in the calling thread's network namespace; empty where it can. A program's
-    device does not tell: it makes the attempt when its link comes up, and then is down."""
+def require_free(port: int) -> None:
+    """In the calling thread's network namespace. Raises OSError (EADDRINUSE) that says what to do. A program's device
+    does not tell: it makes the attempt when its link comes up, and is down again."""
     for family, anywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104 - to see who has it
         try:
             with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
@@ -17,8 +17,9 @@ def port_problem(port: int) -> str:
                 probe.bind((anywhere, port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                return (
-                    f"UDP port {port} is another program's, and WireGuard cannot have it: end that one, or give all"
-                    " nodes another port by --encryption-port"
-                )
-    return ""
+                raise OSError(
+                    errno.EADDRINUSE,
+                    f"UDP port {port} is another program's: end that one, or give all nodes another by"
+                    " --encryption-port",
+                ) from None
+            # Anything else (a node without IPv6) is no reason not to try.
