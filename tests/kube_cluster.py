@@ -95,14 +95,14 @@ class KubeAgent(RunningAgent):
 
     def cni(self, command: str, pod: KubePod, **more: Any) -> cni_plugin.Run:
         """One call of the plugin, as the runtime of this node makes it."""
-        env, config = self._call(command, pod), cni_plugin.config(self.socket, **more)
+        env, config = self.variables(command, pod), cni_plugin.config(self.socket, **more)
         return cni_plugin.run(env, config, self.bin / "gatehouse-cni", timeout_s=120)
 
     def begin(self, command: str, pod: KubePod) -> subprocess.Popen[bytes]:
         """The same, under way."""
         pipe = subprocess.PIPE
         process = subprocess.Popen(
-            [self.bin / "gatehouse-cni"], env=self._call(command, pod), stdin=pipe, stdout=pipe, stderr=pipe
+            [self.bin / "gatehouse-cni"], env=self.variables(command, pod), stdin=pipe, stdout=pipe, stderr=pipe
         )
         assert process.stdin is not None
         process.stdin.write(cni_plugin.config(self.socket))
@@ -110,7 +110,8 @@ class KubeAgent(RunningAgent):
         process.stdin = None  # communicate() would flush it
         return process
 
-    def _call(self, command: str, pod: KubePod) -> dict[str, str]:
+    def variables(self, command: str, pod: KubePod) -> dict[str, str]:
+        """What the runtime of this node tells the plugin by its environment."""
         args = f"IgnoreUnknown=1;K8S_POD_NAMESPACE={pod.namespace};K8S_POD_NAME={pod.short};K8S_POD_UID={pod.uid}"
         return cni_plugin.environment(command, pod.container, netns=pod.netns.path, args=args)
 
@@ -156,8 +157,8 @@ class Served(Generic[Api]):
         self.numbers = {name: number for number, name in enumerate(names, 1)}
         _build_plugin()
         with ExitStack() as stack:
-            self._network = stack.enter_context(rig.Netns("network"))
-            self._network.ip("link add br0 type bridge", "link set br0 up")
+            self.network = stack.enter_context(rig.Netns("network"))
+            self.network.ip("link add br0 type bridge", "link set br0 up")
             outside = self.outside = stack.enter_context(rig.Netns("api"))
             self.plug(outside, "api", f"{SERVER_IP}/24")
             self.api: Api = stack.enter_context(serve(outside))
@@ -185,7 +186,7 @@ class Served(Generic[Api]):
 
     def plug(self, netns: rig.Netns, port: str, *addresses: str) -> None:
         """An interface eth0 on the network."""
-        self._network.ip(
+        self.network.ip(
             f"link add p-{port} type veth peer name eth0 netns {netns.name}",
             f"link set p-{port} master br0",
             f"link set p-{port} up",

@@ -20,7 +20,7 @@ from agent.endpoints import links, namespaces, routes, wiring
 from agent.endpoints.links import Link
 from agent.endpoints.netlink import NetlinkError, RouteSocket, is_gone
 from agent.endpoints.routes import Neighbour
-from agent.endpoints.wiring import write_sysctls
+from agent.endpoints.wiring import read_sysctl, write_sysctls
 from agent.objects import Interface
 from policies.address import format_address, is_v4
 from policies.model import ObjectRef
@@ -31,7 +31,7 @@ _ALIAS = re.compile(r"([^/]+)/([^/ ]+) ([^/ ]+)")  # NAMESPACE/POD INTERFACE
 
 # Of the pod's interface. What else there is in a namespace is the runtime's and the pod's to say.
 # Those of IPv4 go by netlink.
-_SYSCTLS_V6 = {"disable_ipv6": "0", "accept_ra": "0", "accept_dad": "0", "accept_redirects": "0"}
+_SYSCTLS_V6 = ("accept_ra", "accept_dad", "accept_redirects")
 
 
 class Networks:
@@ -180,7 +180,8 @@ class Networks:
         with namespaces.entered(self._node):
             write_sysctls(wiring.host_side_sysctls(host.name))
             namespaces.enter(place.netns)
-            write_sysctls(_sysctls(ifname, addresses))
+            if not all(map(is_v4, addresses)):
+                _enable_ipv6(ifname)
         place.inside.request(links.set_up_pod_side(host.peer), *wiring.pod_side(host.peer, mac, host_mac, addresses))
         return Interface(host.ifindex, host.name, mac, host_mac, place.path, place.inside.netns_cookie)
 
@@ -200,13 +201,13 @@ def _standing(route: RouteSocket, place: Place, found: Link, addresses: Sequence
     return interface if whole else None
 
 
-def _sysctls(ifname: str, addresses: Sequence[bytes]) -> dict[str, str]:
-    if all(map(is_v4, addresses)):
-        return {}
-    # Of all interfaces first, for that sets it for each: what the pod sends to itself goes by lo.
-    return {"net/ipv6/conf/all/disable_ipv6": "0"} | {
-        f"net/ipv6/conf/{ifname}/{key}": value for key, value in _SYSCTLS_V6.items()
-    }
+def _enable_ipv6(ifname: str) -> None:
+    """In the calling thread's namespace. Mostly it is enabled; to say so again would be to queue up with all who change
+    links anywhere on the machine."""
+    if any(read_sysctl(f"net/ipv6/conf/{name}/disable_ipv6") != "0" for name in ("all", LOOPBACK, ifname)):
+        # Of all interfaces first, for that sets it for each: what the pod sends to itself goes by lo.
+        write_sysctls({f"net/ipv6/conf/{name}/disable_ipv6": "0" for name in ("all", ifname)})
+    write_sysctls({f"net/ipv6/conf/{ifname}/{key}": "0" for key in _SYSCTLS_V6})
 
 
 def _delete(route: RouteSocket, name: str) -> bool:

@@ -128,6 +128,15 @@ def write_sysctls(values: dict[str, str]) -> None:
             os.close(descriptor)
 
 
+def read_sysctl(key: str) -> str:
+    """Of the calling thread's network namespace; see write_sysctls."""
+    descriptor = os.open(f"/proc/sys/{key}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 64).decode().strip()
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[int]:
     """A descriptor of the namespace at a path."""
