@@ -24,8 +24,10 @@ class Queued(msgspec.Struct, frozen=True):
 
 
 def queued(folder: Path) -> Iterator[Queued]:
-    """What is there, oldest first. Files that are no deletion are removed, and half-written ones (which have names of
-    their own) once nobody can be writing them any more."""
+    """What is there, oldest first as far as files' times tell: those of one tick of the clock, some ms, in any order.
+
+    Files that are no deletion are removed, and half-written ones (which have names of their own) once nobody can be
+    writing them any more."""
     try:
         paths = list(folder.iterdir())
     except FileNotFoundError:
