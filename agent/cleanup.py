@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from agent import nodefiles, traces
+from agent import bigtcp, nodefiles, traces
 from agent.cni import conflist
 from agent.cni.attachments import Attachments
 from agent.cni.networks import Networks
@@ -19,6 +20,8 @@ from agent.cni.place import find, host_link
 from agent.datapath import bpf, cgroup, network, xdp
 from agent.datapath.programs import Programs
 from agent.datapath.tc import Hooks, remove_empty_clsact
+from agent.encryption import encryption
+from agent.encryption.device import name_of
 from agent.endpoints import cgroups, launch, links, namespaces, node
 from agent.endpoints.netlink import NetlinkError, RouteSocket, is_gone
 from agent.endpoints.sandbox import POD_LINK
@@ -36,6 +39,7 @@ FILES = (
     "last-good",
     "pods",
     "node.json",
+    "bigtcp.json",
     "traces.json",
     "envoy",
     "dns.sock",
@@ -48,6 +52,8 @@ FILES = (
     "cni-queue",
     "cni.sock",
     "objects.db*",
+    "audit.jsonl",
+    "wireguard",
     "blocks.json",
     ".blocks.json.new",
 )
@@ -143,14 +149,17 @@ def _leave_node(instance: Instance, found: traces.Traces | None) -> dict[str, in
     try:
         with namespaces.entered(netns):
             node.restore(instance.node)
+            was_big = instance.big_tcp.exists()
+            bigtcp.restore(instance.big_tcp)
             if found is None:
                 return {}
             return {
                 "pods' links": _remove_links(instance),
-                "links of other plugins": _leave_links(instance),
+                "links of other plugins": _leave_links(instance, was_big),
                 "devices": network.detach_all(_map_ids(instance)),
                 "routes to proxies": proxy_routing.remove(),
                 "routes to other nodes": node_routing.remove(),
+                "WireGuard devices": int(encryption.remove(name_of(instance.short_name))),
             }
     finally:
         os.close(netns)
@@ -169,7 +178,7 @@ def _remove_links(instance: Instance) -> int:
         networks.close()
 
 
-def _leave_links(instance: Instance) -> int:
+def _leave_links(instance: Instance, was_big: bool) -> int:
     """Of pods whose links another CNI plugin made: without the programs, which would let nothing pass any more."""
     if not (instance.state_dir / "attachments").is_dir():
         return 0
@@ -182,6 +191,9 @@ def _leave_links(instance: Instance) -> int:
         for index in ours:
             hooks.detach(index)
             remove_empty_clsact(route, index)
+    for one in adopted if was_big else ():
+        with suppress(OSError):  # it is gone
+            bigtcp.lower(one)
     return len(ours)
 
 

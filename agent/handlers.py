@@ -3,6 +3,7 @@
 status                                         status.StatusView
 endpoints identities policies nodes            lists of status.…View
 config                                         list of config.handover.Shown: the settings, and where from
+encryption rotate                              status.EncryptionView; rotate begins to change this node's key
 services {namespace, name, problems}           stream of status.ServiceView; see service_views.Wanted
 trace {source, destination, port, …}           status.TraceView; see tracing.Asked
 names                                          stream for the flows process (agent.naming)
@@ -38,6 +39,7 @@ from agent.plan.state import POLICY, State
 from agent.service_views import ServiceViews, Wanted
 from agent.status import (
     DatapathView,
+    EncryptionView,
     EndpointView,
     FlowsView,
     IdentityView,
@@ -100,10 +102,21 @@ class Handlers:
             "names": self._agent.names.stream,
             "settled": self.settled,
             "config": self.config,
+            "encryption": self.encryption,
+            "rotate": self.rotate,
         }
 
     async def config(self, _arguments: dict[str, Any]) -> Sequence[Shown]:
         return self._agent.instance.settings
+
+    async def encryption(self, _arguments: dict[str, Any]) -> EncryptionView:
+        return self._encryption() or EncryptionView(mode="off")
+
+    async def rotate(self, _arguments: dict[str, Any]) -> EncryptionView:
+        if (encryption := self._agent.neighbours.encryption) is None:
+            raise ApiError("nothing is encrypted here, so there is no key: start the agent with --encryption wireguard")
+        await encryption.rotate()
+        return await self.encryption({})
 
     async def endpoints(self, _arguments: dict[str, Any]) -> list[EndpointView]:
         """There may be 30,000, of other nodes: not all at once."""
@@ -185,10 +198,22 @@ class Handlers:
                 records_lost=flows.get("records_lost", 0),
             ),
             proxies=proxies,
+            encryption=self._encryption(),
             cluster=agent.neighbours.member.view() if agent.neighbours.member else None,
         )
 
     # ---- parts
+
+    def _encryption(self) -> EncryptionView | None:
+        agent, plaintext = self._agent, abi.load().constants.TALLY_PLAINTEXT
+        if (encryption := agent.neighbours.encryption) is None:
+            return None
+        return msgspec.structs.replace(
+            encryption.view(),
+            strict=agent.config.strict_encryption,
+            node_encryption=agent.config.node_encryption,
+            plaintext_packets=agent.maps["tallies"].sums()[plaintext],
+        )
 
     def _revision(self, ref: Any) -> Revision:
         return self._agent.turns.revision_of(ref, self._agent.source.unread())
@@ -199,6 +224,7 @@ class Handlers:
         reasons = [
             *agent.notices,
             *agent.attachments.problems,
+            *agent.big_tcp.problems,
             *agent.health.problems,
         ]
         if agent.kube_proxy.problem:

@@ -18,6 +18,7 @@ from agent.api import aio
 from agent.api.protocol import ApiError
 from agent.api.server import serve
 from agent.attachments import Attachments
+from agent.bigtcp import BigTcp
 from agent.cni.networks import Networks
 from agent.cni.service import CniService
 from agent.cni.surroundings import Surroundings
@@ -34,7 +35,7 @@ from agent.instance import Instance
 from agent.localpods import LocalPods
 from agent.naming import NameFeed
 from agent.neighbours import Neighbours
-from agent.objects import Problem
+from agent.objects import Interface, Problem
 from agent.plan.plan import Plan
 from agent.pods import Pods
 from agent.proxy.dns import DnsSide
@@ -90,7 +91,10 @@ class Agent:
         self.live_rules = LiveRules(self.realizer.plan, maps["conntrack"], self.envoy, self.dns)
         self.proxies = Proxies(self.realizer.plan, maps["listeners"], (self.envoy, self.dns), self.live_rules.changed)
         self.attachments = Attachments(config, instance, maps, loaded, node.addresses)
-        self.neighbours = Neighbours(config, ground.api, self.world, self.attachments, lambda: self.turns.problems)
+        self.big_tcp = BigTcp(config, node.addresses, instance.big_tcp)
+        self.neighbours = Neighbours(
+            config, instance, ground.api, self.world, self.attachments, lambda: self.turns.problems
+        )
         self.turns = Turns(
             self.world, self.realizer, self.names, self._save, self._forget, self._retire, self.health.ports.update,
             self.proxies, self.neighbours.turned,
@@ -113,7 +117,14 @@ class Agent:
             self.neighbours.routing.mtu,
             cgroup=self.attachments.pods_cgroup,
         )
-        return LocalPods(endpoints, self.hooks, self.turns.enforce)
+        return LocalPods(endpoints, self.hooks, self._enforce)
+
+    async def _enforce(self, ref: ObjectRef, interface: Interface) -> None:
+        await asyncio.gather(self.turns.enforce(ref, interface), self.big_tcp.raised(interface))
+
+    async def attach(self, ref: ObjectRef, addresses: tuple[bytes, ...], interface: Interface, uid: str) -> None:
+        """A runtime made this network for a pod: see Turns.attach."""
+        await asyncio.gather(self.turns.attach(ref, addresses, interface, uid), self.big_tcp.raised(interface))
 
     def problems(self) -> list[Problem]:
         """What is not in force as it is written, but for what sources found."""
@@ -150,6 +161,7 @@ class Agent:
             await self.flows.stop()
         self.hooks.close()
         self.attachments.close()
+        self.big_tcp.close()
         await self.neighbours.close()
 
     async def _begin(self, batch: Batch) -> set[ObjectRef]:
@@ -171,6 +183,7 @@ class Agent:
         stays = {ref: found for ref, found in adopted.items() if self._fits(ref, found)}
         writes = self.turns.start({ref: found.interface for ref, found in stays.items()})
         await self.neighbours.start()
+        await self.big_tcp.start(found.interface for found in stays.values())
         self.proxies.start()
         await self.live_rules.start()
         await self.envoy.start()
@@ -192,7 +205,7 @@ class Agent:
         """All that goes on at once, until told to stop. What fails ends the agent."""
         works = [
             self.turns.run(self.pods), self._watch(), self.flows.run(), self._retirement.run(), self._flush(),
-            self._become_ready(), self.health.run(), self.attachments.follow(), self.kube_proxy.run(),
+            self._become_ready(), self.health.run(), self.attachments.follow(), self.big_tcp.run(), self.kube_proxy.run(),
             self.proxies.run(), self.envoy.run(), self.live_rules.run(), self.dns.run(),
             *self.neighbours.works(), *([self.cni.run()] if self.cni else ()),
         ]  # fmt: skip
@@ -313,7 +326,7 @@ def _cni(agent: Agent, node: NodeConfig) -> CniService:
         links=Networks(),
         attach_programs=agent.hooks.attach,
         has_programs=lambda index: sum(one.is_current for one in agent.hooks.attached([index])) == len(agent.programs),
-        attach=agent.turns.attach,
+        attach=agent.attach,
         detach=agent.turns.detach,
         published=agent.neighbours.published,
         unreachable=agent.neighbours.unreachable,

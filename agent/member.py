@@ -21,7 +21,6 @@ from agent.kube.nodestatus import Report, StatusReporter
 from agent.kube.policystatus import PolicyStatus
 from agent.kube.writes import Collection
 from agent.objects import Problem
-from agent.routing.desired import Own
 from agent.settings import prefixes
 from agent.status import ClusterView, ResourceView
 from agent.world.world import World
@@ -32,17 +31,16 @@ REPORTED = ("CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy")
 
 
 class Member:
-    """`own`: this node as it is now. `problems_of_sources`: what is written and not in force."""
+    """`facts`: this node as it is now. `problems_of_sources`: what is written and not in force."""
 
     def __init__(
         self,
         config: Config,
         api: Api,
         world: World,
-        own: Callable[[], Own],
+        facts: Callable[[], NodeFacts],
         problems_of_sources: Callable[[], list[Problem]],
     ) -> None:
-        self._own = own
         self._own_ref = ObjectRef("NodeEndpoints", "", config.node)
         self._api = api
         self._world = world
@@ -61,7 +59,7 @@ class Member:
             kinds.endpoints,
             kinds.nodes,
             config.node,
-            self._facts,
+            facts,
             world.local_endpoints,
             self._allocator.confirm,
             seen=self._seen,
@@ -82,6 +80,11 @@ class Member:
     async def published(self, ref: ObjectRef) -> None:
         """Until the other nodes can know the pod, or the API server cannot be reached."""
         await self._membership.published(ref)
+
+    @property
+    def told(self) -> NodeFacts | None:
+        """What the API server has of this node itself."""
+        return self._membership.facts_told
 
     def unreachable(self) -> str:
         """Why the API server cannot be asked, and since when; empty where it can."""
@@ -131,10 +134,6 @@ class Member:
         """The version of this node's NodeEndpoints that the watch has told of."""
         found = self._api.source.seen(self._own_ref)
         return None if found is None else found.version
-
-    def _facts(self) -> NodeFacts:
-        own = self._own()
-        return NodeFacts(own.addresses, own.pod_cidrs)
 
     def _report(self) -> Report:
         return Report(version("gatehouse"), dict(self._enforced()), tuple(self._refused()))

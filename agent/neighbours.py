@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from agent.attachments import Attachments
 from agent.config import Config
+from agent.datapath import abi
+from agent.encryption.device import name_of
+from agent.encryption.encryption import Encryption, Surroundings
+from agent.encryption.encryption import remove as remove_device
 from agent.groundwork import Api
+from agent.instance import Instance
 from agent.kube.bodies import NodeFacts
 from agent.nodefiles import NOTE, NodeFile
 from agent.objects import Problem
+from agent.plan.encryption import entries
 from agent.routing.desired import Own
 from agent.routing.routing import Routing
+from agent.settings import prefixes
 from agent.world.nodes import Peer
 from agent.world.world import World
 from policies.model import ObjectRef
@@ -29,43 +36,95 @@ class Neighbours:
     def __init__(
         self,
         config: Config,
+        instance: Instance,
         api: Api | None,
         world: World,
         attachments: Attachments,
         problems_of_sources: Callable[[], list[Problem]],
     ) -> None:
+        self._config = config
+        self._instance = instance
         self._world = world
         self._attachments = attachments
-        self.routing = Routing(config)
+        self.routing = Routing(config, encrypted=config.encryption != "off")
         self.node_file = NodeFile(config.node_files, config.node, Path(config.state_dir, NOTE))
-        self.member = _member(config, api, world, problems_of_sources) if api else None
+        self.encryption = _encryption(config, instance, self, attachments) if config.encryption != "off" else None
+        self._steers = False
+        self.member = _member(config, api, world, self.facts, problems_of_sources) if api else None
 
     def turned(self) -> None:
-        """The World has changed."""
-        peers = self._peers()
-        if self.node_file.wanted:
-            told = own(self._world)
-            self.node_file.write(NodeFacts(told.addresses, told.pod_cidrs))
+        """The World has changed, or what this node tells of itself."""
+        peers, told = self._peers(), own(self._world)
+        self.node_file.write(self.facts())
         if self.member:
             self.member.wake()
-        if peers or self.member or self.routing.reached:
-            self.routing.update(own(self._world), peers)
+        if peers or self.member or self.routing.reached or self.encryption:
+            self.routing.update(told, peers)
             self._attachments.set_pod_blocks(frozenset(block for peer in peers for block in peer.pod_cidrs))
+        if self.encryption:
+            self.encryption.update(told, peers)
+            self.steer()
 
     async def start(self) -> None:
-        """Once the World is loaded: before pods are wired, or programs attached."""
+        """Once the World is loaded: before pods are wired, or programs attached. What is to be encrypted is so from
+        the first packet on; what an earlier agent encrypted is so until nothing steers it any more."""
+        self._attachments.steering.prepare(self._entries() if self.encryption else {})
         self.turned()
-        await asyncio.to_thread(self.routing.sync)
         await asyncio.to_thread(self.node_file.sync)
+        if self.encryption:
+            await self.encryption.start()
+            self._steers = True
+            self.steer()
+        else:
+            await self._encrypt_no_more()
+        await asyncio.to_thread(self.routing.sync)
 
     def works(self) -> list[Coroutine[Any, Any, None]]:
-        return [self.routing.follow(), self.node_file.run(), *([self.member.run()] if self.member else ())]
+        parts = [part.run() for part in (self.member, self.encryption) if part is not None]
+        return [self.routing.follow(), self.node_file.run(), *parts]
 
     async def close(self) -> None:
         """Everything stays as it is."""
         self.routing.close()
+        if self.encryption:
+            self.encryption.close()
         if self.member:
             await self.member.close()
+
+    # ---- what is told, and steered
+
+    def facts(self) -> NodeFacts:
+        """What this node tells the others of itself."""
+        told = own(self._world)
+        keys = self.encryption.facts() if self.encryption else (b"", b"")
+        return NodeFacts(told.addresses, told.pod_cidrs, *keys)
+
+    def are_told(self, keys: tuple[bytes, bytes]) -> bool:
+        """Whether the others can know these public keys."""
+        if self.member:
+            told = self.member.told
+            return told is not None and (told.public_key, told.next_public_key) == keys
+        return not self.node_file.wanted or self.node_file.tells(self.facts())
+
+    def steer(self) -> None:
+        """Tell the datapath between whom packets are encrypted. Until it is known what the device can do, what an
+        earlier agent said holds."""
+        if self._steers:
+            self._attachments.steering.update(self._entries())
+
+    def _entries(self) -> dict[bytes, bytes]:
+        told, world = own(self._world), self._world.config
+        ready = self.encryption.ready if self.encryption else frozenset()
+        addresses = dict.fromkeys((*told.addresses, *world.addresses))
+        return entries(told.pod_cidrs, addresses, self._peers(), ready, prefixes(self._config.cluster_cidrs))
+
+    async def _encrypt_no_more(self) -> None:
+        """What an earlier agent set up for it, in the order in which nothing is led to where nothing is."""
+        self._attachments.steering.update({})
+        self._attachments.set_wireguard(0)
+        await asyncio.to_thread(remove_device, name_of(self._instance.short_name))
+
+    # ---- for others
 
     async def published(self, ref: ObjectRef) -> None:
         """Until the other nodes can know the pod, or cannot be told."""
@@ -77,14 +136,17 @@ class Neighbours:
         return self.member.unreachable() if self.member else ""
 
     def problems(self) -> list[Problem]:
-        return self.member.problems() if self.member else []
+        parts = (part.problems() for part in (self.member, self.encryption) if part is not None)
+        return [problem for problems in parts for problem in problems]
 
     @property
     def reasons(self) -> list[str]:
         """What is not as the settings say, one sentence each."""
         away = self.unreachable()
         told = [self.node_file.problem] if self.node_file.problem else []
-        return [*([f"{away}: what it told last goes on in force"] if away else ()), *self.routing.problems, *told]
+        if away:
+            told.append(f"{away}: what it told last goes on in force")
+        return [*told, *self.routing.problems, *(self.encryption.reasons if self.encryption else ())]
 
     def _peers(self) -> list[Peer]:
         """Those with an agent. A Node manifest alone tells who a node is; an API server's is of this cluster."""
@@ -99,7 +161,24 @@ def own(world: World) -> Own:
     return Own(world.config.name, (known.addresses if known else ()) or tuple(bound), blocks)
 
 
-def _member(config: Config, api: Api, world: World, problems_of_sources: Callable[[], list[Problem]]) -> Member:
+def _member(
+    config: Config,
+    api: Api,
+    world: World,
+    facts: Callable[[], NodeFacts],
+    problems_of_sources: Callable[[], list[Problem]],
+) -> Member:
     from agent.member import Member  # noqa: PLC0415  # a library that only those need who have an API server
 
-    return Member(config, api, world, lambda: own(world), problems_of_sources)
+    return Member(config, api, world, facts, problems_of_sources)
+
+
+def _encryption(config: Config, instance: Instance, neighbours: Neighbours, attachments: Attachments) -> Encryption:
+    around = Surroundings(
+        mark=abi.load().constants.MARK_WIREGUARD,
+        published=neighbours.are_told,
+        on_ready=lambda _: neighbours.steer(),
+        on_device=attachments.set_wireguard,
+        on_facts=neighbours.turned,
+    )
+    return Encryption(config, instance, around)

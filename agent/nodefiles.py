@@ -40,10 +40,19 @@ class NodeFile:
 
     def write(self, facts: NodeFacts) -> None:
         """The node is thus now: `run` writes it, or `sync`, where it differs."""
+        if not self.wanted:
+            return
         text = text_of(self._name, facts)
         if text != self._text:
             self._text = text
             self._changed.set()
+
+    def tells(self, facts: NodeFacts) -> bool:
+        """Whether the file is there, with these."""
+        try:
+            return self._path is not None and self._path.read_bytes() == text_of(self._name, facts)
+        except OSError:
+            return False
 
     async def run(self) -> None:
         """Keep the file so."""

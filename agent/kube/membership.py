@@ -61,6 +61,8 @@ class Membership:
         self._seen, self._was_seen = seen, False
         self._woken = asyncio.Event()
         self._confirmed: dict[int, str] = {}  # numbers that were confirmed, and named ever since
+        self.facts_told: NodeFacts | None = None
+        """What the server has of the node itself, as of the last write."""
         self._published: dict[ObjectRef, NodeEndpoint] = {}
         self._told: tuple[NodeFacts, tuple[NodeEndpoint, ...]] | None = None  # in the last round
         self._wakes = self._begun = self._ended = 0  # `_begun`: with all that so many calls of `wake` were about
@@ -148,6 +150,7 @@ class Membership:
         body = bodies.node_endpoints(self._node, now[0], told.values())
         if not await self._own.put(body):
             self._confirmed.clear()
+        self.facts_told = now[0]
         numbers = {one.identity: one.digest for one in told.values()}
         self._confirmed = {n: digest for n, digest in self._confirmed.items() if numbers.get(n) == digest}
         self._settle(told)
