@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import rig
-from encrypted_nodes import PORT, EncryptedNode
+from wireguard_nodes import PORT, EncryptedNode
 
 ETH_P_ALL = 3
 _V4, _V6, _ARP = 0x0800, 0x86DD, 0x0806

@@ -6,7 +6,7 @@ takes over anything, for packets under it can only be read by whoever has the pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -103,28 +103,55 @@ def _unreachable(peer: Peer) -> str:
     return f"it has no address of a family that this node has one of (it has {has}): packets for it cannot be encrypted"
 
 
+OWN = ""
+"""In _Around: this node."""
+
+
 class _Around:
-    """Whose block an address is in, and whether it is this node's own."""
+    """Who has what, by the rules of agent.routing.desired: a block that overlaps this node's, or holds an address of
+    a node, is nobody's. A block within another node's is that one's."""
 
     def __init__(self, local: Local, peers: Sequence[Peer]) -> None:
         self._own_blocks, self._own_addresses = local.pod_cidrs, frozenset(local.addresses)
         self._by_bits: dict[int, dict[int, str]] = {}
+        self._holds: dict[Prefix, str] = {}  # blocks that are nobody's → whose address they hold
         for peer in peers:
             for block in peer.pod_cidrs:
-                self._by_bits.setdefault(block.bits, {}).setdefault(_first(block, block.bits), peer.name)
+                if self._is_own(block):
+                    self._holds[block] = OWN
+                else:
+                    self._by_bits.setdefault(block.bits, {}).setdefault(_first(block, block.bits), peer.name)
+        for peer in peers:
+            for host in map(Prefix.host, peer.addresses):
+                for bits, holder in self._around(host):
+                    if holder != peer.name:
+                        network = (_first(host, bits) << (128 - bits)).to_bytes(16, "big")
+                        self._holds[Prefix(network, bits)] = peer.name
+        for block in self._holds:
+            self._by_bits.get(block.bits, {}).pop(_first(block, block.bits), None)
 
-    def owns(self, prefix: Prefix) -> str:
-        """The node, this one or another, whose pods or own addresses a prefix would take; empty: nobody."""
-        if any(block.covers(prefix) or prefix.covers(block) for block in self._own_blocks):
-            return "this one"
-        if any(prefix.contains(address) for address in self._own_addresses):
-            return "this one"
+    def other(self, name: str, prefix: Prefix) -> str | None:
+        """Whose a prefix is that a node claims; None: its own."""
+        if prefix in self._holds:
+            return self._holds[prefix]
+        if self._is_own(prefix):
+            return OWN
+        return next((holder for _, holder in self._around(prefix) if holder != name), None)
+
+    def _is_own(self, prefix: Prefix) -> bool:
+        if prefix.bits == 128 and prefix.network in self._own_addresses:
+            return True
+        return any(block.covers(prefix) or prefix.covers(block) for block in self._own_blocks) or (
+            prefix.bits < 128 and any(map(prefix.contains, self._own_addresses))
+        )
+
+    def _around(self, prefix: Prefix) -> Iterator[tuple[int, str]]:
+        """(bits, node) of the blocks it is in."""
         for bits, blocks in self._by_bits.items():
-            if bits < prefix.bits and not (prefix.is_v4 and bits < V4_MAPPED_BITS):
+            if bits < prefix.bits and not (bits < V4_MAPPED_BITS and prefix.is_v4):
                 holder = blocks.get(_first(prefix, bits))
-                if holder:
-                    return holder
-        return ""
+                if holder is not None:
+                    yield bits, holder
 
 
 def _first(prefix: Prefix, bits: int) -> int:
@@ -136,13 +163,13 @@ def _allowed(peer: Peer, taken: dict[Prefix, str], around: _Around, problems: di
     """Its blocks and addresses, as far as they are not another's."""
     found = set()
     for prefix in (*peer.pod_cidrs, *map(Prefix.host, peer.addresses)):
-        holder = around.owns(prefix)
-        if holder in ("", peer.name):
+        holder = around.other(peer.name, prefix)
+        if holder is None:
             holder = taken.setdefault(prefix, peer.name)
         if holder == peer.name:
             found.add(prefix)
         else:
-            whose = "this node" if holder == "this one" else f"node {holder}"
+            whose = f"node {holder}" if holder else "this node"
             problems[peer.name] = f"it claims {prefix}, which is with {whose}: what is sent there does not go to it"
     return frozenset(found)
 

@@ -1,4 +1,4 @@
-"""Nodes with WireGuard devices; see encrypted_nodes.py."""
+"""Nodes with WireGuard devices; see wireguard_nodes.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from encrypted_nodes import BACKENDS, EncryptedNode, Wire, need
+from wireguard_nodes import BACKENDS, EncryptedNode, Wire, need
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 import rig
-from encrypted_nodes import MARK, PORT, WAIT_S, EncryptedNode, Wire, need, stock
 from tunnel_traffic import Connection, captured
+from wireguard_nodes import MARK, PORT, WAIT_S, EncryptedNode, Wire, need, stock
 
 from agent.encryption import encryption as encryption_module
 from agent.encryption.keys import PrivateKey, shown

@@ -9,8 +9,8 @@ import time
 import msgspec
 import pytest
 import rig
-from encrypted_nodes import WAIT_S, EncryptedNode, Wire
 from tunnel_traffic import Connection, Stream
+from wireguard_nodes import WAIT_S, EncryptedNode, Wire
 
 from agent.encryption.keys import CURRENT, NEXT, KeyFolder, shown
 from agent.encryption.rotation import Bounds
