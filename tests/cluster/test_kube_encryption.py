@@ -6,6 +6,8 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import rig
