@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -110,7 +111,9 @@ def node_endpoints(node: str, facts: NodeFacts, endpoints: Iterable[NodeEndpoint
     return _object("NodeEndpoints", node, spec=spec)
 
 
-def endpoint_body(endpoint: NodeEndpoint) -> dict[str, Any]:
+@lru_cache(maxsize=1024)
+def endpoint_body(endpoint: NodeEndpoint) -> Mapping[str, Any]:
+    """All of a node's are written whenever one of them changes."""
     body: dict[str, Any] = {
         "pod": f"{endpoint.pod.namespace}/{endpoint.pod.name}",
         "ips": [format_address(address) for address in endpoint.addresses],
