@@ -2,82 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import rig
 from agents import START_S, allow_from, policy
-from kube_cluster import FAMILIES, EitherCluster, KubePod, blocks, node_ips
+from chained_pods import Chain, missing
+from kube_cluster import FAMILIES, EitherCluster, node_ips
 from probes import Server, ping, tcp, udp
 
-PLUGINS = Path("/usr/lib/cni")
-FIRST = "10-ptp.conf"
 PORT = 8080
 SHORT_S = 0.4
-CONFIGURATION = {"cniVersion": "1.0.0", "name": "chain", "type": "ptp", "ipam": {"type": "static"}}
-
-
-class Chain:
-    """n1, where pods' veths are ptp's."""
-
-    def __init__(self, cluster: EitherCluster) -> None:
-        self.cluster = cluster
-        self.agent, self.node = cluster.agents["n1"], cluster.nodes["n1"]
-        self._numbers = iter(range(2, 250))
-
-    def add(self, name: str, **labels: str) -> KubePod:
-        pod = self.cluster.add(f"n1/shop/{name}", attach=False, spec=None, **labels)
-        number = next(self._numbers)
-        v4, v6 = (block.partition("/")[0] for block in blocks(1).values())
-        ipam = {
-            "type": "static",
-            "addresses": [
-                {"address": f"{v4.removesuffix('0')}{number}/24", "gateway": v4.removesuffix("0") + "1"},
-                {"address": f"{v6}{number:x}/64", "gateway": f"{v6}1"},
-            ],
-            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
-        }
-        self._ptp("ADD", pod, ipam)
-        done = self.agent.cni("ADD", pod, version="1.0.0", name="chain", prevResult=pod.result)
-        assert (done.status, done.json) == (0, pod.result), (done.output, done.errors, self.agent.log())
-        for address in node_ips(1).values():  # ptp does not wait until the gateway may use its IPv6 address
-            rig.wait_until(partial(ping, pod.netns, address, 0.2), START_S, "the gateway answers")
-        return pod
-
-    def remove(self, pod: KubePod) -> None:
-        done = self.agent.cni("DEL", pod, version="1.0.0", name="chain", prevResult=pod.result)
-        assert done.status == 0, (done.output, done.errors)
-        self._ptp("DEL", pod, {"type": "static"})
-
-    def _ptp(self, command: str, pod: KubePod, ipam: dict[str, Any]) -> None:
-        called = {
-            **os.environ,
-            "CNI_COMMAND": command,
-            "CNI_CONTAINERID": pod.container,
-            "CNI_NETNS": pod.netns.path,
-            "CNI_IFNAME": "eth0",
-            "CNI_PATH": str(PLUGINS),
-        }
-        done = self.node.run(str(PLUGINS / "ptp"), input=json.dumps(CONFIGURATION | {"ipam": ipam}), env=called)
-        pod.result = json.loads(done.stdout or "{}")
 
 
 @pytest.fixture(scope="module")
 def chain(datapath_host: None, over: type[EitherCluster], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
-    if not (PLUGINS / "ptp").exists():
-        pytest.skip("the CNI plugins of Debian's containernetworking-plugins are not in /usr/lib/cni")
+    if why := missing():
+        pytest.skip(why)
     with over(tmp_path_factory.mktemp("kube"), "n1", "n2") as cluster:
-        chained = cluster.agents["n1"]
-        (chained.conf / FIRST).write_text(json.dumps(CONFIGURATION))
-        chained.flags = (*chained.flags, "--cni-chain", FIRST)
-        cluster.start()
-        rig.wait_until(lambda: len(list(chained.conf.iterdir())) > 1, START_S, "the chain is written")
         made = Chain(cluster)
+        cluster.start()
+        made.await_written()
         yield made
 
 
