@@ -29,8 +29,6 @@ from agent.objects import Interface
 
 USUAL, SIZE = 65536, 196608
 """Bytes: the kernel's limit, and ours, beyond which little is gained."""
-NOTE = "bigtcp.json"
-"""Of the state directory: limits of the node's devices as they were before."""
 JUMBO_BYTES, MIN_MTU = 8, 1280
 SYNC_S = 0.5
 GROUPS = 0x1 | 0x10 | 0x100 | 0x40 | 0x400  # linux/rtnetlink.h RTMGRP_LINK, _IPV4_IFADDR, _IPV6_IFADDR, …_ROUTE
@@ -47,8 +45,9 @@ class _Saved(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class BigTcp:
-    """In the network namespace of the thread that makes this. `problems`: what is not as the settings say, one sentence
-    each. `size`: of packets on pods' links; USUAL where there is nothing to raise."""
+    """In the network namespace of the thread that makes this. `saved`: file for what was before. `problems`: what is
+    not as the settings say, one sentence each. `size`: of packets on pods' links; USUAL: as ever.
+    """
 
     def __init__(self, config: Config, node_addresses: Sequence[bytes], saved: Path) -> None:
         self.problems: list[str] = []
@@ -109,26 +108,34 @@ class BigTcp:
 
     def apply_devices(self) -> None:
         """The node's devices are raised as far as all of them go, and pods' links as far."""
-        with self._lock, namespaces.entered(self._node), RouteSocket() as route:
-            chosen, _ = devices.choose(self._devices, devices.read(route), self._node_addresses)
-            replies = {device.name: route.request(links.get_link_by_index(device.ifindex))[0] for device in chosen}
-            found = {name: links.read_limits(reply) for name, reply in replies.items()}
-            size, problems = common(found)
-            if size > USUAL:
-                _save(self._saved, size, found)
-            for device in chosen:
-                wanted = of_device(found[device.name], size)
-                if wanted != Limits():
-                    _request(route, device.ifindex, device.name, wanted, problems)
+        with self._lock:
+            try:
+                with namespaces.entered(self._node), RouteSocket() as route:
+                    size, problems = self._apply_devices(route)
+            except OSError as error:  # such as a device that is gone meanwhile: that is followed
+                size, problems = self.size, [f"BIG TCP is as it was: {error.strerror or error}"]
             for problem in problems:
                 if problem not in self.problems:
                     log.warning("not as the settings say", problem=problem)
             self.problems = problems
             if size != self.size:
                 self.size = size
-                log.info("BIG TCP", bytes=size, devices=[device.name for device in chosen])
+                log.info("BIG TCP", bytes=size)
                 for pod in list(self._pods.values()):
                     self._apply(pod)
+
+    def _apply_devices(self, route: RouteSocket) -> tuple[int, list[str]]:
+        chosen, _ = devices.choose(self._devices, devices.read(route), self._node_addresses)
+        replies = [route.request(links.get_link_by_index(device.ifindex))[0] for device in chosen]
+        found = {device.name: links.read_limits(reply) for device, reply in zip(chosen, replies, strict=True)}
+        size, problems = common(found)
+        if size > USUAL:
+            _save(self._saved, size, found)
+        for device in chosen:
+            wanted = of_device(found[device.name], size)
+            if wanted != Limits():
+                route.request(links.set_limits(device.ifindex, wanted))
+        return size, problems
 
     def _apply(self, pod: Interface) -> None:
         try:
@@ -246,14 +253,6 @@ def _set_ipv6_mtu(netns: int, name: str, before: int, after: int) -> None:
     with namespaces.entered(netns), suppress(FileNotFoundError):  # it has no IPv6
         if Path("/proc/sys", key).read_text().strip() == str(before):
             write_sysctls({key: str(after)})
-
-
-def _request(route: RouteSocket, index: int, name: str, wanted: Limits, problems: list[str]) -> None:
-    try:
-        route.request(links.set_limits(index, wanted))
-    except NetlinkError as error:
-        if not is_gone(error):
-            problems.append(f"device {name}: {error.strerror}")
 
 
 def _save(saved: Path, size: int, found: Mapping[str, Limits]) -> None:

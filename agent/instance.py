@@ -30,6 +30,8 @@ class Instance:
         self.pods = self.state_dir / "pods"
         self.node = self.state_dir / "node.json"
         self.traces = self.state_dir / "traces.json"
+        self.big_tcp = self.state_dir / "bigtcp.json"
+        """Limits of the node's devices from before."""
         self.agent_socket = self.state_dir / "agent.sock"
         self.flows_socket = self.state_dir / "flows.sock"
         self.flows_log = self.state_dir / "flows.log"

@@ -205,8 +205,8 @@ class Agent:
         """All that goes on at once, until told to stop. What fails ends the agent."""
         works = [
             self.turns.run(self.pods), self._watch(), self.flows.run(), self._retirement.run(), self._flush(),
-            self._become_ready(), self.health.run(), self.attachments.follow(), self.big_tcp.run(), self.kube_proxy.run(),
-            self.proxies.run(), self.envoy.run(), self.live_rules.run(), self.dns.run(),
+            self._become_ready(), self.health.run(), self.attachments.follow(), self.kube_proxy.run(),
+            self.proxies.run(), self.envoy.run(), self.live_rules.run(), self.dns.run(), self.big_tcp.run(),
             *self.neighbours.works(), *([self.cni.run()] if self.cni else ()),
         ]  # fmt: skip
         stop = asyncio.create_task(stopping.wait())

@@ -80,7 +80,7 @@ class Site:
     """A node with a device eth0, and a pod."""
 
     def __init__(self, node: rig.Netns, outside: rig.Netns, pod: rig.Netns, state: Path) -> None:
-        self.node, self.outside, self.pod, self.saved = node, outside, pod, state / bigtcp.NOTE
+        self.node, self.outside, self.pod, self.saved = node, outside, pod, state / "bigtcp.json"
         node.ip(f"link add eth0 type veth peer name eth0 netns {outside.name}", "link set eth0 up")
         outside.ip("link set eth0 up")
         node.ip("address add 192.0.2.1/24 dev eth0", "route add default via 192.0.2.2")

@@ -1,0 +1,293 @@
+"""BIG TCP on real traffic: packets of more than 64 KiB between pods, nodes and a client outside, and the data whole."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import north_south
+import probes
+import pytest
+import rig
+from agents import Document, allow_from, policy
+from north_south import CLIENT_IPS, FAMILIES, NorthSouth, pod, pod_ip, routed_ip
+from traffic import DROPPED_S
+
+from agent.bigtcp import SIZE, USUAL
+from agent.endpoints import links
+from agent.endpoints.links import Limits
+from agent.endpoints.netlink import RouteSocket
+
+FROM, NEAR, FAR, OTHER = "shop/from", "shop/near", "shop/far", "shop/other"
+"""On n1: from, other, near. On n2: far. Near and far take `from` alone, and what is outside."""
+AMOUNT = 24 << 20
+PORT = 9000
+HEADERS = 14 + 40 + 8 + 60
+ALL = Limits(SIZE, SIZE, SIZE, SIZE)
+AS_EVER = Limits(USUAL, USUAL, USUAL, USUAL)
+INGRESS = [
+    *allow_from(app="from"),
+    {"from": [{"ipBlock": {"cidr": "192.0.2.0/24"}}, {"ipBlock": {"cidr": "2001:db8::/32"}}]},
+]
+
+
+def balancer(name: str, ip: int, target: str) -> Document:
+    namespace, _, short = name.partition("/")
+    ips = [routed_ip("n1", ip, family) for family in FAMILIES]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": short, "namespace": namespace},
+        "spec": {
+            "type": "LoadBalancer",
+            "ipFamilyPolicy": "PreferDualStack",
+            "selector": {"app": target},
+            "ports": [{"port": 80, "targetPort": PORT}],
+        },
+        "status": {"loadBalancer": {"ingress": [{"ip": one} for one in ips]}},
+    }
+
+
+class Big(NorthSouth):
+    """Links between the nodes, and the client's, pass such packets whole, as a wire passes segments."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        super().__init__(folder, "--mtu", "1500", *flags)
+        for port in ("p1", "p2", "client"):
+            self.network.call(limit, port, ALL)
+        self.outside.call(north_south._set, "eth0", north_south._ETHTOOL_STXCSUM, True)  # or it sends no such packets
+        self.write(
+            "pods.yaml",
+            pod(FROM, "n1", 20, app="from"),
+            pod(OTHER, "n1", 21, app="other"),
+            pod(NEAR, "n1", 22, app="near"),
+            pod(FAR, "n2", 10, app="far"),
+        )
+        self.write("policy.yaml", *(policy(f"shop/{one}", {"app": one}, ingress=INGRESS) for one in ("near", "far")))
+        self.write("services.yaml", balancer("shop/near", 1, "near"), balancer("shop/far", 2, "far"))
+
+
+def limit(name: str, limits: Limits) -> None:
+    with RouteSocket() as route:
+        index = links.read_link(route.request(links.get_link(name))[0]).ifindex
+        route.request(links.set_limits(index, limits))
+
+
+def limits_of(name: str) -> Limits:
+    with RouteSocket() as route:
+        return links.read_limits(route.request(links.get_link(name))[0])._replace(most=None)
+
+
+@pytest.fixture(scope="module")
+def cluster(datapath_host: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Big]:
+    cluster = Big(tmp_path_factory.mktemp("big"))
+    with cluster:
+        cluster.run("--big-tcp")
+        yield cluster
+
+
+# ---- transfers
+
+
+class Largest:
+    """Of frames that come to a namespace by eth0."""
+
+    def __init__(self) -> None:
+        self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        self.socket.setsockopt(socket.SOL_SOCKET, 33, 256 << 20)  # SO_RCVBUFFORCE: packets wait until they are read
+        self.socket.bind(("eth0", 0))
+
+    def read(self) -> int:
+        largest, head = 0, bytearray(32)
+        with self.socket:
+            self.socket.setblocking(False)
+            while True:
+                try:
+                    size, _, _, sender = self.socket.recvmsg_into([head], 0, socket.MSG_TRUNC)
+                except BlockingIOError:
+                    return largest
+                if sender[2] != socket.PACKET_OUTGOING:
+                    largest = max(largest, size)
+
+
+class Sink:
+    """Takes one connection after the other and sums up what comes."""
+
+    def __init__(self, netns: rig.Netns, family: str) -> None:
+        self.listener = netns.call(listening, family)
+        self.sums: list[str] = []
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            with connection:
+                summed = hashlib.sha256()
+                while data := connection.recv(1 << 20):
+                    summed.update(data)
+                self.sums.append(summed.hexdigest())
+                connection.sendall(b"done")
+
+    def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join()
+
+
+def listening(family: str) -> socket.socket:
+    kind = socket.AF_INET6 if family == "v6" else socket.AF_INET
+    return socket.create_server(("::" if family == "v6" else "0.0.0.0", PORT), family=kind)
+
+
+@contextmanager
+def sink(netns: rig.Netns, family: str) -> Iterator[Sink]:
+    found = Sink(netns, family)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+DATA = b"".join(struct.pack("!I", n) for n in range(1 << 18))
+SUM = hashlib.sha256(DATA * (AMOUNT // len(DATA))).hexdigest()
+
+
+def connect(netns: rig.Netns, address: str, port: int) -> socket.socket:
+    return netns.call(socket.create_connection, (address, port), 30)
+
+
+def send(connection: socket.socket, amount: int = AMOUNT) -> None:
+    """All of it, and until the other end says that it has come."""
+    with connection:
+        for _ in range(amount // len(DATA)):
+            connection.sendall(DATA)
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(10) == b"done"
+
+
+def transfer(source: rig.Netns, target: rig.Netns, address: str, port: int, family: str) -> int:
+    """The largest packet with which it came."""
+    with sink(target, family) as taken:
+        largest = target.call(Largest)
+        send(connect(source, address, port))
+        assert taken.sums == [SUM]
+        return largest.read()
+
+
+def whereto(cluster: Big, name: str, family: str) -> tuple[rig.Netns, str]:
+    node, number = ("n1", 22) if name == NEAR else ("n2", 10)
+    return cluster.netns(node, name), pod_ip(node, number, family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", [NEAR, FAR])
+def test_between_pods(cluster: Big, name: str, family: str) -> None:
+    target, address = whereto(cluster, name, family)
+    assert transfer(cluster.netns("n1", FROM), target, address, PORT, family) > USUAL + HEADERS
+    for agent in cluster.agents.values():
+        assert agent.status()["reasons"] == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", [NEAR, FAR])
+def test_policy_holds(cluster: Big, name: str, family: str) -> None:
+    target, address = whereto(cluster, name, family)
+    with sink(target, family) as taken:
+        answer = probes.tcp(cluster.netns("n1", OTHER), address, PORT, DROPPED_S)
+        assert answer.result == "timeout"
+        assert taken.sums == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("name", "service"), [(NEAR, 1), (FAR, 2)])
+@pytest.mark.parametrize("by", ["pod", "node", "outside"])
+def test_by_services(cluster: Big, by: str, name: str, service: int, family: str) -> None:
+    """Translated on the way: at the socket, at the pod, or at the node's device and on to another node."""
+    source = {"pod": cluster.netns("n1", FROM), "node": cluster.nodes["n1"], "outside": cluster.outside}[by]
+    target, direct = whereto(cluster, name, family)
+    # A process of the node whose cgroup no agent has been given is not served by services' addresses.
+    address, port = (direct, PORT) if by == "node" else (routed_ip("n1", service, family), 80)
+    cluster.outside.call(limit, "eth0", ALL)
+    assert transfer(source, target, address, port, family) > USUAL + HEADERS
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_to_somebody_outside(cluster: Big, family: str) -> None:
+    """With the node's address, and whatever size the network takes."""
+    source = cluster.netns("n1", FROM)
+    assert transfer(source, cluster.outside, CLIENT_IPS[family], PORT, family) > USUAL + HEADERS
+
+
+def test_a_client_without(cluster: Big) -> None:
+    """One that has no BIG TCP itself."""
+    cluster.outside.call(limit, "eth0", AS_EVER)
+    for family in FAMILIES:
+        target, _ = whereto(cluster, FAR, family)
+        transfer(cluster.outside, target, routed_ip("n1", 2, family), 80, family)
+    cluster.outside.call(limit, "eth0", ALL)
+
+
+def test_off_and_on_under_traffic(cluster: Big) -> None:
+    """Connections live through both; the limits are what they were."""
+    netns = cluster.netns("n2", FAR)
+    assert netns.call(limits_of, "eth0") == ALL
+    assert cluster.nodes["n2"].call(limits_of, "eth0") == Limits(SIZE, USUAL, SIZE, SIZE)
+    with sink(netns, "v4") as v4, sink_v6(netns) as v6:
+        stop = threading.Event()
+        with sending(cluster, stop, v4, v6):
+            cluster.run("--no-big-tcp")
+            assert netns.call(limits_of, "eth0") == AS_EVER
+            assert cluster.nodes["n2"].call(limits_of, "eth0") == AS_EVER
+            cluster.run("--big-tcp")
+            assert netns.call(limits_of, "eth0") == ALL
+    for family in FAMILIES:
+        target, address = whereto(cluster, FAR, family)
+        assert transfer(cluster.netns("n1", FROM), target, address, PORT, family) > USUAL + HEADERS
+
+
+@contextmanager
+def sink_v6(netns: rig.Netns) -> Iterator[Sink]:
+    with sink(netns, "v6") as found:
+        yield found
+
+
+@contextmanager
+def sending(cluster: Big, stop: threading.Event, *sinks: Sink) -> Iterator[None]:
+    """A connection of each family that goes on sending for as long as this is open; each comes whole."""
+    sent: dict[str, int] = {}
+    sockets = {f: connect(cluster.netns("n1", FROM), pod_ip("n2", 10, f), PORT) for f in FAMILIES}
+
+    def go(family: str) -> None:
+        count = 0
+        with sockets[family] as connection:
+            while not stop.is_set():
+                connection.sendall(DATA)
+                count += 1
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(10)
+        sent[family] = count
+
+    threads = [threading.Thread(target=go, args=(family,)) for family in FAMILIES]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+    for family, one in zip(FAMILIES, sinks, strict=True):
+        summed = hashlib.sha256()
+        for _ in range(sent[family]):
+            summed.update(DATA)
+        assert one.sums == [summed.hexdigest()]
+        assert sent[family] > 0
