@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import rig
+from http_server import Server
 
 from l7proxy import envoy
 from l7proxy.accesslog import AccessLog
@@ -200,6 +201,18 @@ class EnvoyPath:
         """A client's socket; as it is told nothing, it does not know of Envoy."""
         return self.client.call(socket.create_connection, (server, port), TIMEOUT_S)
 
+    def settle(self, server: Server) -> None:
+        """Returns once the server has read all that clients sent which are gone: Envoy sends on what one sent before it
+        closed, and that may arrive later than the client's next step. Ends the server's connections."""
+
+        def over() -> bool:
+            if _connected(self.node, "sport", server.port):  # from a client: more may be sent on
+                return False
+            server.finish()
+            return not _connected(self.node, "dport", server.port) and not _connected(self.server, "sport", server.port)
+
+        rig.wait_until(over, 2 * TIMEOUT_S, "connections end")
+
     def _await_listening(self, port: int) -> None:
         def listens() -> bool:
             try:
@@ -239,6 +252,11 @@ class EnvoyPath:
             node.run("ip", family, "rule", "add", "fwmark", str(MARK), "lookup", "100")
             node.run("ip", family, "route", "add", "local", "default", "dev", "lo", "table", "100")
         node.run("nft", "-f", "-", input=_NFT)
+
+
+def _connected(netns: rig.Netns, end: str, port: int) -> bool:
+    """Whether there are TCP connections with this port at the local end (sport) or the other (dport)."""
+    return bool(netns.run("ss", "-tnH", "state", "connected", "exclude", "time-wait", f"{end} = :{port}").stdout)
 
 
 async def _server(path: Path) -> AdsServer:

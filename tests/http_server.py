@@ -72,6 +72,12 @@ class Server:
         seen, self.seen[:] = list(self.seen), []
         return seen
 
+    def finish(self) -> None:
+        """Answers nothing more on connections there are; what has been sent to them is still read."""
+        for connection in list(self._open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_WR)
+
     def send_chunk(self) -> None:
         """One more chunk on every stream."""
         with self._next_chunk:
