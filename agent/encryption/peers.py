@@ -7,6 +7,8 @@ takes over anything, for packets under it can only be read by whoever has the pr
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
 
 import msgspec
 
@@ -45,6 +47,26 @@ class Desired(msgspec.Struct):
     problems: dict[str, str] = {}
 
 
+class _Place(msgspec.Struct, frozen=True):
+    """Where a node is. `prefixes`: its blocks and addresses; `spans`: the same as first and last number of each."""
+
+    v4: bytes | None
+    v6: bytes | None
+    prefixes: frozenset[Prefix]
+    spans: tuple[tuple[int, int], ...]
+
+
+@lru_cache(maxsize=1 << 13)
+def _place(addresses: tuple[bytes, ...], blocks: tuple[Prefix, ...]) -> _Place:
+    prefixes = frozenset((*blocks, *map(Prefix.host, addresses)))
+    return _Place(
+        next((address for address in addresses if is_v4(address)), None),
+        next((address for address in addresses if not is_v4(address)), None),
+        prefixes,
+        tuple((first := _first(one, 128), first | (1 << (128 - one.bits)) - 1) for one in prefixes),
+    )
+
+
 def desired(local: Local, peers: Iterable[Peer], handshakes: Mapping[bytes, int]) -> Desired:
     """`handshakes`: key → when its last one was made, ns. Of a node's two keys the one that was heard of last has its
     addresses: the moment it has swapped them, and back if need be."""
@@ -56,37 +78,53 @@ def desired(local: Local, peers: Iterable[Peer], handshakes: Mapping[bytes, int]
     for peer in told:  # a key in use goes before one that will be
         if peer.next_public_key:
             holders.setdefault(peer.next_public_key, peer.name)
+    places = [_place(peer.addresses, peer.pod_cidrs) for peer in told]
+    around = None if _apart(local, places) else _Around(local, told)
     taken: dict[Prefix, str] = {}
-    around = _Around(local, told)
-    for peer in told:
-        endpoint = endpoint_of(local, peer)
+    families = frozenset(map(is_v4, local.addresses))
+    for peer, place in zip(told, places, strict=True):
+        endpoint = _endpoint(families, local.port, place)
         problem = _refusal(local, peer, holders) or ("" if endpoint else _unreachable(peer))
         if problem or endpoint is None:
             result.problems[peer.name] = problem
             continue
-        keys = [peer.public_key]
-        following = peer.next_public_key
-        if following and following != peer.public_key:
-            if following not in local.keys and holders[following] == peer.name:
-                keys.append(following)
-            else:
-                result.problems[peer.name] = f"the next key it tells of, {shown(following)}, is another node's"
-        keys.sort(key=lambda key: handshakes.get(key, 0), reverse=True)  # it is stable: of equals the first told
-        allowed = _allowed(peer, taken, around, result.problems)
-        for key, prefixes in zip(keys, (allowed, frozenset[Prefix]()), strict=False):
-            result.peers[key] = Wanted(peer.name, endpoint, prefixes, local.keepalive_s)
-        result.keys[peer.name] = tuple(keys)
+        keys = _keys(local, peer, holders, result.problems)
+        if len(keys) > 1:
+            keys = tuple(sorted(keys, key=lambda key: -handshakes.get(key, 0)))  # stable: of equals the first told
+        allowed = _allowed(peer, taken, around, result.problems) if around else place.prefixes
+        result.peers[keys[0]] = Wanted(peer.name, endpoint, allowed, local.keepalive_s)
+        for key in keys[1:]:
+            result.peers[key] = Wanted(peer.name, endpoint, frozenset(), local.keepalive_s)
+        result.keys[peer.name] = keys
     return result
 
 
-def endpoint_of(local: Local, peer: Peer) -> Endpoint | None:
-    """The first of its addresses of a family that both have, IPv4 before IPv6; None: there is none."""
-    for v4 in (True, False):
-        if any(is_v4(address) == v4 for address in local.addresses):
-            for address in peer.addresses:
-                if is_v4(address) == v4:
-                    return Endpoint(address, local.port)
+def _endpoint(families: frozenset[bool], port: int, place: _Place) -> Endpoint | None:
+    """The first of its addresses of a family that both have, IPv4 before IPv6; None: there is none. `families`: of
+    this node; True: IPv4."""
+    for v4, address in ((True, place.v4), (False, place.v6)):
+        if address is not None and v4 in families:
+            return Endpoint(address, port)
     return None
+
+
+def _keys(local: Local, peer: Peer, holders: Mapping[bytes, str], problems: dict[str, str]) -> tuple[bytes, ...]:
+    following = peer.next_public_key
+    if not following or following == peer.public_key:
+        return (peer.public_key,)
+    if following in local.keys or holders[following] != peer.name:
+        problems[peer.name] = f"the next key it tells of, {shown(following)}, is another node's"
+        return (peer.public_key,)
+    return peer.public_key, following
+
+
+def _apart(local: Local, places: Iterable[_Place]) -> bool:
+    """Whether nothing overlaps anything, as it should be: then there is no need to look whose is what. What lies
+    within a block of one and the same node overlaps, too."""
+    spans = [span for place in places for span in place.spans]
+    spans += _place(local.addresses, local.pod_cidrs).spans
+    spans.sort()
+    return all(last < first for (_, last), (first, _) in pairwise(spans))
 
 
 def _refusal(local: Local, peer: Peer, holders: Mapping[bytes, str]) -> str:
@@ -155,7 +193,7 @@ class _Around:
 
 
 def _first(prefix: Prefix, bits: int) -> int:
-    """The leading bits of its network."""
+    """The leading bits of its network, as a number."""
     return int.from_bytes(prefix.network, "big") >> (128 - bits)
 
 
@@ -192,7 +230,9 @@ def difference(
             continue
         endpoint = None if _stays(want.endpoint, have.endpoint, told.get(key)) else want.endpoint
         keepalive_s = want.keepalive_s if have.keepalive_s != want.keepalive_s else None
-        more, less = want.allowed - have.allowed, have.allowed - want.allowed
+        more = less = frozenset[Prefix]()
+        if want.allowed != have.allowed:
+            more, less = want.allowed - have.allowed, have.allowed - want.allowed
         if endpoint is None and keepalive_s is None and not more and not less:
             continue
         allowed = _sorted(want.allowed) if less else _sorted(more)
