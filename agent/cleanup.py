@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agent import bigtcp, nodefiles, traces
 from agent.cni import conflist
-from agent.cni.attachments import Attachments
+from agent.cni.attachments import Attachment, Attachments
 from agent.cni.networks import Networks
 from agent.cni.place import find, host_link
 from agent.datapath import bpf, cgroup, network, xdp
@@ -148,7 +148,7 @@ def _leave_node(instance: Instance, found: traces.Traces | None) -> dict[str, in
         return {}
     try:
         with namespaces.entered(netns):
-            node.restore(instance.node)
+            node.restore(instance.node, forwards=any(one.chained for one in _attachments(instance)))
             was_big = instance.big_tcp.exists()
             bigtcp.restore(instance.big_tcp)
             if found is None:
@@ -167,24 +167,17 @@ def _leave_node(instance: Instance, found: traces.Traces | None) -> dict[str, in
 
 def _remove_links(instance: Instance) -> int:
     """Of pods whose sandboxes a runtime made, and has not ended yet."""
-    record = Attachments(instance.state_dir / "attachments")
-    if not (instance.state_dir / "attachments").is_dir():
-        return 0
-    record.load()
     networks = Networks()
     try:
-        return sum(networks.disconnect(host_link(one.addresses)) for one in record if not one.chained)
+        own = (one for one in _attachments(instance) if not one.chained)
+        return sum(networks.disconnect(host_link(one.addresses)) for one in own)
     finally:
         networks.close()
 
 
 def _leave_links(instance: Instance, was_big: bool) -> int:
     """Of pods whose links another CNI plugin made: without the programs, which would let nothing pass any more."""
-    if not (instance.state_dir / "attachments").is_dir():
-        return 0
-    record = Attachments(instance.state_dir / "attachments")
-    record.load()
-    adopted = [one.interface for one in record if one.chained and one.interface]
+    adopted = [one.interface for one in _attachments(instance) if one.chained and one.interface]
     with RouteSocket() as route, Hooks(Programs("", {})) as hooks:
         there = [one.index for one in adopted if (link := find(route, one.name)) and link.ifindex == one.index]
         ours = {one.ifindex for one in hooks.attached(there)}
@@ -195,6 +188,16 @@ def _leave_links(instance: Instance, was_big: bool) -> int:
         with suppress(OSError):  # it is gone
             bigtcp.lower(one)
     return len(ours)
+
+
+def _attachments(instance: Instance) -> list[Attachment]:
+    """What runtimes have had attached."""
+    folder = instance.state_dir / "attachments"
+    if not folder.is_dir():
+        return []
+    record = Attachments(folder)
+    record.load()
+    return list(record)
 
 
 def _map_ids(instance: Instance) -> frozenset[int]:

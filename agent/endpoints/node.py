@@ -25,6 +25,7 @@ _WANTED = {
     "net/ipv4/ip_forward": "1",
     "net/ipv6/conf/all/forwarding": "1",
 }
+_FORWARDING = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 # Raised, never lowered. They count for the machine as a whole, so only its first namespace has them.
 _AT_LEAST = {
     f"net/{family}/neigh/default/gc_thresh{step}": entries
@@ -87,8 +88,11 @@ def wanted(reserved: Sequence[Ports] = (), given_out: Ports | None = None) -> di
     return _changes([*reserved, *([given_out] if given_out and _overlaps_local(given_out) else [])])
 
 
-def restore(saved: Path) -> None:
-    """Put back what `prepare` changed, where it is still as `prepare` left it. Does nothing in another namespace."""
+def restore(saved: Path, forwards: bool = False) -> None:
+    """Put back what `prepare` changed. Does nothing in another namespace.
+
+    `forwards`: pods of others are there, which need forwarding and found it on when they came: it stays.
+    """
     try:
         record = msgspec.json.decode(saved.read_bytes(), type=_Saved)
     except (FileNotFoundError, msgspec.MsgspecError):
@@ -96,6 +100,8 @@ def restore(saved: Path) -> None:
     if record.netns == _inode():
         # In reverse, as they were changed; forwarding itself resets others.
         for key, value in reversed(record.before.items()):
+            if forwards and (key in _FORWARDING or key.endswith("/accept_ra")):
+                continue
             with contextlib.suppress(FileNotFoundError):  # the interface is gone
                 write_sysctls({key: value or "\n"})  # a write of nothing at all is none
         _take_addresses(record.addresses)

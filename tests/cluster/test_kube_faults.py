@@ -208,6 +208,42 @@ WRONGS: list[Callable[[KubeCluster, Traffic, Churn], None]] = [
 ]
 
 
+def has_fewer_namespaces(agent: KubeAgent, number: int) -> bool:
+    return int(agent.status()["namespaces"]) < number
+
+
+def test_deletes_in_any_order(cluster: KubeCluster, traffic: Traffic) -> None:
+    """A namespace before what is in it, a Node before its NodeEndpoints, numbers before the pods that have them."""
+    Churn(cluster, random.Random(1)).step()
+    cluster.api.put(far_endpoints([1, 2]))
+    cluster.apply(namespace_document("gone", team="a"), policy("gone/all", {"app": "gone"}, ingress=[]))
+    gone = cluster.add("n1/gone/pod", app="gone")
+    await_all_stored(cluster)
+    known = {name: agent.status()["namespaces"] for name, agent in cluster.agents.items()}
+    api = cluster.api
+    api.faults.stall("pods", "networkpolicies", "nodeendpoints")
+    api.delete("pods", "pod", "gone")
+    api.delete("networkpolicies", "all", "gone")
+    api.delete("nodeendpoints", FAR)
+    for plural, name in (("namespaces", "gone"), ("nodes", FAR), ("securityidentities", "65001")):
+        api.delete(plural, name)
+    for name, agent in cluster.agents.items():
+        fewer = partial(has_fewer_namespaces, agent, known[name])
+        rig.wait_until(fewer, START_S, "the namespace is gone")
+        assert {one["name"] for one in agent.json("nodes")} == {"n1", "n2", FAR}, "it is still told of"
+    traffic.rounds(2)
+    for plural in ("nodeendpoints", "networkpolicies", "pods"):
+        api.faults.flow(plural)
+        traffic.rounds(2)
+    gone.detach()
+    del cluster.pods["n1/gone/pod"]
+    gone.netns.close()
+    await_all_stored(cluster)
+    for agent in cluster.agents.values():
+        assert {one["name"] for one in agent.json("nodes")} == {"n1", "n2"}
+    assert traffic.wrong == []
+
+
 @pytest.mark.parametrize("wrong", WRONGS, ids=lambda wrong: wrong.__name__)
 def test_enforcement_goes_on_and_all_ends_well(
     cluster: KubeCluster, traffic: Traffic, wrong: Callable[[KubeCluster, Traffic, Churn], None]
@@ -270,39 +306,3 @@ def await_all_stored(cluster: KubeCluster) -> None:
             rig.wait_until(same, START_S)
         except AssertionError:
             raise AssertionError(f"{agent.name}: {both[1]} is not {both[0]}; {agent.status()['reasons']}") from None
-
-
-def has_fewer_namespaces(agent: KubeAgent, number: int) -> bool:
-    return int(agent.status()["namespaces"]) < number
-
-
-def test_deletes_in_any_order(cluster: KubeCluster, traffic: Traffic) -> None:
-    """A namespace before what is in it, a Node before its NodeEndpoints, numbers before the pods that have them."""
-    Churn(cluster, random.Random(1)).step()
-    cluster.api.put(far_endpoints([1, 2]))
-    cluster.apply(namespace_document("gone", team="a"), policy("gone/all", {"app": "gone"}, ingress=[]))
-    gone = cluster.add("n1/gone/pod", app="gone")
-    await_all_stored(cluster)
-    known = {name: agent.status()["namespaces"] for name, agent in cluster.agents.items()}
-    api = cluster.api
-    api.faults.stall("pods", "networkpolicies", "nodeendpoints")
-    api.delete("pods", "pod", "gone")
-    api.delete("networkpolicies", "all", "gone")
-    api.delete("nodeendpoints", FAR)
-    for plural, name in (("namespaces", "gone"), ("nodes", FAR), ("securityidentities", "65001")):
-        api.delete(plural, name)
-    for name, agent in cluster.agents.items():
-        fewer = partial(has_fewer_namespaces, agent, known[name])
-        rig.wait_until(fewer, START_S, "the namespace is gone")
-        assert {one["name"] for one in agent.json("nodes")} == {"n1", "n2", FAR}, "it is still told of"
-    traffic.rounds(2)
-    for plural in ("nodeendpoints", "networkpolicies", "pods"):
-        api.faults.flow(plural)
-        traffic.rounds(2)
-    gone.detach()
-    del cluster.pods["n1/gone/pod"]
-    gone.netns.close()
-    await_all_stored(cluster)
-    for agent in cluster.agents.values():
-        assert {one["name"] for one in agent.json("nodes")} == {"n1", "n2"}
-    assert traffic.wrong == []
