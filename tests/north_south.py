@@ -103,8 +103,8 @@ class NorthSouth:
         self._pods: dict[str, rig.Netns] = {}
         self._flags: tuple[str, ...] = ()
         with ExitStack() as stack:
-            self._network = stack.enter_context(rig.Netns("network"))
-            self._network.ip("link add br0 type bridge", "link set br0 up")
+            self.network = stack.enter_context(rig.Netns("network"))
+            self.network.ip("link add br0 type bridge", "link set br0 up")
             self.outside = stack.enter_context(rig.Netns("client"))
             self._plug(self.outside, CLIENT_IPS, OTHER_CLIENT_IPS)
             # Its packets have their checksums, as on a wire: what a veth pair leaves out XDP would leave to tc.
@@ -130,7 +130,7 @@ class NorthSouth:
         """An interface eth0 on the bridge."""
         own = [(family, each[family]) for each in addresses for family in FAMILIES]
         port = f"p{len(self.nodes)}" if netns is not self.outside else "client"
-        self._network.ip(
+        self.network.ip(
             f"link add {port} type veth peer name eth0 netns {netns.name}",
             f"link set {port} master br0",
             f"link set {port} up",
