@@ -7,6 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from agent.datapath.devices import Device
+from agent.endpoints.links import Limits
 
 
 class Result(StrEnum):
@@ -69,6 +70,7 @@ class Node(msgspec.Struct, frozen=True):
     tcp_ports: frozenset[int] = frozenset()  # somebody listens there
     udp_ports: frozenset[int] = frozenset()
     devices: tuple[Device, ...] | None = None
+    limits: dict[str, Limits] | None = None  # of packets, by device
     kube_proxy: tuple[str, ...] = ()
     others: dict[str, str] = {}  # network agent → what tells of it
     agent_runs: bool = False  # with the state directory that is asked about

@@ -18,7 +18,7 @@ import msgspec
 
 from agent.config import Config, listen_address, port_range
 from agent.datapath import devices, mounts
-from agent.endpoints import namespaces, node
+from agent.endpoints import links, namespaces, node
 from agent.endpoints.netlink import NetlinkError, RouteSocket
 from agent.kubeproxy import signs
 from agent.preflight import probes
@@ -94,6 +94,7 @@ def _node(config: Config) -> Node:
         tcp_ports=_ports(("tcp", "tcp6"), _LISTENS),
         udp_ports=_ports(("udp", "udp6"), _BOUND),
         devices=found,
+        limits=_unless(_limits),
         kube_proxy=tuple(_unless(lambda: signs(healthz if runs else ())) or ()),
         others=_others([device.name for device in found or ()]),
         agent_runs=runs,
@@ -107,6 +108,12 @@ def _sysctls(config: Config) -> dict[str, str]:
 def _devices() -> tuple[devices.Device, ...]:
     with RouteSocket() as route:
         return tuple(devices.read(route))
+
+
+def _limits() -> dict[str, links.Limits]:
+    with RouteSocket() as route:
+        replies = route.request(links.list_links())
+    return {links.read_link(reply).name: links.read_limits(reply) for reply in replies}
 
 
 def _local_ports() -> tuple[int, int]:
@@ -153,7 +160,8 @@ def _host(config: Config) -> Host:
         cni_bin_dir=_folder(config.cni_bin_dir, mountinfo) if config.cni_bin_dir else None,
         cni_configurations=_configurations(config.cni_conf_dir),
         clock_synchronized=_clock(),
-        userspace_wireguard=shutil.which("wireguard-go") is not None and Path("/dev/net/tun").exists(),
+        userspace_wireguard=shutil.which(config.wireguard_program or "wireguard-go") is not None
+        and Path("/dev/net/tun").exists(),
     )
 
 

@@ -209,11 +209,19 @@ def state_dir(facts: Facts, config: Config) -> Finding:
     return Finding(OK, found)
 
 
-def wireguard(facts: Facts, _config: Config) -> Finding:
+def wireguard(facts: Facts, config: Config) -> Finding:
     modules = facts.kernel.modules
-    if modules is not None and "wireguard" in modules:
+    if config.wireguard != "userspace" and modules is not None and "wireguard" in modules:
         return Finding(OK, "in the kernel")
-    if facts.host.userspace_wireguard:
-        return Finding(OK, "wireguard-go and /dev/net/tun")
-    found = "not in the kernel" if modules is not None else "the kernel does not say"
-    return Finding(UNKNOWN, found, "encryption between nodes will need the module, or wireguard-go; nothing else does")
+    if config.wireguard != "kernel" and facts.host.userspace_wireguard:
+        return Finding(OK, f"{config.wireguard_program or 'wireguard-go'} and /dev/net/tun")
+    if config.encryption == "off" or (config.wireguard != "userspace" and modules is None):
+        found = "not in the kernel" if modules is not None else "the kernel does not say"
+        advice = "encryption between nodes needs the module, or wireguard-go; nothing else does"
+        return Finding(UNKNOWN, found, advice)
+    found = {
+        "auto": "neither in the kernel nor as a program with /dev/net/tun",
+        "kernel": "not in the kernel",
+        "userspace": "no program, or no /dev/net/tun",
+    }[config.wireguard]
+    return Finding(FAIL, found, "use a kernel with the module, or install wireguard-go (and say so: --wireguard)")

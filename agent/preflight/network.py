@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from agent.bigtcp import USUAL, common
 from agent.cni.conflist import NAME as CONFLIST
 from agent.config import Config, listen_address, port_range
 from agent.config.checks import MIN_MTU, makes_pods
 from agent.config.spellings import Range, overlap
 from agent.datapath.devices import Device, choose
+from agent.endpoints.links import Limits
 from agent.kubeproxy import sentence
 from agent.preflight.facts import Facts, Finding, Folder, Result
+from agent.routing import mtu as routing_mtu
 from policies.address import is_v4, parse_address
 
-VXLAN_BYTES = {True: 50, False: 70}
-"""Outer IP header (by whether it is IPv4), UDP, VXLAN and the inner Ethernet header: RFC 7348, section 5."""
 SHOWN = 5
 
 OK, WARN, FAIL, UNKNOWN = Result.OK, Result.WARN, Result.FAIL, Result.UNKNOWN
@@ -53,11 +54,9 @@ def devices(facts: Facts, config: Config) -> Finding:
 
 def overhead(facts: Facts, config: Config) -> int:
     """Bytes of a packet that the way to another node takes."""
-    if config.routing != "vxlan":
-        return 0
     chosen, _ = _chosen(facts, config)
     has_v4 = any(is_v4(address) for device in chosen for address in device.addresses)
-    return VXLAN_BYTES[has_v4]
+    return routing_mtu.overhead(config.routing, has_v4, config.encryption != "off")
 
 
 def mtu(facts: Facts, config: Config) -> Finding:
@@ -68,7 +67,8 @@ def mtu(facts: Facts, config: Config) -> Finding:
         return Finding(UNKNOWN, "there is no device to go by")
     smallest, head = min(device.mtu for device in chosen), overhead(facts, config)
     allowed = smallest - head
-    text = f"devices allow {smallest}" + (f", {head} go to VXLAN" if head else "")
+    whom = "VXLAN" if config.encryption == "off" else "WireGuard"
+    text = f"devices allow {smallest}" + (f", {head} go to {whom}" if head else "")
     if allowed < MIN_MTU:
         return Finding(FAIL, f"{text}: {allowed} are left, IPv6 needs {MIN_MTU}", "raise the devices' MTU")
     if config.mtu == 0:
@@ -76,6 +76,22 @@ def mtu(facts: Facts, config: Config) -> Finding:
     if config.mtu > allowed:
         return Finding(WARN, f"{text}; pods have {config.mtu}", f"larger packets do not arrive: --mtu 0, or {allowed}")
     return Finding(OK, f"{text}; pods have {config.mtu}")
+
+
+def big_tcp(facts: Facts, config: Config) -> Finding | None:
+    if not config.big_tcp:
+        return None
+    if facts.node.limits is None:
+        return Finding(UNKNOWN, "the kernel does not list devices")
+    chosen, _ = _chosen(facts, config)
+    limits = {device.name: facts.node.limits.get(device.name, Limits()) for device in chosen}
+    size, problems = common(limits)
+    if problems:
+        advice = (
+            "leave --big-tcp out, or use other devices or a newer kernel" if size <= USUAL else "use a newer kernel"
+        )
+        return Finding(WARN, "; ".join(problems), advice)
+    return Finding(OK, f"packets of up to {size} bytes")
 
 
 def vxlan(facts: Facts, config: Config) -> Finding | None:
@@ -152,6 +168,18 @@ def tunnel_port(facts: Facts, config: Config) -> Finding | None:
     return Finding(
         FAIL, f"{config.tunnel_port} is in use", "remove the other VXLAN device (`ip -d link`), or choose --tunnel-port"
     )
+
+
+def encryption_port(facts: Facts, config: Config) -> Finding | None:
+    if config.encryption == "off":
+        return None
+    port = config.encryption_port
+    if port not in facts.node.udp_ports:
+        return Finding(OK, f"{port} is free")
+    if facts.node.agent_runs:
+        return Finding(OK, f"{port} is in use, where an agent runs")
+    advice = "remove the other WireGuard device (`ip -d link`), or choose --encryption-port on all nodes"
+    return Finding(FAIL, f"{port} is in use", advice)
 
 
 def kube_proxy(facts: Facts, _config: Config) -> Finding:

@@ -15,8 +15,9 @@ WIREGUARD = {True: 60, False: 80}
 
 
 def overhead(mode: str, over_v4: bool, encrypted: bool = False) -> int:
-    """Bytes added to a pod's packet on its way to another node, from its IP header on. `mode`: native | vxlan | off."""
-    return (VXLAN[over_v4] if mode == "vxlan" else 0) + (WIREGUARD[over_v4] if encrypted else 0)
+    """Bytes added to a pod's packet on its way to another node, from its IP header on. `mode`: native | vxlan | off.
+    What is encrypted goes in WireGuard instead of VXLAN, not in both."""
+    return max(VXLAN[over_v4] if mode == "vxlan" else 0, WIREGUARD[over_v4] if encrypted else 0)
 
 
 def between(devices: Iterable[int], added: int) -> int:

@@ -10,6 +10,7 @@ import pytest
 
 from agent.config import Given, Resolved, merge
 from agent.datapath.devices import Device
+from agent.endpoints.links import Limits
 from agent.preflight import machine
 from agent.preflight.checks import CHECKS, judged
 from agent.preflight.facts import Facts, Folder, Host, Kernel, Node, Probe, Server
@@ -66,6 +67,18 @@ CLUSTER = {
 }
 NO_ENVOY = {"envoy": None, "envoy_problem": "there is no Envoy"}
 EMBEDDED = {"manifests": "/m"}
+ENCRYPTED = EMBEDDED | {"encryption": "wireguard", "devices": "eth0"}
+BIG = EMBEDDED | {"big_tcp": "true"}
+LIMITS = Limits(65536, 65536, 65536, 65536, 524280)
+
+
+def limited(limits: Limits | None) -> Facts:
+    return changed("node", {"limits": None if limits is None else {"lo": Limits(), "eth0": limits}})
+
+
+def without_module(*, program: bool, tells: bool = True) -> Facts:
+    kernel = msgspec.structs.replace(GOOD.kernel, modules=frozenset[str]() if tells else None)
+    return Facts(kernel, GOOD.node, msgspec.structs.replace(GOOD.host, userspace_wireguard=program))
 
 
 def resolved(settings: dict[str, str]) -> Resolved:
@@ -85,12 +98,14 @@ def rows(facts: Facts, settings: dict[str, str]) -> dict[str, tuple[str, str, st
 def test_a_good_node_is_ok() -> None:
     found = rows(GOOD, CLUSTER)
     assert {name: row[:2] for name, row in found.items() if row[0] != "ok" or row[2]} == {}
-    assert len(found) == len(CHECKS) + 1
+    assert {check.name for check in CHECKS} - found.keys() == {"BIG TCP", "encryption port"}
+    assert {check.name for check in CHECKS} - rows(GOOD, BIG).keys() >= {"encryption port"}
 
 
 def test_what_the_settings_do_not_ask_for_is_not_judged() -> None:
     off = EMBEDDED | {"l7_proxy": "off", "dns_proxy": "off", "socket_lb": "off"}
     absent = {"XDP", "VXLAN", "API server", "CNI configuration", "CNI plugin", "healthz port", "tunnel port"}
+    absent |= {"BIG TCP", "encryption port"}
     absent |= {"Envoy", "bpf_sk_assign", "proxy ports", "socket programs", "cgroup2", "metrics port"}
     assert {check.name for check in CHECKS} - rows(GOOD, off).keys() == absent
 
@@ -238,6 +253,33 @@ def test_a_node_that_differs(check: str, part: str, values: dict[str, Any], resu
             "ok",
             "wireguard-go",
         ),
+        ("WireGuard", ENCRYPTED, GOOD, "ok", "in the kernel"),
+        ("WireGuard", ENCRYPTED, without_module(program=True), "ok", "wireguard-go and /dev/net/tun"),
+        ("WireGuard", ENCRYPTED, without_module(program=False), "fail", "neither in the kernel nor as a program"),
+        ("WireGuard", ENCRYPTED, without_module(program=False, tells=False), "unknown", "does not say"),
+        ("WireGuard", ENCRYPTED | {"wireguard": "kernel"}, without_module(program=True), "fail", "not in the kernel"),
+        ("WireGuard", ENCRYPTED | {"wireguard": "userspace"}, GOOD, "fail", "no program, or no /dev/net/tun"),
+        ("MTU", ENCRYPTED | {"mtu": "0"}, GOOD, "ok", "60 go to WireGuard: pods will have 1440"),
+        ("MTU", ENCRYPTED | {"routing": "vxlan"}, GOOD, "warn", "--mtu 0, or 1440"),
+        ("encryption port", ENCRYPTED, GOOD, "ok", "51871 is free"),
+        (
+            "encryption port",
+            ENCRYPTED,
+            changed("node", {"udp_ports": frozenset({51871})}),
+            "fail",
+            "choose --encryption-port on all nodes",
+        ),
+        (
+            "encryption port",
+            ENCRYPTED,
+            changed("node", {"udp_ports": frozenset({51871}), "agent_runs": True}),
+            "ok",
+            "where an agent runs",
+        ),
+        ("BIG TCP", BIG, limited(LIMITS), "ok", "up to 196608 bytes"),
+        ("BIG TCP", BIG, limited(LIMITS._replace(most=65536)), "warn", "device eth0 takes packets of at most 65536"),
+        ("BIG TCP", BIG, limited(LIMITS._replace(gso_ipv4=None, gro_ipv4=None)), "warn", "for IPv6 only"),
+        ("BIG TCP", BIG, limited(None), "unknown", "does not list"),
         ("bpffs", EMBEDDED, Facts(Kernel(), GOOD.node, Host()), "fail", "knows no file system bpf"),
         ("cgroup2", EMBEDDED, Facts(Kernel(), GOOD.node, Host()), "fail", "--socket-lb off"),
     ],

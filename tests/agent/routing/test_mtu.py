@@ -11,7 +11,8 @@ OVERHEADS = [
     ("vxlan", False, False, 70),
     ("native", True, True, 60),
     ("native", False, True, 80),
-    ("vxlan", True, True, 110),
+    ("vxlan", True, True, 60),
+    ("vxlan", False, True, 80),
 ]
 
 
