@@ -43,7 +43,7 @@ class Attachment(msgspec.Struct, frozen=True):
 
 
 class Attachments:
-    """What is attached, by key; each change is on file when the call returns. Raises OSError."""
+    """What is attached, by key; a change is on file when `put` or `remove` returns. Raises OSError."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -81,15 +81,22 @@ class Attachments:
         return max(found, key=lambda one: one.made_ns, default=None)
 
     def put(self, attachment: Attachment) -> None:
-        """Written over, for to replace a file costs the file system milliseconds where pods come by the dozen: it
-        passes over the inodes that were given up lately, one by one."""
+        self.write(attachment)
+        self.note(attachment)
+
+    def note(self, attachment: Attachment) -> None:
+        """It is about to be: not on file until `write` has been called."""
+        self._by_key[attachment.key] = attachment
+
+    def write(self, attachment: Attachment) -> None:
+        """The file's part of `put`, in any thread. Written over where there is one: to replace a file costs the file
+        system milliseconds where pods come by the dozen, as it passes over the inodes that were given up lately."""
         path, content = self._path(attachment.key), msgspec.json.encode(attachment)
-        if attachment.key not in self._by_key or not _write_over(path, content):
+        if not _write_over(path, content):
             fresh = path.with_name(f".{path.name}")
             with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
                 file.write(content)
             fresh.rename(path)
-        self._by_key[attachment.key] = attachment
 
     def remove(self, key: Key) -> None:
         self._path(key).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
-from agent.cni.attachments import Attachment
+from agent.cni.attachments import Attachment, Attachments
 from agent.cni.place import Connected, host_link
 from agent.cni.recovery import Recovered
 from agent.cni.surroundings import Links
@@ -27,10 +27,11 @@ BUILDERS = 4
 
 
 class Linking:
-    """Errors are OSError."""
+    """Errors are OSError. An attachment is put on file in the `record` before any of it is built."""
 
-    def __init__(self, links: Links, attach_programs: Callable[[int], None]) -> None:
+    def __init__(self, links: Links, attach_programs: Callable[[int], None], record: Attachments) -> None:
         self._links = links
+        self._record = record
         self._attach_programs = attach_programs
         # Building waits for nothing, least of all for removals, which take longer.
         self._builders = ThreadPoolExecutor(BUILDERS, "cni-build", initializer=namespaces.join_machine_mounts)
@@ -46,7 +47,8 @@ class Linking:
         return {one.name: one for one in await self._in(self._builders, self._links.existing)}
 
     async def link(self, attachment: Attachment, mtu: int) -> Interface:
-        """With the programs attached. Nothing passes yet, but where another plugin made the link: until then."""
+        """Put on file, built, and given the programs. Nothing passes yet; where another plugin made the link, from when
+        they are attached."""
         return await self._in(self._builders, self._link, attachment, mtu)
 
     async def activate(self, attachment: Attachment, interface: Interface) -> None:
@@ -73,6 +75,7 @@ class Linking:
         return await self._in(self._builders, _stands, attachment, links)
 
     def _link(self, attachment: Attachment, mtu: int) -> Interface:
+        self._record.write(attachment)
         where, ifname, addresses = attachment.netns, attachment.key.ifname, attachment.addresses
         if attachment.chained:
             interface = self._links.adopt(where, ifname, addresses)

@@ -47,7 +47,7 @@ class CniPods:
         """What is about to be gone, and is not to be known to the World again."""
         self._under_way: set[asyncio.Future[None]] = set()
         self._stopping = False
-        self._linking = Linking(around.links, around.attach_programs)
+        self._linking = Linking(around.links, around.attach_programs, record)
 
     # ---- agent.pods.Pods
 
@@ -196,7 +196,7 @@ class CniPods:
     # ---- steps
 
     def _begin(self, request: Request, pod: Pod) -> Attachment:
-        """On record, with its addresses."""
+        """Noted, with its addresses."""
         key = request.key
         given = previous_addresses(request.previous or {}, key.ifname) if self._chained else self._ipam.give(key)
         if not given:
@@ -206,11 +206,7 @@ class CniPods:
         attachment = Attachment(
             key, pod.ref, request.uid or pod.uid, request.netns, request.network, given, time.time_ns(), self._chained
         )
-        try:
-            self.record.put(attachment)
-        except OSError:
-            self._ipam.take_back(key)
-            raise
+        self.record.note(attachment)
         return attachment
 
     async def _build(self, local: CniPod, attachment: Attachment) -> Attachment:

@@ -209,18 +209,18 @@ def _kill_at(node: CniNode, kernel: Kernel, number: int) -> Callable[[], int]:
             raise Killed
 
     kernel.at = count
-    put, remove = node.record.put, node.record.remove
+    write, remove = node.record.write, node.record.remove
 
-    def counted_put(attachment: Attachment) -> None:
-        count("put")
-        put(attachment)
-        count("was put")
+    def counted_write(attachment: Attachment) -> None:
+        count("write")
+        write(attachment)
+        count("was written")
 
     def counted_remove(key: Key) -> None:
         count("remove")
         remove(key)
 
-    node.record.put = counted_put  # type: ignore[method-assign]
+    node.record.write = counted_write  # type: ignore[method-assign]
     node.record.remove = counted_remove  # type: ignore[method-assign]
     return lambda: left
 
