@@ -119,10 +119,14 @@ def _ports(config: Config) -> None:
     for field in ("healthz", "metrics"):
         if where := getattr(config, field):
             listen_address(field, where)
-    tunnel = config.tunnel_port, config.tunnel_port
-    for field, others in (ranges | {"proxy_ports": proxy_ports}).items():
-        if config.routing == "vxlan" and overlap(tunnel, others):
-            raise ConfigError(f"{config.tunnel_port} is one of {flag(field)}; keep them apart", "tunnel_port")
+    between = {"tunnel_port": config.routing == "vxlan", "encryption_port": config.encryption != "off"}
+    for own in (field for field, used in between.items() if used):
+        port: int = getattr(config, own)
+        for field, others in (ranges | {"proxy_ports": proxy_ports}).items():
+            if overlap((port, port), others):
+                raise ConfigError(f"{port} is one of {flag(field)}; keep them apart", own)
+    if all(between.values()) and config.encryption_port == config.tunnel_port:
+        raise ConfigError(f"{config.tunnel_port} is --tunnel-port, too; keep them apart", "encryption_port")
 
 
 def _routing(config: Config) -> None:
@@ -137,6 +141,12 @@ def _encryption(config: Config) -> None:
                 raise ConfigError("nothing is encrypted: say --encryption wireguard, or leave it out", field)
     elif not config.devices:
         raise ConfigError("it is done at the node's devices: name them (--devices)", "encryption")
+    elif config.cni_chain:
+        raise ConfigError(
+            "which packets are pods' is not known where another plugin gives them their addresses and ways, maybe "
+            "tunnels, to other nodes: leave out --cni-chain, or have that plugin encrypt",
+            "encryption",
+        )
     if config.node_files and config.source != "directory":
         raise ConfigError("nodes tell each other by the API server: leave it out", "node_files")
     if config.node_files and (problem := dns_subdomain_problem(config.node)):

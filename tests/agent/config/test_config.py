@@ -31,6 +31,9 @@ def test_texts_become_types() -> None:
     assert (config.remove_on_exit, config.node_sysctls) == (True, True)
 
 
+ENCRYPTED = {"encryption": "wireguard", "devices": "eth0"}
+
+
 @pytest.mark.parametrize(
     ("texts", "says"),
     [
@@ -97,6 +100,17 @@ def test_texts_become_types() -> None:
         ({"routing": "vxlan", "tunnel_port": "10000"}, "--tunnel-port: 10000 is one of --proxy-ports"),
         ({"routing": "vxlan", "tunnel_port": "30001"}, "--tunnel-port: 30001 is one of --node-ports"),
         ({"routing": "vxlan", "tunnel_port": "65535"}, "--tunnel-port: 65535 is one of --snat-ports"),
+        ({"strict_encryption": "true"}, "--strict-encryption: nothing is encrypted: say --encryption wireguard"),
+        ({"node_encryption": "true"}, "--node-encryption: nothing is encrypted"),
+        ({"key_rotation_days": "1"}, "--key-rotation-days: nothing is encrypted"),
+        ({"keepalive_s": "25"}, "--keepalive-s: nothing is encrypted"),
+        ({"encryption": "wireguard"}, "--encryption: it is done at the node's devices"),
+        (ENCRYPTED | {"encryption_port": "10000"}, "--encryption-port: 10000 is one of --proxy-ports"),
+        (ENCRYPTED | {"encryption_port": "30001"}, "--encryption-port: 30001 is one of --node-ports"),
+        (ENCRYPTED | {"encryption_port": "65535"}, "--encryption-port: 65535 is one of --snat-ports"),
+        (ENCRYPTED | {"encryption_port": "8472", "routing": "vxlan"}, "--encryption-port: 8472 is --tunnel-port, too"),
+        (ENCRYPTED | {"big_tcp": "true"}, "--big-tcp: neither WireGuard nor VXLAN takes such packets"),
+        ({"routing": "vxlan", "big_tcp": "true"}, "--big-tcp: neither WireGuard nor VXLAN takes such packets"),
     ],
 )
 def test_what_cannot_be_used_is_said(texts: dict[str, str], says: str) -> None:
@@ -108,6 +122,7 @@ def test_what_cannot_be_used_is_said(texts: dict[str, str], says: str) -> None:
 
 
 CLUSTER = {"source": "kubernetes", "ipam": "node"}
+CHAINED = {"source": "kubernetes", "cni_chain": "10-a.conflist", "cni_conf_dir": "/etc/cni/net.d"}
 POOL = {"source": "kubernetes", "ipam": "pool", "pool": "10.0.0.0/16,fd00::/48", "pool_block_bits": "24,64"}
 
 
@@ -126,6 +141,7 @@ POOL = {"source": "kubernetes", "ipam": "pool", "pool": "10.0.0.0/16,fd00::/48",
         (POOL | {"pool_block_bits": "31,64"}, "--pool-block-bits: /31 is not a part of 10.0.0.0/16 for a node: choose"),
         (POOL | {"pool_block_bits": "24,125"}, "--pool-block-bits: /125 is not a part of fd00::/48"),
         (POOL | {"service_cidrs": "10.0.3.0/24"}, "--service-cidrs: 10.0.3.0/24 overlaps a block of --pool"),
+        (CHAINED | ENCRYPTED, "--encryption: which packets are pods' is not known where another plugin gives them"),
     ],
 )
 def test_what_cannot_be_used_in_a_cluster_is_said(texts: dict[str, str], says: str) -> None:
@@ -140,8 +156,10 @@ def test_what_cannot_be_used_in_a_cluster_is_said(texts: dict[str, str], says: s
         CLUSTER,
         POOL,
         {"source": "kubernetes", "pod_cidrs": "10.1.0.0/24"},
-        {"source": "kubernetes", "cni_chain": "10-a.conflist", "cni_conf_dir": "/etc/cni/net.d"},
+        CHAINED,
         CLUSTER | {"routing": "native", "tunnel_port": "10000"},
+        CLUSTER | ENCRYPTED | {"encryption_port": "8472"},
+        CLUSTER | {"encryption_port": "10000"},
         {"manifests": "m", "pods": "cni", "cni_conf_dir": "/etc/cni/net.d", "mtu": "0"},
     ],
 )
