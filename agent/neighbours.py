@@ -72,6 +72,7 @@ class Neighbours:
         self.turned()
         await asyncio.to_thread(self.node_file.sync)
         if self.encryption:
+            await asyncio.to_thread(self.routing.measure)
             await self.encryption.start()
             self._steers = True
             self.steer()
@@ -176,6 +177,7 @@ def _member(
 def _encryption(config: Config, instance: Instance, neighbours: Neighbours, attachments: Attachments) -> Encryption:
     around = Surroundings(
         mark=abi.load().constants.MARK_WIREGUARD,
+        mtu=lambda: neighbours.routing.inner_mtu,
         published=neighbours.are_told,
         on_ready=lambda _: neighbours.steer(),
         on_device=attachments.set_wireguard,

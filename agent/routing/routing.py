@@ -38,13 +38,15 @@ log = logs.get("routing")
 class Routing:
     """In the network namespace of the thread this is made in. Calls block, but for `update` and `follow`.
 
-    `problems`: what is not as it should be, one sentence each; `mtu`: of pods' interfaces; `reached`: to how many
-    blocks of other nodes there are routes. All as of the last `sync`.
+    `problems`: what is not as it should be, one sentence each; `mtu`: of pods' interfaces; `inner_mtu`: of what fits
+    between nodes with all that is added; `reached`: to how many blocks of other nodes there are routes. All as of the
+    last `sync`, the MTUs as of the last `measure` too.
     """
 
     def __init__(self, config: Config, encrypted: bool = False) -> None:
         self.problems: list[str] = []
-        self.mtu = mtu.of_pods(config.mtu, (), mtu.overhead(config.routing, False, encrypted))
+        added = mtu.overhead(config.routing, False, encrypted)
+        self.mtu, self.inner_mtu = mtu.of_pods(config.mtu, (), added), mtu.between((), added)
         self.reached = 0
         self._mode, self._port, self._mtu, self._encrypted = config.routing, config.tunnel_port, config.mtu, encrypted
         self._own: Own | None = None
@@ -80,6 +82,14 @@ class Routing:
                 await asyncio.to_thread(self.sync)
                 await asyncio.sleep(SYNC_S)
 
+    def measure(self) -> None:
+        """How large packets may be, and nothing else."""
+        own, peers = self._own, self._peers
+        if own is not None:
+            with self._lock, suppress(OSError):  # `sync` will tell
+                over_v4 = is_over_v4(own)
+                self._measure(own, over_v4, self._reach(peers, over_v4), self._links())
+
     def sync(self) -> None:
         """Look what there is, and make it as it should be."""
         own, peers = self._own, self._peers
@@ -102,10 +112,8 @@ class Routing:
     def _sync(self, own: Own, peers: Sequence[Peer], problems: list[str]) -> None:
         over_v4 = is_over_v4(own)
         reach = self._reach(peers, over_v4)
-        known = {link.ifindex: link for link in map(links.read_link, self._route.request(links.list_links()))}
-        sizes = [known[index].mtu for index in self._underlay(own, reach) if index in known]
-        added = mtu.overhead(self._mode, over_v4, self._encrypted)
-        self.mtu = mtu.of_pods(self._mtu, sizes, added)
+        known = self._links()
+        self._measure(own, over_v4, reach, known)
         ifindex, desired = 0, Desired()
         if self._mode == "native":
             desired = native(own, peers, reach)
@@ -113,7 +121,7 @@ class Routing:
             desired.problems.append("this node has no address from which it could send VXLAN: give it one")
         elif self._mode == "vxlan":
             local = tunnel_address(own.addresses, over_v4)
-            ifindex = self._ensure_tunnel(own, local, mtu.between(sizes, added))
+            ifindex = self._ensure_tunnel(own, local, self.inner_mtu)
             desired = vxlan(own, peers, ifindex)
             desired.problems += self._filtered({one.ifindex for one in reach.values()}, known)
         self._ifindex = ifindex
@@ -123,6 +131,14 @@ class Routing:
         if self._mode != "vxlan":
             _delete_tunnel(self._route)
         self.reached = len(desired.routes) - len(steps.problems)
+
+    def _links(self) -> dict[int, Link]:
+        return {link.ifindex: link for link in map(links.read_link, self._route.request(links.list_links()))}
+
+    def _measure(self, own: Own, over_v4: bool, reach: dict[bytes, Reach], known: dict[int, Link]) -> None:
+        sizes = [known[index].mtu for index in self._underlay(own, reach) if index in known]
+        added = mtu.overhead(self._mode, over_v4, self._encrypted)
+        self.mtu, self.inner_mtu = mtu.of_pods(self._mtu, sizes, added), mtu.between(sizes, added)
 
     def _reach(self, peers: Iterable[Peer], over_v4: bool) -> dict[bytes, Reach]:
         wanted = set()
