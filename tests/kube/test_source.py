@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 from apiserver import TABLE, ApiServer
-from kube_source import QUICK, Follower, following, identity, made, pod, policy, ref, stored
+from kube_source import NODE, QUICK, Follower, following, identity, made, pod, policy, ref, stored
 
 from agent.kube.replica import Replica
-from agent.objects import Namespace, PolicySet, SecurityIdentity
+from agent.objects import Namespace, NodeEndpoints, PolicySet, SecurityIdentity
 from policies.model import ObjectRef, Policy
 
 
@@ -72,6 +72,34 @@ def test_what_nobody_reads_is_no_change(api: ApiServer, tmp_path: Path) -> None:
             await follower.until(lambda: "last" in follower.names("NetworkPolicy"))
             assert follower.told("Node") == []
             assert sorted(follower.told("NetworkPolicy")) == ["a", "last"]
+
+    asyncio.run(run())
+
+
+def _endpoints(node: str, *ips: str) -> dict[str, Any]:
+    endpoints = [{"pod": f"shop/p{ip}", "ips": [ip], "identity": 300, "digest": "0" * 16} for ip in ips]
+    spec = {"podCIDRs": ["10.9.0.0/24"], "endpoints": endpoints}
+    return made("gatehouse.io/v1alpha1", "NodeEndpoints", node, spec=spec)
+
+
+def test_of_its_own_pods_a_node_knows_more_than_it_tells(api: ApiServer, tmp_path: Path) -> None:
+    """That they were written is told, for it may have been somebody else; those of other nodes are read."""
+    api.load([_endpoints(NODE, "10.9.0.2"), _endpoints("n2", "10.9.0.2")])
+
+    async def run() -> None:
+        async with following(api.url, tmp_path) as follower:
+            notices: list[None] = []
+            follower.source.own_told = lambda: notices.append(None)
+            own, other = (follower.world[ObjectRef("NodeEndpoints", "", name)] for name in (NODE, "n2"))
+            assert isinstance(own, NodeEndpoints) and isinstance(other, NodeEndpoints)
+            assert (len(own.endpoints), len(other.endpoints)) == (0, 1) and own.pod_cidrs == other.pod_cidrs
+            api.put(_endpoints(NODE, "10.9.0.3", "10.9.0.4"))
+            api.put(_endpoints("n2", "10.9.0.3", "10.9.0.4"))
+            await follower.until(lambda: follower.told("NodeEndpoints") == ["n2"])
+            assert len(notices) == 1
+            api.delete("nodeendpoints", NODE)
+            await follower.until(lambda: follower.told("NodeEndpoints") == ["n2", f"-{NODE}"])
+            assert len(notices) == 2
 
     asyncio.run(run())
 
