@@ -255,7 +255,7 @@ class EncryptedNode(rig.Netns):
         self.stop(remove=True)
         self.wire.nodes.remove(self)
         for encryption in self._earlier:
-            device = encryption._device
+            device = encryption._tunnel.device
             child = getattr(getattr(device, "_supervisor", None), "_child", None)
             if child:
                 child.wait(10)

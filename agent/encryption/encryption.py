@@ -18,7 +18,7 @@ from agent.datapath.changes import Changes
 from agent.encryption import userspace
 from agent.encryption.keys import shown
 from agent.encryption.link import NodeLink, is_of
-from agent.encryption.reconcile import FAST_S, RETRY_S, Reconciler, silence
+from agent.encryption.reconcile import FAST_S, Reconciler, silence
 from agent.encryption.rotation import Bounds, Phase
 from agent.instance import Instance
 from agent.objects import Problem
@@ -97,7 +97,7 @@ class Encryption:
                 while True:
                     done = await self._turn()
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(self._pause_s(done)):
+                        async with asyncio.timeout(self._tunnel.pause_s(done)):
                             await self._changes.wait()
         finally:
             await self._let_go()
@@ -202,11 +202,6 @@ class Encryption:
         if self.facts() != facts:
             self._around.on_facts()
         return done
-
-    def _pause_s(self, done: bool) -> float:
-        if done:
-            return self._tunnel.poll_s()
-        return FAST_S if self._tunnel.making else RETRY_S
 
     async def _let_go(self) -> None:
         if self._keeping:

@@ -11,7 +11,8 @@ peers have not heard of the next key is not reached by them after step 2, so tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 
 import msgspec
@@ -87,37 +88,75 @@ def turned(
 
 
 class Rotation:
-    """The keys of this node, and what becomes of them. Calls write files; `keys` costs nothing."""
+    """The keys of this node, and what becomes of them. `asked`: somebody wants a new one. Calls but properties write
+    files, and block."""
 
-    def __init__(self, folder: KeyFolder, audit: AuditFile, max_age_days: float) -> None:
-        self._folder = folder
-        self._audit = audit
-        self.max_age_s = max_age_days * DAY_S
+    def __init__(self, folder: KeyFolder, audit: AuditFile, max_age_days: float, bounds: Bounds) -> None:
         self.keys = folder.load()
         self.asked = False
+        self.bounds = bounds
+        self._folder, self._audit, self._max_age_s = folder, audit, max_age_days * DAY_S
+        self._told_at: float | None = None  # since when the others can know the keys
+        self._swapped_at: float | None = None
+        self._swapped_ns = 0
+        self._before: dict[bytes, int] = {}  # handshakes before the swap
 
     @property
     def phase(self) -> Phase:
         return phase_of(self.keys)
 
+    def advance(
+        self,
+        published: Callable[[tuple[bytes, bytes]], bool],
+        groups: Iterable[Iterable[bytes]],
+        handshakes: Mapping[bytes, int],
+    ) -> Step | None:
+        """Take the step whose time has come; which it was. `published`: whether the others can know the keys by now;
+        `groups`: keys of each other node; `handshakes`: key → ns of its last one. After a swap the device is to be
+        given the key. Raises OSError where a file cannot be written; the step is then still to be taken."""
+        now = time.monotonic()
+        if self._told_at is None and self.phase is not Phase.IDLE and published(self.keys.told):
+            self._told_at = now
+        if self.phase is Phase.SWAPPED and self._swapped_at is None:  # an earlier agent did
+            self._swapped(now, handshakes)
+        step = due(
+            Facts(
+                phase=self.phase,
+                key_age_s=time.time() - self.keys.made_s,
+                max_age_s=self._max_age_s,
+                asked=self.asked,
+                told_s=None if self._told_at is None else now - self._told_at,
+                swapped_s=0.0 if self._swapped_at is None else now - self._swapped_at,
+                turned=turned(groups, self._before, handshakes, self._swapped_ns),
+            ),
+            self.bounds,
+        )
+        if step is not None:
+            self.take(step)
+            if step is Step.SWAP:
+                self._swapped(now, handshakes)
+        return step
+
     def take(self, step: Step) -> None:
-        """Raises OSError where a file cannot be written; then it is as it was."""
+        """Whether its time has come or not."""
         before = self.keys
         if step is Step.BEGIN:
             by = "command" if self.asked else "age"
             self.keys = self._folder.make_next()
             self.asked = False
-            self._record("key rotation begun", by=by, key=before.current.public, next_key=self._next())
+            following = self.keys.next.public if self.keys.next else b""
+            self._record("key rotation begun", by=by, key=shown(before.current.public), next_key=shown(following))
         elif step is Step.SWAP:
             self.keys = self._folder.swap()
-            self._record("key swapped", old_key=before.current.public, key=self.keys.current.public)
+            self._record("key swapped", old_key=shown(before.current.public), key=shown(self.keys.current.public))
         else:
             self.keys = self._folder.destroy_old()
             old = before.old.public if before.old else b""
-            self._record("old key destroyed", old_key=old, key=self.keys.current.public)
+            self._record("old key destroyed", old_key=shown(old), key=shown(self.keys.current.public))
+        self._told_at = self._swapped_at = None
 
-    def _next(self) -> bytes:
-        return self.keys.next.public if self.keys.next else b""
+    def _swapped(self, now: float, handshakes: Mapping[bytes, int]) -> None:
+        self._swapped_at, self._swapped_ns, self._before = now, time.time_ns(), dict(handshakes)
 
-    def _record(self, event: str, **facts: bytes | str) -> None:
-        self._audit.record(event, **{k: v if isinstance(v, str) else shown(v) for k, v in facts.items()})
+    def _record(self, event: str, **facts: str) -> None:
+        self._audit.record(event, **facts)

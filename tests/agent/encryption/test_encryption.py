@@ -31,7 +31,7 @@ def device_pid(node: EncryptedNode) -> int:
 
 
 async def _process(encryption: object) -> int:
-    device = encryption._device  # type: ignore[attr-defined]
+    device = encryption._tunnel.device  # type: ignore[attr-defined]
     view = device.process()
     return int(view.pid) if view else 0
 
@@ -75,7 +75,7 @@ def test_what_is_told_of_it(pair: Pair, backend: str) -> None:
     one.ping(two)
     one.do(lambda e: e._turn())
     assert one.encryption
-    one.encryption._state = None  # read it now, not with the next poll
+    one.encryption._tunnel._state = None  # read it now, not with the next poll
     one.do(lambda e: e._turn())
     view = one.encryption.view()
     assert (view.mode, view.kernel, view.port, view.device) == ("wireguard", backend == "kernel", PORT, one.device)
@@ -203,19 +203,29 @@ def test_the_stock_tool_configures_the_device(pair: Pair) -> None:
     """What it adds is taken away again, what it takes away is put back; sessions go on."""
     one, two = pair
     one.ping(two)
+    at = handshaken(one, two.facts[0])
+    one.stop()  # so that what the tool does can be seen
     stranger = shown(PrivateKey.generate().public)
     wg(one, "set", one.device, "peer", stranger, "allowed-ips", "10.9.0.0/16")
     wg(one, "set", one.device, "peer", shown(two.facts[0]), "persistent-keepalive", "25", "allowed-ips", "10.8.0.0/16")
     wg(one, "set", one.device, "fwmark", "0x7")
     text = wg(one, "show", one.device)
     assert stranger in text and "10.8.0.0/16" in text and "every 25 seconds" in text
-    assert one.encryption
+    one.start()
+    (_, _, _, mark), *peers = (line.split("\t") for line in wg(one, "show", one.device, "dump").splitlines())
+    assert int(mark, 16) == MARK
+    ((key, _, _, allowed, _, _, _, keepalive),) = peers
+    assert (key, keepalive) == (shown(two.facts[0]), "off")
+    assert set(allowed.split(",")) == {"10.244.2.0/24", "fd00:2::/64", "192.0.2.2/32", "2001:db8::2/128"}
+    assert one.ping(two) and handshaken(one, two.facts[0]) == at
 
-    def as_before() -> bool:
-        dump = [line.split("\t") for line in wg(one, "show", one.device, "dump").splitlines()]
-        return len(dump) == 2 and int(dump[0][3], 16) == MARK and "10.244.2.0/24" in dump[1][3] and dump[1][7] == "off"
 
-    rig.wait_until(as_before, WAIT_S, "as the agent has it")
+def test_what_somebody_changes_is_put_back(pair: Pair) -> None:
+    """With the next look at it, while the agent runs."""
+    one, two = pair
+    wg(one, "set", one.device, "peer", shown(two.facts[0]), "allowed-ips", "10.8.0.0/16")
+    rig.wait_until(lambda: "10.244.2.0/24" in wg(one, "show", one.device, "allowed-ips"), WAIT_S)
+    assert "10.8.0.0/16" not in wg(one, "show", one.device, "allowed-ips")
     assert one.ping(two)
 
 

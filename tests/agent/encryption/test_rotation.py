@@ -72,7 +72,7 @@ class Node:
 
     def begin(self) -> None:
         """An agent starts."""
-        self.rotation = Rotation(self.folder, self.audit, 0)
+        self.rotation = Rotation(self.folder, self.audit, 0, BOUNDS)
         self.reconcile()
 
     def told(self) -> Peer:
