@@ -39,12 +39,12 @@ async def changed(encryption: Encryption, own: Own, peers: list[Peer]) -> float:
 
 
 def counted(device: Device) -> list[int]:
-    """How many peers each message gives an endpoint, from now on."""
+    """How many peers each message gives addresses, from now on."""
     sent: list[int] = []
     configure = device.configure
 
     def counting(settings: Settings, changes: Sequence[PeerChange] = ()) -> None:
-        sent.append(sum(change.endpoint is not None for change in changes))
+        sent.append(sum(bool(change.allowed) for change in changes))
         configure(settings, changes)
 
     device.configure = counting  # type: ignore[method-assign]
