@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -58,12 +57,21 @@ def test_node_goes_on_without_the_api_server(cluster: EitherCluster) -> None:
         cluster.api.delete("networkpolicies", "web", "shop")
         rig.wait_until(lambda: tcp(other.netns, web.ip(), PORT), START_S, "what has changed is in force")
         for agent in cluster.running():
-            rig.wait_until(partial(is_synced, agent), START_S, "all is as the API server has it")
-            assert agent.status()["state"] == "ready"
+            await_synced(agent)
 
 
-def is_synced(agent: KubeAgent) -> bool:
-    return not agent.status()["cluster"]["from_disk"]
+def await_synced(agent: KubeAgent) -> None:
+    """Until all is as the API server has it."""
+    status = agent.status()
+
+    def synced() -> bool:
+        status.update(agent.status())
+        return status["state"] == "ready" and not status["cluster"]["from_disk"]
+
+    try:
+        rig.wait_until(synced, START_S)
+    except AssertionError:
+        raise AssertionError(f"{status['reasons']}, {status['problems']}, {status['cluster']}") from None
 
 
 def test_new_pod_of_unknown_identity_waits_for_the_api_server(faulty: KubeCluster) -> None:
