@@ -1,6 +1,7 @@
 # The image of Gatehouse: the agent, its helper processes and the CNI plugin.     make image
 #
-# There is no compiler in it but the library by which the agent compiles the datapath (python3-bpfcc). It starts as root:
+# There is no compiler in it but the library by which the agent compiles the datapath (python3-bpfcc). wireguard-go is for
+# nodes whose kernel has no WireGuard. It starts as root:
 # what loads programs into the kernel has to be. Envoy then becomes user 27262 and keeps CAP_NET_RAW alone, as does the
 # DNS proxy, which stays root's (agent/privileges.py).
 
@@ -35,7 +36,7 @@ LABEL org.opencontainers.image.title="Gatehouse" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-      linux-libc-dev python3 "python3-bpfcc=${BPFCC}" && \
+      linux-libc-dev python3 "python3-bpfcc=${BPFCC}" wireguard-go && \
     rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* && \
     find / -xdev -type f -perm /6000 -exec chmod a-s {} + && \
     groupadd --gid 27262 gatehouse-envoy && \

@@ -17,6 +17,7 @@ POOL = {
 }
 METRICS = {"observability": {"metrics": {"enabled": True}}}
 MONITORED = {"observability": {"metrics": {"enabled": True}, "serviceMonitor": {"enabled": True}}}
+ENCRYPTED = {"encryption": {"enabled": True}}
 CHAINED = {"cni": {"chain": "10-other.conflist"}, "routingMode": "off"}
 
 INSTALLATIONS: dict[str, dict[str, Any]] = {
@@ -39,6 +40,20 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
         },
         "devices": ["eth0", "eth1"],
     },
+    "encrypted": ENCRYPTED,
+    "encrypted-by-the-kernel": {
+        "encryption": {
+            "enabled": True,
+            "implementation": "kernel",
+            "port": 51900,
+            "nodeEncryption": True,
+            "strictMode": True,
+            "keepaliveSeconds": 25,
+            "keyRotationDays": 0.5,
+        },
+        "routingMode": "vxlan",
+    },
+    "big-tcp": {"bigTCP": {"enabled": True}},
     "chained": CHAINED | {"masquerade": {"enabled": False}},
     "monitored": MONITORED | {"policyEnforcementMode": "always"},
     "no-proxies": {"l7Proxy": {"enabled": False}, "dnsProxy": {"enabled": False}},
@@ -58,12 +73,39 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
 REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     # Not in this version.
     ("kube-proxy", {"kubeProxyReplacement": False}, "kubeProxyReplacement: false cannot be honoured"),
-    ("encryption", {"encryption": {"enabled": True}}, "cannot encrypt (wireguard): leave it false"),
-    ("nodeEncryption", {"encryption": {"nodeEncryption": True}}, "encryption.nodeEncryption is nothing without"),
-    ("strictMode", {"encryption": {"strictMode": True}}, "encryption.strictMode is nothing without encryption.enabled"),
-    ("bigTCP", {"bigTCP": {"enabled": True}}, "bigTCP.enabled: this version of Gatehouse has no BIG TCP"),
     ("audit", {"audit": {"enabled": True}}, "audit.enabled: this version of Gatehouse writes no audit records"),
     # Not together.
+    (
+        "nodes alone encrypted",
+        {"encryption": {"nodeEncryption": True}},
+        "encryption.nodeEncryption is nothing without encryption.enabled: set that, too, or leave it false",
+    ),
+    (
+        "strict about nothing",
+        {"encryption": {"strictMode": True}},
+        "encryption.strictMode is nothing without encryption.enabled",
+    ),
+    ("chained, encrypted", CHAINED | ENCRYPTED, "encryption.enabled: the plugin before Gatehouse (cni.chain) gives"),
+    (
+        "encrypted nowhere",
+        ENCRYPTED | {"devices": [], "masquerade": {"enabled": False}},
+        "encryption.enabled: it is done at the nodes' devices",
+    ),
+    ("large and encrypted", ENCRYPTED | {"bigTCP": {"enabled": True}}, "bigTCP.enabled: WireGuard takes no such"),
+    (
+        "large in a tunnel",
+        {"routingMode": "vxlan", "bigTCP": {"enabled": True}},
+        "bigTCP.enabled: VXLAN takes no such packets: leave it false, or set routingMode to native",
+    ),
+    *(
+        (f"WireGuard at {port}", {"encryption": {"enabled": True, "port": port}, "routingMode": "vxlan"}, says)
+        for port, says in (
+            (30001, "encryption.port (30001-30001) and loadBalancer.nodePortRange (30000-32767) have a port in common"),
+            (61001, "encryption.port (61001-61001) and loadBalancer.snatPortRange (61000-65535) have a port in common"),
+            (16384, "encryption.port (16384-16384) and proxyPortRange (16384-20479) have a port in common"),
+            (8472, "encryption.port (8472-8472) and tunnelPort (8472-8472) have a port in common"),
+        )
+    ),
     (
         "services of two blocks",
         {"serviceCIDRs": ["10.0.0.0/16", "10.1.0.0/16"]},
@@ -141,6 +183,10 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("misspelt inside", {"loadBalancer": {"algoritm": "maglev"}}, "additional properties 'algoritm' not allowed"),
     ("setting of a value", {"extraConfig": {"routing": "off"}}, "additional properties 'routing' not allowed"),
     ("unknown setting", {"extraConfig": {"mtuu": 1}}, "additional properties 'mtuu' not allowed"),
+    ("not of this kind", {"encryption": {"type": "ipsec"}}, "/encryption/type"),
+    ("no such WireGuard", {"encryption": {"implementation": "boringtun"}}, "/encryption/implementation"),
+    ("a key of the future", {"encryption": {"keyRotationDays": -1}}, "/encryption/keyRotationDays"),
+    ("half a second", {"encryption": {"keepaliveSeconds": 0.5}}, "/encryption/keepaliveSeconds"),
     ("unknown mode", {"policyEnforcementMode": "never"}, "value must be one of 'default', 'always'"),
     ("off without quotes", {"routingMode": False}, "got boolean, want string"),
     ("latest", {"image": {"tag": "latest"}}, "/image/tag"),
@@ -175,8 +221,12 @@ CHANGES: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "kubeProxyReplacement": (False, {}),
     "policyEnforcementMode": ("always", {}),
     "encryption.enabled": (True, {}),
-    "encryption.nodeEncryption": (True, {}),
-    "encryption.strictMode": (True, {}),
+    "encryption.implementation": ("kernel", ENCRYPTED),
+    "encryption.port": (51900, ENCRYPTED),
+    "encryption.nodeEncryption": (True, ENCRYPTED),
+    "encryption.strictMode": (True, ENCRYPTED),
+    "encryption.keepaliveSeconds": (25, ENCRYPTED),
+    "encryption.keyRotationDays": (90, ENCRYPTED),
     "routingMode": ("vxlan", {}),
     "tunnelPort": (4789, {}),
     "ipam.mode": ("pool", {"ipam": {"pool": POOL["pool"]}}),

@@ -15,6 +15,7 @@ import pytest
 
 from agent import privileges
 from agent.cni.build import BINARY
+from agent.encryption import userspace
 
 ROOT = Path(__file__).parents[1]
 COMPILERS = {"gcc", "g++", "clang", "make", "build-essential", "libc6-dev", "git", "curl", "wget"}
@@ -67,6 +68,11 @@ def test_no_compiler_is_in_the_image() -> None:
     assert not installed & COMPILERS
     assert all("--no-install-recommends" in run for stage in stages() for run in of(stage, "RUN") if "apt-get" in run)
     assert {"linux-libc-dev", "python3", "python3-bpfcc=${BPFCC}"} <= installed
+
+
+def test_wireguard_can_be_had_where_the_kernel_has_none() -> None:
+    """What the chart lets the agent run (encryption.implementation)."""
+    assert userspace.PROGRAM in " ".join(of(stages()[-1], "RUN")).split()
 
 
 def test_no_program_makes_its_caller_somebody_else() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from chart_objects import layers, pod
-from chart_values import CHART, INSTALLATIONS
+from chart_values import CHART, ENCRYPTED, INSTALLATIONS, changed
 from helm_process import NAMESPACE, Helm
 
 from agent.config import check, merge, settings
@@ -70,6 +70,26 @@ SETTINGS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
             "node_port_addresses": ("192.0.2.0/24",),
         },
     ),
+    ("not encrypted", {"encryption": {"port": 51900, "keyRotationDays": 90}}, {"encryption": "off", "big_tcp": False}),
+    (
+        "encrypted",
+        INSTALLATIONS["encrypted"],
+        {"encryption": "wireguard", "wireguard": "auto", "encryption_port": 51871, "strict_encryption": False},
+    ),
+    (
+        "encrypted by the kernel",
+        INSTALLATIONS["encrypted-by-the-kernel"],
+        {
+            "wireguard": "kernel",
+            "encryption_port": 51900,
+            "node_encryption": True,
+            "strict_encryption": True,
+            "keepalive_s": 25,
+            "key_rotation_days": 0.5,
+        },
+    ),
+    ("seldom another key", changed(ENCRYPTED, ("encryption", "keyRotationDays"), 30000), {"key_rotation_days": 30000}),
+    ("large packets", INSTALLATIONS["big-tcp"], {"big_tcp": True, "encryption": "off"}),
     ("chained", INSTALLATIONS["chained"], {"cni_chain": "10-other.conflist", "routing": "off", "masquerade": False}),
     ("not installed", {"cni": {"install": False}}, {"cni_conf_dir": "", "cni_bin_dir": ""}),
     ("monitored", INSTALLATIONS["monitored"], {"metrics": "0.0.0.0:9965"}),
@@ -99,7 +119,14 @@ def test_a_secret_is_in_no_config_map(helm: Helm) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"mtu": 1400}, {"loadBalancer": {"maglev": {"seed": "other"}}}, {"extraConfig": {"api_wait_s": 1}}]
+    "values",
+    [
+        ENCRYPTED,
+        {"bigTCP": {"enabled": True}},
+        {"mtu": 1400},
+        {"loadBalancer": {"maglev": {"seed": "other"}}},
+        {"extraConfig": {"api_wait_s": 1}},
+    ],
 )
 def test_changed_settings_replace_pods(helm: Helm, values: dict[str, Any]) -> None:
     before, after = (pod(helm.objects(one))["metadata"]["annotations"] for one in ({}, values))
@@ -125,15 +152,10 @@ NOT_OF_CLUSTERS = {
     "node_files": "for --source directory",
     "zone": "the Node object says it",
     "envoy": "the image's",
+    "wireguard_program": "the image's",
     "remove_on_exit": "an update would take policy off the node: cleanup.enabled is for that",
 }
 """Settings that the chart does not have, and why."""
-
-NOT_YET = {
-    *("encryption", "encryption_port", "node_encryption", "strict_encryption", "wireguard", "wireguard_program"),
-    *("keepalive_s", "key_rotation_days", "big_tcp"),
-}
-"""Those of values that are refused (encryption.*, bigTCP.*)."""
 
 
 def test_every_setting_can_be_given(helm: Helm) -> None:
@@ -141,9 +163,8 @@ def test_every_setting_can_be_given(helm: Helm) -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     given = {field for values in INSTALLATIONS.values() for field in _given(helm, values)}
     extra = set(schema["properties"]["extraConfig"]["properties"])
-    left_out = {*NOT_OF_CLUSTERS, *NOT_YET}
-    assert not left_out & (given | extra)
-    assert given | extra | left_out == {one.field for one in settings()}
+    assert not NOT_OF_CLUSTERS.keys() & (given | extra)
+    assert given | extra | NOT_OF_CLUSTERS.keys() == {one.field for one in settings()}
 
 
 def _given(helm: Helm, values: dict[str, Any]) -> set[str]:

@@ -11,6 +11,8 @@ from helm_process import Helm
 
 from agent.cli.main import build
 from agent.config import merge
+from agent.encryption.choose import TUN
+from agent.encryption.userspace import SOCKETS
 
 OWN = "gatehouse"
 OTHERS = {("bpffs", "sh"), ("bpffs", "nsenter"), ("clean", "sleep")}
@@ -51,6 +53,41 @@ def test_folders_of_the_settings_are_the_nodes(working: list[dict[str, Any]]) ->
     folders = {config.state_dir, config.cgroup, config.cni_conf_dir, config.cni_bin_dir, "/run/gatehouse", "/run/netns"}
     for folder in folders - {""}:
         assert of_the_node[folder] == folder
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ({}, {}),
+        ({"encryption": {"enabled": True}}, {"/var/run/wireguard": "wireguard", "/dev/net": "tun"}),
+        (
+            {"encryption": {"enabled": True, "implementation": "userspace"}},
+            {"/var/run/wireguard": "wireguard", "/dev/net": "tun"},
+        ),
+        ({"encryption": {"enabled": True, "implementation": "kernel"}}, {}),
+        ({"encryption": {"enabled": True}, "cleanup": {"enabled": True}}, {"/var/run/wireguard": "wireguard"}),
+    ],
+)
+def test_what_a_wireguard_program_needs(helm: Helm, values: dict[str, Any], wanted: dict[str, str]) -> None:
+    """Only where one may be run. Its socket is where `wg` looks, on the node, too; and for cleanup to remove."""
+    objects = helm.objects(values)
+    (first,) = (one for one in containers(objects) if one["name"] in ("agent", "cleanup"))
+    found = {path: name for path, name in mounted(first).items() if path in (str(SOCKETS), str(TUN.parent))}
+    assert found == wanted
+    volumes = {one["name"]: one.get("hostPath", {}).get("path") for one in pod(objects)["spec"]["volumes"]}
+    assert {path: volumes[name] for path, name in found.items()} == {path: path for path in wanted}
+    others = [one for one in containers(objects) if one is not first]
+    assert not any({"wireguard", "tun"} & set(mounted(one).values()) for one in others)
+
+
+def test_encryption_takes_no_more_rights(helm: Helm) -> None:
+    """By the kernel or a program: the agent may set up links in any case, and the kernel loads its module itself."""
+    without, with_it = (helm.objects(values) for values in ({}, {"encryption": {"enabled": True}}))
+    assert [one["securityContext"] for one in containers(with_it)] == [
+        one["securityContext"] for one in containers(without)
+    ]
+    kinds = ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding")
+    assert [one for one in with_it if one["kind"] in kinds] == [one for one in without if one["kind"] in kinds]
 
 
 def test_names_in_the_pod_lead_somewhere(objects: list[dict[str, Any]]) -> None:

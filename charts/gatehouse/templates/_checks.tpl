@@ -6,17 +6,6 @@
 {{- if not $v.kubeProxyReplacement }}
 {{- fail "kubeProxyReplacement: false cannot be honoured: Gatehouse serves services wherever it runs, and a kube-proxy beside it would translate them twice. Leave it true, and remove kube-proxy." }}
 {{- end }}
-{{- if $v.encryption.enabled }}
-{{- fail (printf "encryption.enabled: this version of Gatehouse cannot encrypt (%s): leave it false." $v.encryption.type) }}
-{{- end }}
-{{- range $name := list "nodeEncryption" "strictMode" }}
-{{- if index $v.encryption $name }}
-{{- fail (printf "encryption.%s is nothing without encryption.enabled: leave it false." $name) }}
-{{- end }}
-{{- end }}
-{{- if $v.bigTCP.enabled }}
-{{- fail "bigTCP.enabled: this version of Gatehouse has no BIG TCP: leave it false." }}
-{{- end }}
 {{- if $v.audit.enabled }}
 {{- fail "audit.enabled: this version of Gatehouse writes no audit records: leave it false." }}
 {{- end }}
@@ -89,6 +78,30 @@
 {{- end }}
 {{- end }}
 
+{{- /* Encryption, large packets. */ -}}
+{{- if $v.encryption.enabled }}
+{{- if $v.cni.chain }}
+{{- fail "encryption.enabled: the plugin before Gatehouse (cni.chain) gives pods their addresses and ways to other nodes, maybe tunnels, so which packets are pods' is not known: leave it false, and have that plugin encrypt." }}
+{{- end }}
+{{- if not $v.devices }}
+{{- fail "encryption.enabled: it is done at the nodes' devices, and devices is empty: name them, or leave it at [auto]." }}
+{{- end }}
+{{- else }}
+{{- range $name := list "nodeEncryption" "strictMode" }}
+{{- if index $v.encryption $name }}
+{{- fail (printf "encryption.%s is nothing without encryption.enabled: set that, too, or leave it false." $name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if $v.bigTCP.enabled }}
+{{- if $v.encryption.enabled }}
+{{- fail "bigTCP.enabled: WireGuard takes no such packets: choose it, or encryption.enabled." }}
+{{- end }}
+{{- if eq $v.routingMode "vxlan" }}
+{{- fail "bigTCP.enabled: VXLAN takes no such packets: leave it false, or set routingMode to native." }}
+{{- end }}
+{{- end }}
+
 {{- /* Services. */ -}}
 {{- $size := int $v.loadBalancer.maglev.tableSize }}
 {{- range $n := untilStep 2 363 1 }}
@@ -102,6 +115,9 @@
 {{- $_ := set $ranges "healthPort" (printf "%d-%d" (int $v.healthPort) (int $v.healthPort)) }}
 {{- if eq $v.routingMode "vxlan" }}
 {{- $_ := set $ranges "tunnelPort" (printf "%d-%d" (int $v.tunnelPort) (int $v.tunnelPort)) }}
+{{- end }}
+{{- if $v.encryption.enabled }}
+{{- $_ := set $ranges "encryption.port" (printf "%d-%d" (int $v.encryption.port) (int $v.encryption.port)) }}
 {{- end }}
 {{- if $v.observability.metrics.enabled }}
 {{- $_ := set $ranges "observability.metrics.port" (printf "%d-%d" (int $v.observability.metrics.port) (int $v.observability.metrics.port)) }}

@@ -27,9 +27,23 @@ service_cidrs: {{ $v.serviceCIDRs | toJson }}
 routing: {{ $v.routingMode | quote }}
 tunnel_port: {{ int $v.tunnelPort }}
 mtu: {{ int $v.mtu }}
+big_tcp: {{ $v.bigTCP.enabled }}
 devices: {{ $v.devices | toJson }}
 masquerade: {{ $v.masquerade.enabled }}
 masquerade_exclude: {{ $v.masquerade.exclude | toJson }}
+
+{{- with $v.encryption }}
+
+encryption: {{ ternary .type "off" .enabled | quote }}
+{{- if .enabled }}
+wireguard: {{ .implementation }}
+encryption_port: {{ int .port }}
+node_encryption: {{ .nodeEncryption }}
+strict_encryption: {{ .strictMode }}
+keepalive_s: {{ int .keepaliveSeconds }}
+key_rotation_days: {{ .keyRotationDays | toJson }}
+{{- end }}
+{{- end }}
 {{- if $v.cni.install }}
 
 cni_conf_dir: {{ $v.cni.confDir }}

@@ -72,6 +72,11 @@ containers:
         readOnly: true
       - name: state
         mountPath: {{ $v.stateDir }}
+      {{- if include "gatehouse.userspace" . }}
+      - name: tun
+        mountPath: /dev/net
+        readOnly: true # the folder; not the device in it
+      {{- end }}
       {{- include "gatehouse.hostMounts" . | nindent 6 }}
   # Helpers have no probes: each ends with what it runs, and the agent sees by their sockets whether they answer.
   - name: flows
@@ -160,6 +165,11 @@ httpGet:
   port: health
 {{- end }}
 
+{{- /* Not empty where a program may have to make the WireGuard device. */ -}}
+{{- define "gatehouse.userspace" -}}
+{{- with .Values.encryption }}{{ if and .enabled (ne .implementation "kernel") }}true{{ end }}{{ end -}}
+{{- end }}
+
 {{- /* Of the node, what the agent works on. */ -}}
 {{- define "gatehouse.hostMounts" -}}
 - name: run
@@ -173,6 +183,10 @@ httpGet:
   mountPropagation: HostToContainer # pods' namespaces come and go
 - name: tmp
   mountPath: /tmp
+{{- if include "gatehouse.userspace" . }}
+- name: wireguard
+  mountPath: /var/run/wireguard # where `wg` on the node looks for the program's socket
+{{- end }}
 {{- if .Values.cni.install }}
 - name: cni-bin
   mountPath: {{ .Values.cni.binDir }}
@@ -202,6 +216,18 @@ httpGet:
   emptyDir:
     medium: Memory
     sizeLimit: 64Mi
+{{- if include "gatehouse.userspace" . }}
+- name: wireguard
+  hostPath:
+    path: /var/run/wireguard
+    type: DirectoryOrCreate
+{{- if not .Values.cleanup.enabled }}
+- name: tun # the folder: where the kernel has WireGuard, the device need not be there
+  hostPath:
+    path: /dev/net
+    type: DirectoryOrCreate
+{{- end }}
+{{- end }}
 {{- if .Values.cni.install }}
 - name: cni-bin
   hostPath:
