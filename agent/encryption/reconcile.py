@@ -39,6 +39,8 @@ POLL_S = 5.0
 FAST_S = 0.05
 """While keys change, or the device is being made: until then what peers send by their new keys is dropped."""
 RETRY_S = 5.0
+AT_ONCE = 50
+"""Handshakes that are begun in one go: a program makes them before it answers, and other changes wait."""
 
 log = logs.get("encryption")
 
@@ -82,6 +84,7 @@ class Reconciler:
         self._given: dict[bytes, Endpoint] = {}  # endpoints that the device was told
         self._silence = Silence()
         self._greetings = Greetings()
+        self._due: list[bytes] = []  # to be greeted now
         self._link = NodeLink(self.name)
         self._lock = threading.Lock()
 
@@ -148,7 +151,12 @@ class Reconciler:
         """After a `sync` that said `done`: until the next, if nothing happens."""
         if not done:
             return FAST_S if self.making else RETRY_S
-        return self._greetings.delay_s(time.monotonic(), self.poll_s())
+        return 0.0 if self._due else self._greetings.delay_s(time.monotonic(), self.poll_s())
+
+    @property
+    def greets(self) -> bool:
+        """Whether some peers are still to be greeted."""
+        return bool(self._due or self._greetings.at_s)
 
     # ---- inside
 
@@ -175,7 +183,9 @@ class Reconciler:
             came = list(state.peers)
         self._link.settle(link, self._mtu())
         self._greetings.add(keys.current.public, came, time.monotonic())
-        self._provoke(device, [key for key in self._greetings.take(time.monotonic()) if key in state.peers])
+        self._due += self._greetings.take(time.monotonic())
+        self._provoke(device, [key for key in self._due[:AT_ONCE] if key in state.peers])
+        del self._due[:AT_ONCE]
         if fresh:
             log.info("WireGuard device configured", device=self.name, ifindex=link.ifindex, peers=len(state.peers))
         self.ifindex, self.ready = link.ifindex, frozenset(self.desired.keys)
