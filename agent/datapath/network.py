@@ -157,26 +157,24 @@ class Network:
                 problems.append(str(refused))
 
     def _encrypt(self, wireguard: int, found: Sequence[Device], wanted: Sequence[Device], problems: list[str]) -> None:
-        """Nothing is given to the device before what it decrypts is taken from it."""
+        """Nothing is given to the device before what it decrypts is taken from it. Where it is not there, or is of no
+        use, what would be given to it is dropped: it does not go out in plaintext."""
         entry = _way_in(wanted, self._node_addresses)
         if wireguard and not entry:
-            problems.append("nothing is encrypted: there is no device by which decrypted packets could go on")
-            wireguard = 0
+            problems.append("nothing can be decrypted: there is no device by which it could go on (--devices)")
         try:
             if wireguard and not any(one.is_current for one in self._of_wireguard.attached([wireguard])):
                 self._of_wireguard.attach(wireguard)
                 log.info("program on the WireGuard device", ifindex=wireguard)
+            self.attached.update({"from_wireguard": 1} if wireguard else {})
         except TcError as error:
-            problems.append(f"nothing is encrypted: {error.strerror}")
-            wireguard = 0
+            problems.append(f"nothing can be decrypted: {error.strerror}")
         before = self._settings.lookup(bytes(4))
         assert before is not None, "an array has all its elements"
-        value = _CONFIG.unpack(before)._replace(wireguard_ifindex=wireguard)
-        if entry:
-            value = value._replace(decrypted_ifindex=entry)
+        value = _CONFIG.unpack(before)
+        value = value._replace(wireguard_ifindex=wireguard, decrypted_ifindex=entry or value.decrypted_ifindex)
         if (after := _CONFIG.pack_values(*value)) != before:
             self._settings.update(bytes(4), after)
-        self.attached.update({"from_wireguard": 1} if wireguard else {})
         detach_tc(self._route, self._of_wireguard, [d for d in found if d.ifindex != wireguard])
 
     def _attach_tc(self, device: Device) -> None:

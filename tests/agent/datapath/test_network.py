@@ -19,11 +19,12 @@ from agent.datapath.changes import Changes
 from agent.datapath.maps import Maps
 from agent.datapath.network import Network
 from agent.datapath.pins import Pins
-from agent.datapath.programs import NETWORK_PROGRAMS, Programs, ensure_loaded
+from agent.datapath.programs import NETWORK, NETWORK_PROGRAMS, Programs, ensure_loaded
 from policies.address import parse_address
 
 OWN = (parse_address(rig.NODE_V4), parse_address(rig.NODE_V6))
 DEVICE = abi.load().records["device"]
+CONFIG = abi.load().records["config"]
 
 
 def config(**texts: str) -> Config:
@@ -288,6 +289,99 @@ def test_devices_and_addresses_are_followed(bench: Bench) -> None:
             made.close()
 
     bench.node.call(lambda: asyncio.run(watch()))
+
+
+class Encrypting:
+    """A device that stands for WireGuard's, and a Network that is told of it."""
+
+    def __init__(self, bench: Bench, programs: Programs) -> None:
+        self.bench = bench
+        self.made = bench.network(programs, devices=bench.outside.link)
+        self.bench.node.ip("tuntap add wg0 mode tun", "link set wg0 up")
+        self.ifindex = bench.node.call(socket.if_nametoindex, "wg0")
+
+    def set(self, ifindex: int) -> None:
+        self.bench.node.call(self.made.set_wireguard, ifindex)
+
+    def known(self) -> tuple[int, int]:
+        """The indexes the datapath has: of the device, and of that by which decrypted packets go on."""
+        value = self.bench.maps["config"].lookup(bytes(4))
+        assert value is not None
+        config = CONFIG.unpack(value)
+        return config.wireguard_ifindex, config.decrypted_ifindex
+
+    def program(self) -> list[str]:
+        return [name.split("/")[1] for name in self.bench.filters("wg0")]
+
+
+@pytest.fixture
+def encrypting(bench: Bench, source: Path) -> Iterator[Encrypting]:
+    with ensure_loaded(bench.maps, bench.pins, source, NETWORK.programs) as programs:
+        encrypting = Encrypting(bench, programs)
+        yield encrypting
+        encrypting.made.close()
+
+
+def test_the_wireguard_device(encrypting: Encrypting) -> None:
+    bench = encrypting.bench
+    encrypting.set(encrypting.ifindex)
+    assert encrypting.made.problems == []
+    assert encrypting.made.attached == {"from_network": 1, "to_network": 1, "from_wireguard": 1}
+    assert encrypting.program() == ["from_wireguard"]
+    assert encrypting.known() == (encrypting.ifindex, bench.ifindex())
+    encrypting.set(0)
+    assert (encrypting.program(), encrypting.made.attached["from_wireguard"]) == ([], 0)
+    assert encrypting.known() == (0, bench.ifindex()), "what is still on its way is let in"
+
+
+def test_until_it_is_known_all_stays_as_it_was(encrypting: Encrypting) -> None:
+    """An earlier agent's device goes on meanwhile."""
+    encrypting.set(encrypting.ifindex)
+    bench = encrypting.bench
+    later = bench.network(encrypting.made._programs, devices=bench.outside.link)
+    bench.node.call(later.sync)
+    later.close()
+    assert encrypting.program() == ["from_wireguard"]
+    assert encrypting.known() == (encrypting.ifindex, bench.ifindex())
+
+
+def test_decrypted_packets_go_on_by_the_tunnel(encrypting: Encrypting) -> None:
+    """By which they would come otherwise: no filter of the node's devices looks there for the way back."""
+    node = encrypting.bench.node
+    node.ip(f"link add {devices.TUNNEL} type vxlan id 1 dstport 0 local {rig.NODE_V4}")
+    encrypting.set(encrypting.ifindex)
+    assert encrypting.known()[1] == node.call(socket.if_nametoindex, devices.TUNNEL)
+    node.ip(f"link delete {devices.TUNNEL}")
+    node.call(encrypting.made.sync)
+    assert encrypting.known()[1] == encrypting.bench.ifindex()
+
+
+def test_a_device_that_is_lost_is_not_gone_round(encrypting: Encrypting) -> None:
+    """What would be given to it is dropped, not sent in plaintext."""
+    encrypting.set(encrypting.ifindex)
+    encrypting.bench.node.ip("tuntap delete wg0 mode tun")
+    encrypting.bench.node.call(encrypting.made.sync)
+    assert encrypting.known()[0] == encrypting.ifindex
+    (problem,) = encrypting.made.problems
+    assert "nothing can be decrypted" in problem
+    encrypting.bench.node.ip("tuntap add wg0 mode tun", "link set wg0 up")
+    again = encrypting.bench.node.call(socket.if_nametoindex, "wg0")
+    encrypting.set(again)
+    assert (encrypting.made.problems, encrypting.program(), encrypting.known()[0]) == ([], ["from_wireguard"], again)
+
+
+def test_a_program_taken_off_is_put_back(encrypting: Encrypting) -> None:
+    async def watch() -> None:
+        following = asyncio.create_task(encrypting.made.follow())
+        encrypting.made.set_wireguard(encrypting.ifindex)
+        await asyncio.to_thread(encrypting.bench.node.run, "tc", "qdisc", "del", "dev", "wg0", "clsact")
+        async with asyncio.timeout(10):
+            while encrypting.program() != ["from_wireguard"]:
+                await asyncio.sleep(0.01)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+    encrypting.bench.node.call(lambda: asyncio.run(watch()))
 
 
 def test_pods_links_do_not_matter(outside: rig.Outside) -> None:
