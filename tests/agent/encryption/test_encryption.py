@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import socket
@@ -68,6 +69,26 @@ def test_the_device(pair: Pair) -> None:
     assert (peer, endpoint, keepalive) == (shown(two.facts[0]), f"192.0.2.2:{PORT}", "off")
     assert set(allowed.split(",")) == {"10.244.2.0/24", "fd00:2::/64", "192.0.2.2/32", "2001:db8::2/128"}
     assert int(handshake) and int(received) and int(sent)
+
+
+def test_nobody_is_told_the_private_key(pair: Pair, capfd: pytest.CaptureFixture[str]) -> None:
+    """Not by status, logs, or records (CVE-2026-41520)."""
+    one, two = pair
+    folder = one.instance.state_dir
+    secrets = {(folder / "wireguard/current.key").read_text().strip()}
+    old = one.facts[0]
+    one.do(lambda encryption: encryption.rotate())
+    rig.wait_until(lambda: one.facts[0] != old and not one.facts[1], WAIT_S, "another key")
+    secrets.add((folder / "wireguard/current.key").read_text().strip())
+    one.ping(two)
+    assert one.encryption
+    told = msgspec.json.encode(one.encryption.view()).decode() + repr(one.encryption._tunnel.rotation.keys)
+    told += "".join(path.read_text() for path in (folder / "audit.jsonl", folder / "wireguard.log") if path.exists())
+    told += "".join(capfd.readouterr())
+    assert shown(one.facts[0]) in told and len(secrets) == 2
+    for secret in secrets:
+        raw = base64.b64decode(secret)
+        assert not any(spelling in told for spelling in (secret, raw.hex(), repr(raw)))
 
 
 def test_what_is_told_of_it(pair: Pair, backend: str) -> None:
@@ -294,8 +315,39 @@ class wire_node(rig.Netns):  # noqa: N801 - it is used as a function
 
 
 def test_the_port_is_taken(wire: Wire, backend: str) -> None:
-    with wire.node(1, backend) as one, one.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as taker:
-        taker.bind(("0.0.0.0", PORT))
+    with wire.node(1, backend) as one:
+        with one.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as taker:
+            taker.bind(("0.0.0.0", PORT))
+            one.start()
+            assert one.encryption and not one.devices
+            (reason,) = one.encryption.reasons
+            assert f"UDP port {PORT} is another program's" in reason and "--encryption-port" in reason
+        rig.wait_until(lambda: one.devices, WAIT_S, "it is tried again")
+        assert one.encryption.reasons == []
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [("no-such-program", "no program no-such-program is found"), ("/bin/false", "there is no WireGuard device")],
+)
+def test_a_program_that_makes_no_device(wire: Wire, program: str, words: str) -> None:
+    with wire.node(1, "userspace", wireguard_program=program) as one:
         one.start()
         assert one.encryption
-        assert any(f"UDP port {PORT} is another program's" in reason for reason in one.encryption.reasons)
+        rig.wait_until(lambda: one.encryption and any(words in why for why in one.encryption.reasons), WAIT_S)
+        assert (one.encryption.ready, one.devices, one.encryption.ifindex) == (frozenset(), [], 0)
+
+
+def test_the_other_sort_of_device_takes_over(wire: Wire) -> None:
+    for backend in ("kernel", "userspace"):
+        need(backend)
+    with wire.node(1, "kernel") as one, wire.node(2, "userspace") as two:
+        wire.start(one, two)
+        for backend in ("userspace", "kernel"):
+            one.stop()
+            one.config = msgspec.structs.replace(one.config, wireguard=backend)
+            one.start()
+            one.reaches(two)
+            assert one.encryption and one.encryption.view().kernel is (backend == "kernel")
+            assert one.ping(two)
+        assert not socket_of(one.device).exists()
