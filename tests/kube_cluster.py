@@ -7,7 +7,8 @@ with KubeCluster(folder, "n1", "n2") as cluster:
     probes.tcp(client.netns, web.ip("v4"), 8080)
 
 The network is a bridge in a namespace of its own, the API server listens in another. The in-test API server stands for
-the real one (tests/apiserver says how far), and this module for scheduler, kubelet and runtime.
+the real one (tests/apiserver says how far), and this module for scheduler, kubelet and runtime. RealCluster is the same
+over a kube-apiserver; the fixture `over` of tests/cluster gives the one, then the other.
 """
 
 from __future__ import annotations
@@ -194,6 +195,10 @@ class Served(Generic[Api]):
         netns.sysctl(ipv6__conf__eth0__accept_ra="0")
         given = (f"address add {a} dev eth0 {'nodad' if ':' in a else ''}" for a in addresses)
         netns.ip("link set eth0 up", *given)
+
+    def cut(self, cut: bool) -> None:
+        """Whether nothing comes from the API server or goes to it: connections stay, and are silent."""
+        self.network.ip(f"link set p-api {'down' if cut else 'up'}")
 
     # ---- agents
 

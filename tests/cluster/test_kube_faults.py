@@ -198,12 +198,22 @@ def nobody_answers_and_then_it_starts_again(cluster: KubeCluster, traffic: Traff
     cluster.api.start()
 
 
+def the_way_to_it_is_cut(cluster: KubeCluster, traffic: Traffic, churn: Churn) -> None:
+    """Nobody is told that connections are dead; they go on where they were."""
+    cluster.cut(True)
+    for _ in range(4):
+        churn.step()
+        traffic.rounds(3)
+    cluster.cut(False)
+
+
 WRONGS: list[Callable[[KubeCluster, Traffic, Churn], None]] = [
     watches_end_every_second,
     history_is_gone_again_and_again,
     too_many_requests,
     answers_break_off,
     answers_are_slow,
+    the_way_to_it_is_cut,
     nobody_answers_and_then_it_starts_again,
 ]
 
