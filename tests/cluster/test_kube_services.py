@@ -74,9 +74,11 @@ def processes(instance: str) -> Iterator[None]:
     """The cgroup below which all of the node's processes are, as far as --cgroup tells."""
     folder = folder_of(instance)
     (folder / "some").mkdir(parents=True)
-    yield
-    (folder / "some").rmdir()
-    folder.rmdir()
+    try:
+        yield
+    finally:
+        (folder / "some").rmdir()
+        folder.rmdir()
 
 
 def pod(cluster: EitherCluster, name: str) -> KubePod:
