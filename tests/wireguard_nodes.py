@@ -246,7 +246,11 @@ class EncryptedNode(rig.Netns):
 
     def ping(self, other: EncryptedNode, count: int = 1, check: bool = True) -> bool:
         results = [
-            self.run("ping", "-n", "-c", str(count), "-i", "0.05", "-W", "5", "-I", mine, theirs, check=check)
+            self.run(
+                *("ping", "-n", "-c", str(count), "-i", "0.05", "-W", str(int(WAIT_S)), "-I", mine, theirs),
+                check=check,
+                timeout_s=2 * WAIT_S,
+            )
             for mine, theirs in zip(self.pods, other.pods, strict=True)
         ]
         return all(one.returncode == 0 for one in results)

@@ -53,7 +53,7 @@ def test_by_command(pair: Pair) -> None:
         f"gaps: {there.gap_s * 1000:.0f} ms and {back.gap_s * 1000:.0f} ms; lost {there.sent - there.received},"
         f" {back.sent - back.received}"
     )
-    assert max(there.gap_s, back.gap_s) < 5, "no handshake had to be tried a second time"
+    assert max(there.gap_s, back.gap_s) < 10, "no handshake had to be tried a third time"
     records = audit(one)
     assert [record["event"] for record in records] == ["key rotation begun", "key swapped", "old key destroyed"]
     assert {record["node"] for record in records} == {"n1"}
