@@ -15,9 +15,12 @@ import binascii
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 KEY_BYTES = 32
 CURRENT, NEXT, OLD = "current.key", "next.key", "old.key"
@@ -30,12 +33,12 @@ class PrivateKey:
 
     def __init__(self, secret: bytes) -> None:
         """Raises ValueError for what is not 32 bytes."""
-        self.public = X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
+        self.public = _x25519().from_private_bytes(secret).public_key().public_bytes_raw()
         self._secret = secret
 
     @classmethod
     def generate(cls) -> PrivateKey:
-        return cls(X25519PrivateKey.generate().private_bytes_raw())
+        return cls(_x25519().generate().private_bytes_raw())
 
     def reveal(self) -> bytes:
         """The secret itself: for the device and the key's file, and nothing else."""
@@ -46,6 +49,12 @@ class PrivateKey:
 
     def __reduce__(self) -> str:
         raise TypeError("a private key goes nowhere")
+
+
+def _x25519() -> type[X25519PrivateKey]:
+    from cryptography.hazmat.primitives.asymmetric import x25519  # noqa: PLC0415  # 6 MB that only those need who encrypt
+
+    return x25519.X25519PrivateKey
 
 
 def shown(key: bytes) -> str:

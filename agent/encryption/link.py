@@ -16,7 +16,6 @@ from agent.endpoints.netlink import (
     Request,
     RouteSocket,
     attribute,
-    attributes,
     is_gone,
     text,
 )
@@ -91,7 +90,4 @@ def _without_link_local(index: int) -> Request:
 
 def is_of(name: str, kind: int, body: bytes) -> bool:
     """Whether a notification of the kernel is about the link of that name."""
-    if kind not in (links.RTM_NEWLINK, links.RTM_DELLINK):
-        return False
-    found = dict(attributes(body[_LINK.size :])).get(links.IFLA_IFNAME, b"")
-    return found.rstrip(b"\0") == name.encode()
+    return kind in (links.RTM_NEWLINK, links.RTM_DELLINK) and links.link_name(body) == name
