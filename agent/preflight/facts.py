@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from enum import StrEnum
 
 import msgspec
@@ -57,6 +58,7 @@ class Kernel(msgspec.Struct, frozen=True):
     programs: dict[str, Probe] = {}
     filesystems: frozenset[str] = frozenset()  # that it knows
     modules: frozenset[str] | None = None  # loaded, built in, or there to be loaded
+    wireguard: int | None = None  # errno of making a device; asked where one may be wanted
     capabilities: int = 0  # effective
 
 
@@ -89,7 +91,8 @@ class Host(msgspec.Struct, frozen=True):
     cni_bin_dir: Folder | None = None
     cni_configurations: tuple[str, ...] = ()  # in the order runtimes read them
     clock_synchronized: bool | None = None
-    userspace_wireguard: bool = False
+    wireguard_program: bool = False  # found
+    tun: int = errno.ENOENT  # of opening /dev/net/tun; 0: it can be
 
 
 class Facts(msgspec.Struct, frozen=True):

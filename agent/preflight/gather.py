@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import os
 import shutil
 import socket
@@ -18,6 +19,9 @@ import msgspec
 
 from agent.config import Config, listen_address, port_range
 from agent.datapath import devices, mounts
+from agent.encryption import userspace
+from agent.encryption.choose import TUN
+from agent.encryption.link import NodeLink
 from agent.endpoints import links, namespaces, node
 from agent.endpoints.netlink import NetlinkError, RouteSocket
 from agent.kubeproxy import signs
@@ -45,7 +49,7 @@ def gather(config: Config) -> Facts:
     with ThreadPoolExecutor(3) as threads:
         version = threads.submit(_envoy, config)
         server = threads.submit(_api_server, config)
-        kernel = threads.submit(_kernel)
+        kernel = threads.submit(_kernel, config)
         here = _node(config)
         version_text, problem = version.result()
         host = msgspec.structs.replace(_host(config), envoy=version_text, envoy_problem=problem)
@@ -55,7 +59,7 @@ def gather(config: Config) -> Facts:
 # ---- the kernel
 
 
-def _kernel() -> Kernel:
+def _kernel(config: Config) -> Kernel:
     release = os.uname().release
     return Kernel(
         release=release,
@@ -65,6 +69,7 @@ def _kernel() -> Kernel:
         programs=probes.programs(),
         filesystems=frozenset(line.split()[-1] for line in (_text("/proc/filesystems") or "").splitlines()),
         modules=_modules(release),
+        wireguard=_wireguard() if config.encryption != "off" and config.wireguard != "userspace" else None,
         capabilities=probes.effective_capabilities(),
     )
 
@@ -77,6 +82,25 @@ def _modules(release: str) -> frozenset[str] | None:
     with suppress(OSError):
         found |= {path.name for path in Path("/sys/module").iterdir()}
     return frozenset(name.replace("-", "_") for name in found) if found else None
+
+
+def _wireguard() -> int | None:
+    """Of a device in a namespace made for it, which ends with both. The kernel loads its module to answer, which is in
+    no folder that a container has."""
+    with suppress(OSError), namespaces.entered(home := namespaces.open_current()):
+        try:
+            netns = namespaces.create()
+            try:
+                with NodeLink("wireguard") as link:
+                    link.add()
+            except NetlinkError as error:
+                return error.errno
+            finally:
+                os.close(netns)
+            return 0
+        finally:
+            os.close(home)
+    return None
 
 
 # ---- the network
@@ -160,8 +184,8 @@ def _host(config: Config) -> Host:
         cni_bin_dir=_folder(config.cni_bin_dir, mountinfo) if config.cni_bin_dir else None,
         cni_configurations=_configurations(config.cni_conf_dir),
         clock_synchronized=_clock(),
-        userspace_wireguard=shutil.which(config.wireguard_program or "wireguard-go") is not None
-        and Path("/dev/net/tun").exists(),
+        wireguard_program=shutil.which(config.wireguard_program or userspace.PROGRAM) is not None,
+        tun=_tun(),
     )
 
 
@@ -209,6 +233,14 @@ def _clock() -> bool | None:
     libc = ctypes.CDLL(None, use_errno=True)
     state = int(libc.adjtimex(ctypes.create_string_buffer(512)))  # struct timex, modes 0: only asks
     return None if state < 0 else state != TIME_ERROR
+
+
+def _tun() -> int:
+    try:
+        os.close(os.open(TUN, os.O_RDWR | os.O_CLOEXEC))  # makes no device yet
+    except OSError as error:
+        return error.errno or errno.EINVAL
+    return 0
 
 
 def _envoy(config: Config) -> tuple[str | None, str]:

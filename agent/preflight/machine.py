@@ -9,6 +9,8 @@ from agent.config import Config
 from agent.datapath import abi
 from agent.datapath.abi import MapType
 from agent.datapath.mounts import check_kernel
+from agent.encryption import userspace
+from agent.encryption.choose import TUN
 from agent.preflight.facts import Facts, Finding, Probe, Result
 
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
@@ -210,18 +212,33 @@ def state_dir(facts: Facts, config: Config) -> Finding:
 
 
 def wireguard(facts: Facts, config: Config) -> Finding:
-    modules = facts.kernel.modules
-    if config.wireguard != "userspace" and modules is not None and "wireguard" in modules:
+    kernel = None if config.wireguard == "userspace" else _kernel_wireguard(facts)
+    program = config.wireguard_program or userspace.PROGRAM
+    lacking = f"no {program}" if not facts.host.wireguard_program else ""
+    lacking = lacking or (f"{TUN}: {os.strerror(facts.host.tun)}" if facts.host.tun else "")
+    if kernel:
         return Finding(OK, "in the kernel")
-    if config.wireguard != "kernel" and facts.host.userspace_wireguard:
-        return Finding(OK, f"{config.wireguard_program or 'wireguard-go'} and /dev/net/tun")
-    if config.encryption == "off" or (config.wireguard != "userspace" and modules is None):
-        found = "not in the kernel" if modules is not None else "the kernel does not say"
-        advice = "encryption between nodes needs the module, or wireguard-go; nothing else does"
-        return Finding(UNKNOWN, found, advice)
-    found = {
-        "auto": "neither in the kernel nor as a program with /dev/net/tun",
-        "kernel": "not in the kernel",
-        "userspace": "no program, or no /dev/net/tun",
-    }[config.wireguard]
-    return Finding(FAIL, found, "use a kernel with the module, or install wireguard-go (and say so: --wireguard)")
+    if config.wireguard != "kernel" and not lacking:
+        return Finding(OK, f"{program} and {TUN}")
+    if config.encryption == "off" or (config.wireguard != "userspace" and kernel is None):
+        found = "not in the kernel" if kernel is False else "the kernel does not say"
+        return Finding(UNKNOWN, found, f"encryption between nodes needs the module, or {program}; nothing else does")
+    found = {"kernel": "not in the kernel", "userspace": lacking}.get(
+        config.wireguard, f"not in the kernel, and {lacking}"
+    )
+    return Finding(FAIL, found, _ADVICE[config.wireguard])
+
+
+_ADVICE = {
+    "kernel": "use a kernel with the module, or a program (--wireguard userspace)",
+    "userspace": "install the program, give its container that device, or use the kernel's (--wireguard kernel)",
+    "auto": "use a kernel with the module, or install the program and give its container that device",
+}
+
+
+def _kernel_wireguard(facts: Facts) -> bool | None:
+    """Whether the kernel has it: as it did when it was asked, else by its modules."""
+    error, modules = facts.kernel.wireguard, facts.kernel.modules
+    if error is not None and error not in (errno.EPERM, errno.EACCES):
+        return error == 0
+    return None if modules is None else "wireguard" in modules

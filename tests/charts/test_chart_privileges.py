@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,10 +17,10 @@ from typing import Any
 import pytest
 import rig
 from agents import START_S, Document, environment
-from chart_objects import capabilities, container
+from chart_objects import capabilities, container, mounted
 from container import confined
 from helm_process import NAMESPACE, Helm
-from kube_cluster import KubeAgent, KubeCluster
+from kube_cluster import KubeAgent, KubeCluster, KubePod
 from l7_policies import PORT, cnp, ingress
 from web import Client, WebServer
 
@@ -26,6 +28,7 @@ from agent import privileges
 from agent.datapath.abi import bpf_dir
 from agent.datapath.mounts import ensure_cgroup2
 from agent.datapath.programs import SOCKET
+from agent.encryption import userspace
 from agent.supervisor import listener_pid
 
 VALUES = {"dnsProxy": {"startup": "always"}, "devices": ["eth0"]}
@@ -48,8 +51,10 @@ _numbers = itertools.count(1)
 class Pod:
     """The DaemonSet's pod on one node. Processes are killed with the node's network namespace."""
 
-    def __init__(self, objects: list[dict[str, Any]], agent: KubeAgent, folder: Path) -> None:
+    def __init__(self, objects: list[dict[str, Any]], agent: KubeAgent, folder: Path, *folders: Path) -> None:
+        """`folders`: those of the node that its agent has, besides those it has in any case."""
         self._objects = objects
+        self._folders = folders
         self._agent = agent
         self._folder = folder
         self._plain = agent.node.popen
@@ -58,7 +63,8 @@ class Pod:
     def _popen(self, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
         """Of the agent: as its container, which has a folder for what passes."""
         options["env"] |= {"TMPDIR": str(self._folder)}
-        return self._plain(*confined(capabilities(self._objects, "agent"), (self._folder, RUN)), *argv, **options)
+        confinement = confined(capabilities(self._objects, "agent"), (self._folder, RUN, *self._folders))
+        return self._plain(*confinement, *argv, **options)
 
     def help(self) -> None:
         """Start the helpers as their containers."""
@@ -87,10 +93,8 @@ def cgroup(datapath_host: None) -> Iterator[Path]:
 @pytest.fixture
 def cluster(helm: Helm, cgroup: Path, tmp_path: Path) -> Iterator[KubeCluster]:
     """Its one agent is the chart's, but for where things are on this machine."""
-    (config,) = (one for one in helm.objects(VALUES) if one["kind"] == "ConfigMap")
-    path = tmp_path / "agent.yaml"
-    path.write_text(config["data"]["agent.yaml"])
-    with KubeCluster(tmp_path, "n1", flags=("--config", str(path), "--cgroup", str(cgroup))) as cluster:
+    flags = ("--config", str(config_file(helm.objects(VALUES), tmp_path)), "--cgroup", str(cgroup))
+    with KubeCluster(tmp_path, "n1", flags=flags) as cluster:
         yield cluster
 
 
@@ -126,6 +130,33 @@ def test_the_charts_rights_are_enough(helm: Helm, cluster: KubeCluster, cgroup: 
     for name, socket_path in (("agent", agent.instance.agent_socket), ("flows", agent.instance.flows_socket)):
         assert rights(listener_pid(socket_path)).bit_count() == len(capabilities(objects, name))
     assert rights(listener_pid(agent.instance.dns_socket)) == 1 << privileges.NET_RAW
+
+
+@pytest.mark.skipif(not (shutil.which(userspace.PROGRAM) and shutil.which("wg")), reason="no WireGuard is installed")
+def test_the_charts_rights_are_enough_to_encrypt(helm: Helm, cgroup: Path, tmp_path: Path) -> None:
+    """By a program in the agent's container, which ends with it: the next agent has it again."""
+    values = {"encryption": {"enabled": True, "implementation": "userspace", "strictMode": True}}
+    objects = helm.objects(values | {"devices": ["eth0"]})
+    assert str(userspace.SOCKETS) in mounted(container(objects, "agent"))
+    flags = ("--config", str(config_file(objects, tmp_path)), "--cgroup", str(cgroup), "--helpers", "children")
+    with KubeCluster(tmp_path, "n1", "n2", flags=flags) as cluster:
+        for agent in cluster.agents.values():
+            Pod(objects, agent, tmp_path / agent.name, userspace.SOCKETS)
+        cluster.start()
+        web, client = (cluster.add(f"{node}/shop/{name}") for node, name in (("n1", "web"), ("n2", "client")))
+        with WebServer(web.netns, PORT):
+            assert is_reached(web, client)
+            agent = cluster.agents["n1"]
+            program = userspace.socket_of(encryption(agent)["device"])
+            agent.kill()
+            rig.wait_until(lambda: not listener_pid(program), what="the program ends with its container")
+            agent.start()
+            assert is_reached(web, client)
+        for agent in cluster.agents.values():
+            found = encryption(agent)
+            assert (found["kernel"], found["strict"], found["plaintext_packets"]) == (False, True, 0)
+            rig.wait_until(lambda a=agent: encryption(a)["peers"][0]["received_bytes"], START_S, f"{agent.name} counts")  # type: ignore[misc]
+        assert f"peer: {encryption(cluster.agents['n2'])['public_key']}" in cluster.nodes["n1"].run("wg").stdout
 
 
 def test_nodes_are_cleaned(helm: Helm, cluster: KubeCluster, tmp_path: Path) -> None:
@@ -187,6 +218,31 @@ def test_the_datapath_can_be_compiled(helm: Helm, root: None, tmp_path: Path) ->
     done = subprocess.run([*confinement, *compile_it], capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert made.stat().st_size
+
+
+def config_file(objects: list[dict[str, Any]], folder: Path) -> Path:
+    (config,) = (one for one in objects if one["kind"] == "ConfigMap")
+    path = folder / "agent.yaml"
+    path.write_text(config["data"]["agent.yaml"])
+    return path
+
+
+def encryption(agent: KubeAgent) -> dict[str, Any]:
+    return dict(json.loads(agent.cli("encryption", "status", "-o", "json", check=False).stdout))
+
+
+def is_reached(web: KubePod, client: KubePod) -> bool:
+    """Before long: the nodes may have to meet first."""
+
+    def answers() -> bool:
+        try:
+            with Client(client.netns, web.ip(), PORT) as connection:
+                return connection.get("/").status == 200
+        except OSError:
+            return False
+
+    rig.wait_until(answers, START_S, "pods of different nodes reach each other")
+    return True
 
 
 def rights(pid: int) -> int:

@@ -76,9 +76,10 @@ def limited(limits: Limits | None) -> Facts:
     return changed("node", {"limits": None if limits is None else {"lo": Limits(), "eth0": limits}})
 
 
-def without_module(*, program: bool, tells: bool = True) -> Facts:
-    kernel = msgspec.structs.replace(GOOD.kernel, modules=frozenset[str]() if tells else None)
-    return Facts(kernel, GOOD.node, msgspec.structs.replace(GOOD.host, userspace_wireguard=program))
+def without_module(*, program: bool, tells: bool = True, tun: int = 0, asked: int | None = None) -> Facts:
+    modules = frozenset[str]() if tells else None
+    kernel = msgspec.structs.replace(GOOD.kernel, modules=modules, wireguard=asked)
+    return Facts(kernel, GOOD.node, msgspec.structs.replace(GOOD.host, wireguard_program=program, tun=tun))
 
 
 def resolved(settings: dict[str, str]) -> Resolved:
@@ -249,16 +250,40 @@ def test_a_node_that_differs(check: str, part: str, values: dict[str, Any], resu
         (
             "WireGuard",
             EMBEDDED,
-            Facts(msgspec.structs.replace(GOOD.kernel, modules=None), GOOD.node, Host(userspace_wireguard=True)),
+            without_module(program=True, tells=False),
             "ok",
             "wireguard-go",
         ),
         ("WireGuard", ENCRYPTED, GOOD, "ok", "in the kernel"),
         ("WireGuard", ENCRYPTED, without_module(program=True), "ok", "wireguard-go and /dev/net/tun"),
-        ("WireGuard", ENCRYPTED, without_module(program=False), "fail", "neither in the kernel nor as a program"),
+        ("WireGuard", ENCRYPTED, without_module(program=False), "fail", "not in the kernel, and no wireguard-go"),
         ("WireGuard", ENCRYPTED, without_module(program=False, tells=False), "unknown", "does not say"),
+        ("WireGuard", ENCRYPTED, without_module(program=False, asked=0), "ok", "in the kernel"),
+        ("WireGuard", ENCRYPTED, changed("kernel", {"wireguard": errno.EOPNOTSUPP}), "fail", "not in the kernel"),
+        ("WireGuard", ENCRYPTED, changed("kernel", {"wireguard": errno.EPERM}), "ok", "in the kernel"),
+        (
+            "WireGuard",
+            ENCRYPTED,
+            without_module(program=True, tun=errno.EPERM),
+            "fail",
+            "and /dev/net/tun: Operation not permitted",
+        ),
         ("WireGuard", ENCRYPTED | {"wireguard": "kernel"}, without_module(program=True), "fail", "not in the kernel"),
-        ("WireGuard", ENCRYPTED | {"wireguard": "userspace"}, GOOD, "fail", "no program, or no /dev/net/tun"),
+        (
+            "WireGuard",
+            ENCRYPTED | {"wireguard": "kernel"},
+            without_module(program=True, tells=False),
+            "unknown",
+            "does not say",
+        ),
+        ("WireGuard", ENCRYPTED | {"wireguard": "userspace"}, GOOD, "fail", "no wireguard-go"),
+        (
+            "WireGuard",
+            ENCRYPTED | {"wireguard": "userspace", "wireguard_program": "/opt/wg"},
+            without_module(program=True, asked=0),
+            "ok",
+            "/opt/wg and /dev/net/tun",
+        ),
         ("MTU", ENCRYPTED | {"mtu": "0"}, GOOD, "ok", "60 go to WireGuard: pods will have 1440"),
         ("MTU", ENCRYPTED | {"routing": "vxlan"}, GOOD, "warn", "--mtu 0, or 1440"),
         ("encryption port", ENCRYPTED, GOOD, "ok", "51871 is free"),

@@ -55,6 +55,23 @@ def test_a_kernel_that_refuses_says_why(datapath_host: None, monkeypatch: pytest
     assert "unknown func" in refused.log or "invalid func" in refused.log
 
 
+def test_wireguard_is_asked_for_where_it_is_wanted(datapath_host: None, tmp_path: Path) -> None:
+    """By a device in a namespace of its own: there is none here after it."""
+    wanted = {"manifests": "m", "encryption": "wireguard", "devices": "eth0"}
+    with rig.Netns() as netns:
+        here = [gather._kernel(build(wanted | {"wireguard": setting})).wireguard for setting in ("auto", "userspace")]
+        made = netns.run("ip", "link", "add", "wg0", "type", "wireguard", check=False)
+        assert netns.call(gather._wireguard) == here[0], "a device of that name is in nobody's way"
+        netns.run("ip", "link", "del", "wg0", check=False)
+        assert len(netns.run("ip", "-oneline", "link").stdout.splitlines()) == 1, "lo"
+    assert (here[0] == 0) == (made.returncode == 0), made.stderr
+    assert here[1] is None
+    host = gather._host(build(wanted | {"wireguard_program": "sh"}))
+    assert host.wireguard_program
+    assert not gather._host(build(wanted | {"wireguard_program": str(tmp_path / "none")})).wireguard_program
+    assert (host.tun == 0) == Path("/dev/net/tun").exists()
+
+
 def test_folders(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
     for name in ("20-b.conf", "10-a.conflist", "README", "30-c.json"):
