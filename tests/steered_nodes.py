@@ -10,19 +10,17 @@ No agent runs: the map and the settings of the datapath are written here, and th
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import shutil
 import socket
-import struct
 import subprocess
-import threading
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from types import TracebackType
 
 import rig
+import wire
 from north_south import CLUSTER_CIDRS, FAMILIES, NODE_IPS, NODES, OTHER_CLIENT_IPS, POD_CIDRS, NorthSouth
 
 from agent.config import build
@@ -36,14 +34,9 @@ from agent.plan.encryption import entries
 from agent.world.nodes import Peer
 from policies.address import Prefix, parse_address
 
-PORT = 51871
 LINKS = ("p1", "p2")
 """Of the network, to the nodes."""
 MADE_S = 10.0
-_ETH_P_ALL, _ARP, _IPV4, _IPV6 = 0x0003, 0x0806, 0x0800, 0x86DD
-_ICMPV6, _UDP, _FRAGMENT = 58, 17, 44
-_ND = range(130, 138)
-_SO_RCVBUFFORCE, _RECEIVE_BYTES = 33, 1 << 24
 _ABI = abi.load()
 _CONFIG = _ABI.records["config"]
 _numbers = count(1)
@@ -71,7 +64,7 @@ class WireGuard:
         self._process = self._node.popen("wireguard-go", "-f", self.name, stdout=-3, stderr=-3)
         rig.wait_until(self._answers, MADE_S, "wireguard-go makes its socket")
         mark = str(_ABI.constants.MARK_WIREGUARD)
-        words = ["private-key", "/dev/stdin", "listen-port", str(PORT), "fwmark", mark, *peers]
+        words = ["private-key", "/dev/stdin", "listen-port", str(wire.PORT), "fwmark", mark, *peers]
         self._node.run("wg", "set", self.name, *words, input=self._key)
         self._node.ip(f"link set {self.name} mtu 1420 up")
         self.ifindex = self._node.call(socket.if_nametoindex, self.name)
@@ -145,7 +138,7 @@ class Encrypted:
         """As `wg set` is told of a node."""
         blocks = [*POD_CIDRS[name].values(), *(f"{ip}/{32 if '.' in ip else 128}" for ip in NODE_IPS[name].values())]
         ip = NODE_IPS[name][self._underlay]
-        endpoint = f"{ip}:{PORT}" if "." in ip else f"[{ip}]:{PORT}"
+        endpoint = f"{ip}:{wire.PORT}" if "." in ip else f"[{ip}]:{wire.PORT}"
         return "peer", self.devices[name].public, "allowed-ips", ",".join(blocks), "endpoint", endpoint
 
     def remove(self) -> None:
@@ -209,78 +202,9 @@ def _wg(command: str, given: str = "") -> str:
     return subprocess.run(["wg", command], input=given, capture_output=True, text=True, check=True).stdout.strip()
 
 
-class Wire:
-    """What passes links of a namespace, both ways, that is none of: WireGuard between nodes, ARP, neighbour discovery,
-    and what the client outside sends or gets."""
+class Wire(wire.Wire):
+    """Of the network, by its links to the nodes."""
 
     def __init__(self, netns: rig.Netns, links: tuple[str, ...] = LINKS) -> None:
-        self._sockets = []
-        for link in links:
-            taken = netns.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
-            taken.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BYTES)
-            taken.bind((link, _ETH_P_ALL))
-            taken.settimeout(0.05)
-            self._sockets.append(taken)
-        self._found: list[str] = []
-        self.encrypted = 0
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._listen, args=(one,), daemon=True) for one in self._sockets]
-        for thread in self._threads:
-            thread.start()
-
-    def __enter__(self) -> Wire:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seen()
-
-    def seen(self) -> list[str]:
-        """All there was until now, and no more."""
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-        for one in self._sockets:
-            one.close()
-        self._sockets = []
-        return self._found
-
-    def _listen(self, taken: socket.socket) -> None:
-        while True:
-            try:
-                frame = taken.recv(65535)
-            except TimeoutError:
-                if self._stop.is_set():
-                    return
-                continue
-            said = self._judge(frame)
-            if said:
-                self._found.append(said)
-
-    def _judge(self, frame: bytes) -> str:
-        """What is wrong with it; empty: nothing."""
-        (kind,) = struct.unpack_from("!H", frame, 12)
-        if kind == _ARP:
-            return ""
-        if kind not in (_IPV4, _IPV6):
-            return f"ethertype {kind:#06x}"
-        v4 = kind == _IPV4
-        source, destination = (
-            ipaddress.ip_address(frame[at : at + (4 if v4 else 16)]) for at in ((26, 30) if v4 else (22, 38))
-        )
-        protocol = frame[23] if v4 else frame[20]
-        at = 14 + (frame[14] & 15) * 4 if v4 else 54
-        said = f"{source} → {destination} protocol {protocol}: {frame[at : at + 16].hex(' ')}"
-        if any(address in block for address in (source, destination) for block in _PODS):
-            return said
-        if not {str(source), str(destination)} <= _NODES:
-            return ""
-        if protocol == _FRAGMENT or (v4 and struct.unpack_from("!H", frame, 20)[0] & 0x1FFF):
-            return ""  # of WireGuard's own: nodes send each other nothing else of that size
-        if protocol == _UDP and struct.unpack_from("!HH", frame, at) == (PORT, PORT):
-            self.encrypted += 1
-            return ""
-        return "" if protocol == _ICMPV6 and frame[at] in _ND else said
-
-
-_PODS = [ipaddress.ip_network(text) for text in CLUSTER_CIDRS.split(",")]
-_NODES = {NODE_IPS[name][family] for name in NODES for family in FAMILIES}
+        nodes = [NODE_IPS[name][family] for name in NODES for family in FAMILIES]
+        super().__init__(netns, links, CLUSTER_CIDRS.split(","), nodes)

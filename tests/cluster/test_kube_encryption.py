@@ -1,142 +1,182 @@
-"""WireGuard between the nodes of a cluster: nothing of pods in plain text on the link between them."""
+"""WireGuard between the nodes of a cluster in strict mode: nothing of pods in plain text on the links between them."""
 
 from __future__ import annotations
 
 import json
 import socket
-import threading
 from collections.abc import Iterator
-from functools import partial
-from typing import Any
 
+import encrypted_cluster
 import pytest
 import rig
-from agents import START_S
-from kube_cluster import FAMILIES, KubeAgent, KubeCluster, node_ips
-from probes import Connection, Server, ping, tcp, udp
+import wire
+from agents import GONE_S, START_S, kill
+from encrypted_cluster import PATIENT_S, STRICT, has_met, listen, meet, plaintext, status
+from kube_cluster import FAMILIES, KubeCluster, KubePod, node_ips
+from probes import Server, ping, tcp, udp
+from steady import Steady
+from web import fetch
 
-PORT = 8080
-WIREGUARD = 51871
+from agent.encryption.userspace import socket_of
+from agent.supervisor import listener_pid
 
+pytestmark = pytest.mark.skipif(bool(encrypted_cluster.missing()), reason=encrypted_cluster.missing())
 
-class Wire:
-    """Listens to all that goes over the link of n1, until closed. `plain`: packets that are neither WireGuard's, nor
-    between the node and the API server, nor ARP or neighbour discovery.
-
-    On the link's far side: on the node's own device decrypted packets are seen as they come in.
-    """
-
-    def __init__(self, cluster: KubeCluster) -> None:
-        self.plain: list[str] = []
-        self.encrypted = 0
-        self._api_port = cluster.api.port
-        self._socket = cluster.network.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-        self._socket.bind(("p-n1", 3))
-        self._socket.settimeout(0.2)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._listen)
-        self._thread.start()
-
-    def __enter__(self) -> Wire:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._socket.close()
-
-    def _listen(self) -> None:
-        while not self._over.is_set():
-            try:
-                frame = self._socket.recv(65535)
-            except TimeoutError:
-                continue
-            kind = self._kind(frame)
-            if kind == "encrypted":
-                self.encrypted += 1
-            elif kind:
-                self.plain.append(kind)
-
-    def _kind(self, frame: bytes) -> str:
-        ethertype, ip = int.from_bytes(frame[12:14], "big"), frame[14:]
-        if ethertype == 0x0806:
-            return ""
-        if ethertype == 0x0800:
-            header, protocol = (ip[0] & 15) * 4, ip[9]
-            ends = f"{socket.inet_ntoa(ip[12:16])} > {socket.inet_ntoa(ip[16:20])}"
-        else:
-            header, protocol = 40, ip[6]
-            ends = f"{socket.inet_ntop(socket.AF_INET6, ip[8:24])} > {socket.inet_ntop(socket.AF_INET6, ip[24:40])}"
-            if protocol == socket.IPPROTO_ICMPV6 and ip[40] in range(133, 138):
-                return ""
-            if protocol == 0:  # hop-by-hop: multicast listeners
-                return ""
-        ports = {int.from_bytes(ip[header + at : header + at + 2], "big") for at in (0, 2)}
-        if protocol == socket.IPPROTO_UDP and WIREGUARD in ports:
-            return "encrypted"
-        if protocol == socket.IPPROTO_TCP and self._api_port in ports:
-            return ""
-        return f"{ends} protocol {protocol} ports {ports}"
+PORT, METRICS = 8080, 9965
+SHORT_S = 0.4
 
 
 @pytest.fixture(scope="module", params=["native", "vxlan"])
 def cluster(
     datapath_host: None, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[KubeCluster]:
-    flags = ("--encryption", "wireguard", "--strict-encryption", "--routing", request.param, "--mtu", "0")
+    flags = (*STRICT, "--routing", request.param, "--metrics", f"127.0.0.1:{METRICS}")
     with KubeCluster(tmp_path_factory.mktemp("kube"), "n1", "n2", flags=flags) as cluster:
         cluster.start()
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def client(cluster: KubeCluster) -> KubePod:
+    return cluster.add("n1/shop/client", app="client")
+
+
+@pytest.fixture(scope="module")
+def web(cluster: KubeCluster) -> Iterator[KubePod]:
+    pod = cluster.add("n2/shop/web", app="web")
+    with Server(pod.netns, "tcp", PORT, "web"), Server(pod.netns, "udp", PORT, "web"):
+        yield pod
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_in_plain_text(cluster: KubeCluster, family: str) -> None:
-    with Wire(cluster) as wire:
+def test_first_packets_and_last_ones(cluster: KubeCluster, family: str) -> None:
+    """From the creation of pods to their end, and what is sent to one that is no more."""
+    with listen(cluster) as seen:
         web = cluster.add(f"n2/shop/web-{family}", app="web")
         client = cluster.add(f"n1/shop/client-{family}", app="client")
         with Server(web.netns, "tcp", PORT, "web"), Server(web.netns, "udp", PORT, "web"):
-            for probe in (tcp, udp):
-                found = rig.wait_until(partial(probe, client.netns, web.ip(family), PORT), START_S, "it is answered")
-                assert found.seen_from == client.ip(family)
-        for size in (8, 1200, 4000):
-            assert ping(client.netns, web.ip(family), size=size)
-    assert wire.encrypted
-    assert wire.plain == []
-    for agent in cluster.agents.values():
-        rig.wait_until(partial(has_shaken_hands, agent), START_S, "the handshake is seen")
-        assert status(agent)["plaintext_packets"] == 0
+            assert tcp(client.netns, web.ip(family), PORT, PATIENT_S).seen_from == client.ip(family)
+            assert udp(client.netns, web.ip(family), PORT, PATIENT_S).seen_from == client.ip(family)
+            with Steady(client.netns, web.ip(family), PORT) as steady:
+                steady.go_on()
+                cluster.remove(f"n1/shop/client-{family}")
+        cluster.remove(f"n2/shop/web-{family}")
+        other = cluster.add(f"n1/shop/other-{family}", app="other")
+        assert not tcp(other.netns, web.ip(family), PORT, SHORT_S)
+    assert seen.encrypted
+    assert seen.seen() == []
+    assert plaintext(cluster) == 0
 
 
-def status(agent: KubeAgent) -> dict[str, Any]:
-    return dict(json.loads(agent.cli("encryption", "status", "-o", "json").stdout))
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", [8, 1200, 1372, 1380, 1440, 1472, 4000, 20000])
+def test_large_packets_and_fragments(
+    cluster: KubeCluster, client: KubePod, web: KubePod, family: str, size: int
+) -> None:
+    """Pods' MTU leaves room for all that is added: WireGuard's own packets are never fragments."""
+    with listen(cluster) as seen:
+        assert ping(client.netns, web.ip(family), PATIENT_S, size)
+    assert seen.encrypted >= 2
+    assert (seen.seen(), seen.fragments) == ([], 0)
 
 
-def has_shaken_hands(agent: KubeAgent) -> bool:
-    return all(peer["ready"] and peer["last_handshake_s"] is not None for peer in status(agent)["peers"])
+def test_what_the_agents_show(cluster: KubeCluster, client: KubePod, web: KubePod) -> None:
+    assert tcp(client.netns, web.ip(), PORT, PATIENT_S)
+    meet(cluster)
+    for number, agent in enumerate(cluster.agents.values(), 1):
+        found = status(agent)
+        assert (found["mode"], found["strict"], found["port"], found["plaintext_packets"]) == (
+            "wireguard", True, wire.PORT, 0,
+        )  # fmt: skip
+        (peer,) = found["peers"]
+        assert (peer["node"], peer["problem"]) == (f"n{3 - number}", "")
+        assert peer["endpoint"] == f"{node_ips(3 - number)['v4']}:{wire.PORT}"
+        assert min(peer["sent_bytes"], peer["received_bytes"]) > 0
+        agent.await_flows(lambda flow: flow["source"]["ip"] == client.ip() and flow["encrypted"], 1)
+        metrics = fetch(cluster.nodes[agent.name], "127.0.0.1", METRICS, "/metrics").body
+        assert "gatehouse_encryption_plaintext_packets_total 0.0" in metrics.splitlines()
+        assert f'gatehouse_encryption_sent_bytes_total{{node="{peer["node"]}"}}' in metrics
+    private = [
+        path.read_text().strip()
+        for agent in cluster.agents.values()
+        for path in (agent.instance.state_dir / "wireguard").glob("*.key")
+    ]
+    told = "".join(agent.log() + json.dumps(agent.status()) for agent in cluster.agents.values())
+    assert len(private) == 2 and not any(key in told for key in private)
 
 
-def test_a_change_of_key_breaks_no_connection(cluster: KubeCluster) -> None:
-    web, client = cluster.add("n2/shop/web", app="web"), cluster.add("n1/shop/client", app="client")
-    before = status(cluster.agents["n1"])["public_key"]
-    with Server(web.netns, "tcp", PORT, "web"), Wire(cluster) as wire:
-        with Connection(client.netns, socket.SOCK_STREAM, web.ip(), PORT) as connection:
-            assert connection.exchange()
-            cluster.agents["n1"].cli("encryption", "rotate", check=True)
-            assert connection.exchange()
-        after = status(cluster.agents["n1"])["public_key"]
-        assert after != before
-    assert wire.plain == []
+def test_the_stock_tool_shows_the_device(cluster: KubeCluster) -> None:
+    one, two = (status(agent) for agent in cluster.agents.values())
+    shown = cluster.nodes["n1"].run("wg", "show", one["device"]).stdout
+    assert f"public key: {one['public_key']}" in shown
+    assert f"peer: {two['public_key']}" in shown
+    assert "10.244.2.0/24" in shown and "fd00:10:244:2::/64" in shown
 
 
-def test_the_agents_are_killed_and_come_back(cluster: KubeCluster) -> None:
-    web, client = cluster.add("n2/shop/web-2", app="web"), cluster.add("n1/shop/client-2", app="client")
-    with Server(web.netns, "tcp", PORT, "web"), Wire(cluster) as wire:
-        assert tcp(client.netns, web.ip(), PORT)
+def test_the_agents_are_killed_and_come_back(cluster: KubeCluster, client: KubePod, web: KubePod) -> None:
+    """What is encrypted goes on so, and what nobody knows of is sent by nobody."""
+    with listen(cluster) as seen, Steady(client.netns, web.ip(), PORT) as steady:
         for agent in cluster.agents.values():
             agent.kill()
-        assert tcp(client.netns, web.ip(), PORT)
+            steady.go_on()
+        assert tcp(client.netns, web.ip(), PORT, PATIENT_S)
+        for stranger in ("10.244.2.250", "fd00:10:244:2::250", "10.244.9.9", "fd00:10:244:9::9"):
+            assert not ping(client.netns, stranger, SHORT_S)
         for agent in cluster.agents.values():
             agent.start()
-            assert tcp(client.netns, web.ip(), PORT)
-    assert wire.plain == []
-    assert node_ips(1)["v4"] in str(cluster.agents["n2"].cli("encryption", "status").stdout)
+            steady.go_on()
+            assert tcp(client.netns, web.ip(), PORT, PATIENT_S)
+        assert steady.retransmits <= 1, steady
+    assert seen.seen() == []
+    assert plaintext(cluster) == 0
+
+
+def test_the_program_is_killed(cluster: KubeCluster, client: KubePod, web: KubePod) -> None:
+    """It is started again, with all it has to know; until then nothing passes in another way."""
+    agent = cluster.agents["n2"]
+    path = socket_of(status(agent)["device"])
+    with listen(cluster) as seen, Steady(client.netns, web.ip(), PORT) as steady:
+        steady.go_on()
+        pid = listener_pid(path)
+        assert pid
+        kill(pid)
+        rig.wait_until(lambda: (listener_pid(path) or pid) != pid, START_S, "another runs")
+        rig.wait_until(lambda: has_met(agent, 1), START_S, "it has met the other")
+        steady.go_on()
+    assert seen.seen() == []
+
+
+def test_a_node_goes_and_comes_back(cluster: KubeCluster, client: KubePod, web: KubePod) -> None:
+    """Its link is down for a while."""
+    with listen(cluster, "n1") as seen, Steady(client.netns, web.ip(), PORT) as steady:
+        steady.go_on()
+        cluster.network.ip("link set p-n2 down")
+        assert not udp(client.netns, web.ip(), PORT, SHORT_S)
+        cluster.network.ip("link set p-n2 up")
+        steady.go_on()
+    assert seen.seen() == []
+
+
+def test_a_forged_packet_of_a_pod(cluster: KubeCluster, client: KubePod, web: KubePod) -> None:
+    """Sent in plain text by somebody on the link, under the address of a pod of the other node: nobody hears it."""
+    with (
+        web.netns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as heard,
+        cluster.outside.call(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as forger,
+    ):
+        heard.bind((web.ip(), PORT + 1))
+        heard.settimeout(SHORT_S)
+        cluster.outside.ip(f"route replace {web.ip()}/32 via {node_ips(2)['v4']}")
+        before = drops(cluster, "n2")
+        payload = (
+            (5000).to_bytes(2, "big") + (PORT + 1).to_bytes(2, "big") + (8 + 2).to_bytes(2, "big") + bytes(2) + b"hi"
+        )
+        header = bytes([0x45, 0, 0, 20 + len(payload), 0, 1, 0, 0, 64, socket.IPPROTO_UDP, 0, 0])
+        forger.sendto(header + socket.inet_aton(client.ip()) + socket.inet_aton(web.ip()) + payload, (web.ip(), 0))
+        with pytest.raises(TimeoutError):
+            heard.recv(100)
+        rig.wait_until(lambda: drops(cluster, "n2") > before, GONE_S, "it is dropped for that reason")
+        cluster.outside.ip(f"route del {web.ip()}/32")
+
+
+def drops(cluster: KubeCluster, node: str) -> int:
+    return int(cluster.agents[node].status()["drops"].get("UNENCRYPTED", 0))

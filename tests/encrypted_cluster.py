@@ -1,0 +1,58 @@
+"""Clusters whose nodes encrypt: the wire between them, and what agents say of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+import rig
+from agents import START_S
+from kube_cluster import CLUSTER_CIDRS, FAMILIES, KubeAgent, KubeCluster, node_ips
+from wire import Wire
+
+ON = ("--encryption", "wireguard", "--mtu", "0")
+STRICT = (*ON, "--strict-encryption")
+OFF = ("--encryption", "off", "--mtu", "0")
+PATIENT_S = 10.0
+"""For an answer that must come, on a busy machine."""
+
+
+def missing() -> str:
+    """Why this cannot be done here; empty: it can."""
+    lacking = [name for name in ("wireguard-go", "wg") if shutil.which(name) is None]
+    return f"{' and '.join(lacking)} not installed" if lacking else ""
+
+
+def listen(cluster: KubeCluster, *nodes: str) -> Wire:
+    """To the links of these nodes, or all."""
+    addresses = [node_ips(number)[family] for number in cluster.numbers.values() for family in FAMILIES]
+    links = [f"p-{name}" for name in nodes or cluster.nodes]
+    return Wire(cluster.network, links, CLUSTER_CIDRS.split(","), addresses)
+
+
+def status(agent: KubeAgent) -> dict[str, Any]:
+    return dict(json.loads(agent.cli("encryption", "status", "-o", "json").stdout))
+
+
+def plaintext(cluster: KubeCluster) -> int:
+    """Packets between pods that were not encrypted, as the nodes count them."""
+    return sum(int(status(agent)["plaintext_packets"]) for agent in cluster.running())
+
+
+def has_met(agent: KubeAgent, others: int) -> bool:
+    """All others, by handshakes."""
+    peers = [peer for peer in status(agent)["peers"] if peer["ready"] and peer["last_handshake_s"] is not None]
+    return len(peers) == others
+
+
+def meet(cluster: KubeCluster) -> None:
+    """Until all agents that run have had a handshake with all others."""
+    agents = cluster.running()
+    for agent in agents:
+        rig.wait_until(lambda a=agent: has_met(a, len(agents) - 1), START_S, f"{agent.name} has met all")  # type: ignore[misc]
+
+
+def start(cluster: KubeCluster, *flags: str) -> None:
+    cluster.start(*flags)
+    meet(cluster)

@@ -1,0 +1,83 @@
+"""A connection that is never quiet, to see for how long it stands still.
+
+with Steady(client.netns, web.ip(), 8080) as steady:
+    ...
+assert steady.retransmits <= 1, steady
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from contextlib import suppress
+
+import rig
+from probes import Connection
+
+ENOUGH_S = 30.0
+"""A connection that stands still for so long is broken."""
+PAUSE_S = 0.002
+_TOTAL_RETRANS_AT = 100
+"""Of tcpi_total_retrans in struct tcp_info (linux/tcp.h)."""
+
+
+class Steady:
+    """One exchange after another over one TCP connection, in a thread. What it has found can be read at any time.
+
+    `exchanges`: so many; `retransmits`: the most that the client needed for one of them; `longest_s`: the longest one;
+    `broken`: why there are no more, empty: there are.
+    """
+
+    def __init__(self, netns: rig.Netns, address: str, port: int) -> None:
+        self.exchanges = self.retransmits = 0
+        self.longest_s = 0.0
+        self.broken = ""
+        self._connection = Connection(netns, socket.SOCK_STREAM, address, port)
+        self._over = threading.Event()
+        self._more = threading.Condition()
+        self._thread = threading.Thread(target=self._go_on, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Steady:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        with suppress(OSError):
+            self._connection.socket.shutdown(socket.SHUT_RDWR)  # nobody waits for what does not come
+        self._thread.join()
+        self._connection.socket.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.exchanges} exchanges, the longest {self.longest_s * 1000:.0f} ms, at most {self.retransmits} "
+            f"retransmits; {self.broken or 'it lives'}"
+        )
+
+    def go_on(self, exchanges: int = 5) -> None:
+        """Until there have been so many more, begun after this call."""
+        with self._more:
+            wanted = self.exchanges + exchanges + 1
+            self._more.wait_for(lambda: self.exchanges >= wanted or self.broken, ENOUGH_S)
+        assert self.exchanges >= wanted, self
+
+    def _go_on(self) -> None:
+        while not self._over.wait(PAUSE_S):
+            before, began = self._sent_again(), time.monotonic()
+            answer = self._connection.exchange(ENOUGH_S)
+            with self._more:
+                self.longest_s = max(self.longest_s, time.monotonic() - began)
+                if answer:
+                    self.exchanges += 1
+                    self.retransmits = max(self.retransmits, self._sent_again() - before)
+                else:
+                    self.broken = f"{answer.result} {answer.error}"
+                self._more.notify_all()
+            if self.broken:
+                return
+
+    def _sent_again(self) -> int:
+        info = self._connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
+        return int(struct.unpack_from("=I", info, _TOTAL_RETRANS_AT)[0])
