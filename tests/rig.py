@@ -160,11 +160,11 @@ class Outside(Netns):
         super().__init__("outside")
         self.node = node
         self.link = f"out{next(_counter)}"
-        node.ip(
-            f"link add {self.link} type veth peer name eth0 netns {self.name}",
-            f"link set {self.link} up",
-        )
-        self.ip("link set eth0 up")
+        node.ip(f"link add {self.link} type veth peer name eth0 netns {self.name}")
+        for here, there in ((node, self.link), (self, "eth0")):
+            # Until the link-local address is known to be nobody else's, up to two seconds, no neighbour is asked for.
+            here.sysctl(**{f"ipv6__conf__{there}__accept_dad": "0"})
+            here.ip(f"link set {there} up")
         for here, there, mine, other in (
             (node, self.link, node.addresses, (OUTSIDE_V4, OUTSIDE_V6, *extra)),
             (self, "eth0", (OUTSIDE_V4, OUTSIDE_V6, *extra), node.addresses),
