@@ -14,6 +14,7 @@ import asyncio
 import itertools
 import os
 import shutil
+import subprocess
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -49,8 +50,11 @@ def need(backend: str) -> None:
             why = probe.call(choose.kernel_problem, "ghwgprobe")
         if why:
             pytest.skip(why)
-    elif not shutil.which("wireguard-go"):
-        pytest.skip("needs wireguard-go, which set-up installs")
+        return
+    if not choose.TUN.exists() and shutil.which("modprobe"):  # where nothing else has asked for it yet
+        subprocess.run(["modprobe", "tun"], check=False, capture_output=True)
+    if why := choose.program_problem("wireguard-go"):
+        pytest.skip(why)
 
 
 def stock(*words: str) -> list[str]:

@@ -28,24 +28,24 @@ class Choice(msgspec.Struct, frozen=True):
     why: str = ""
 
 
-def choose(setting: str, kernel: str, program: str, named: str) -> Choice:
+def choose(setting: str, kernel: str, program: str, missing: str) -> Choice:
     """`setting`: auto | kernel | userspace; `kernel`: why the kernel's cannot be used, empty where it can; `program`:
-    the one found, empty: none; `named`: what was looked for. Pure. Raises NoWireGuard."""
+    the one found; `missing`: why none can be used, empty where it can. Pure. Raises NoWireGuard."""
     if setting != "userspace" and not kernel:
         return Choice("")
     if setting == "kernel":
         raise NoWireGuard(f"{kernel}: load the kernel's module (modprobe wireguard), or set --wireguard=auto")
-    if program:
-        return Choice(program, kernel and f"{kernel}: {program} is used")
-    missing = f"no program {named} is found: install it (Debian: wireguard-go), or say where by --wireguard-program"
-    raise NoWireGuard(f"{kernel}, and {missing}" if setting == "auto" else missing)
+    if missing:
+        raise NoWireGuard(f"{kernel}, and {missing}" if setting == "auto" else missing)
+    return Choice(program, kernel and f"{kernel}: {program} is used")
 
 
 def open_device(setting: str, program: str, name: str, log_path: Path) -> tuple[Device, str]:
     """The device to use, and why it is not the first choice. One of the other sort under its name is removed: a node
     has one. In the calling thread's network namespace; blocks. Raises NoWireGuard."""
     named = program or userspace.PROGRAM
-    choice = choose(setting, "" if setting == "userspace" else kernel_problem(name), _found(named), named)
+    kernel = "" if setting == "userspace" else kernel_problem(name)
+    choice = choose(setting, kernel, shutil.which(named) or "", program_problem(named))
     with NodeLink(name) as link:
         found = link.find()
         if found is not None and (found.kind == KIND) is bool(choice.program):
@@ -71,6 +71,10 @@ def kernel_problem(name: str) -> str:
     return ""
 
 
-def _found(program: str) -> str:
-    """Its path; empty where there is none, or it could make no device."""
-    return (shutil.which(program) or "") if TUN.exists() else ""
+def program_problem(program: str) -> str:
+    """Why a program cannot make devices here; empty where it can."""
+    if not shutil.which(program):
+        return f"no program {program} is found: install it (Debian: wireguard-go), or say where by --wireguard-program"
+    if not TUN.exists():
+        return f"{program} cannot make a device without {TUN}: load the kernel's module (modprobe tun)"
+    return ""

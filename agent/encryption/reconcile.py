@@ -39,7 +39,7 @@ POLL_S = 5.0
 FAST_S = 0.05
 """While keys change, or the device is being made: until then what peers send by their new keys is dropped."""
 RETRY_S = 5.0
-AT_ONCE = 50
+AT_ONCE = 200
 """Handshakes that are begun in one go: a program makes them before it answers, and other changes wait."""
 
 log = logs.get("encryption")

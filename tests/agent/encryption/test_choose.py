@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.encryption.choose import Choice, NoWireGuard, choose
+from agent.encryption.choose import Choice, NoWireGuard, choose, program_problem
 
 NO = "the kernel makes no WireGuard device (Operation not supported)"
 GO = "/usr/bin/wireguard-go"
@@ -21,18 +21,18 @@ GO = "/usr/bin/wireguard-go"
     ],
 )
 def test_choices(setting: str, kernel: str, program: str, choice: Choice) -> None:
-    assert choose(setting, kernel, program, "wireguard-go") == choice
+    assert choose(setting, kernel, program, "" if program else "none") == choice
 
 
 @pytest.mark.parametrize(
     ("setting", "kernel", "words"),
     [
-        ("auto", NO, (NO, "no program wireguard-go is found", "--wireguard-program")),
+        ("auto", NO, (NO, "no program no-wireguard is found", "--wireguard-program")),
         ("kernel", NO, (NO, "modprobe wireguard", "--wireguard=auto")),
-        ("userspace", "", ("no program wireguard-go is found", "Debian: wireguard-go")),
+        ("userspace", "", ("no program no-wireguard is found", "Debian: wireguard-go")),
     ],
 )
 def test_none(setting: str, kernel: str, words: tuple[str, ...]) -> None:
     with pytest.raises(NoWireGuard) as refused:
-        choose(setting, kernel, "", "wireguard-go")
+        choose(setting, kernel, "", program_problem("no-wireguard"))
     assert all(word in str(refused.value) for word in words)
