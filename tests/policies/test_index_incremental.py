@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from random import Random
 from typing import TypeVar
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.timeout(420)  # of a failure, hypothesis may take five 
 
 Entries = dict[tuple[Direction, RemoteClass | None], Row]
 
+EXAMPLES = int(os.environ.get("GATEHOUSE_EXAMPLES", "250"))
 NUMBERS = range(300, 305)
 POLICY_NAMES = ("p", "q", "r")
 PORTS = [ContainerPort(name, 6, number) for name in strategies.PORT_NAMES for number in (80, 81)]
@@ -31,8 +33,9 @@ PREFIXES = [Prefix.parse(text) for text in strategies.BLOCKS] + [Prefix.parse("1
 class Model:
     """What is in force, and the entries a plan would hold that follows take_dirty."""
 
-    def __init__(self) -> None:
-        self.index = PolicyIndex()
+    def __init__(self, *, enforce_always: bool = False) -> None:
+        self.enforce_always = enforce_always
+        self.index = PolicyIndex(enforce_always=enforce_always)
         self.namespaces: dict[str, dict[str, str]] = {}
         self.workloads: dict[int, Workload] = {}
         self.policies: dict[ObjectRef, Policy] = {}
@@ -55,7 +58,7 @@ class Model:
 
     def rebuilt(self, random: Random) -> PolicyIndex:
         """The same state, entered in another order."""
-        index = PolicyIndex()
+        index = PolicyIndex(enforce_always=self.enforce_always)
         steps: list[Callable[[], None]] = []
         steps += [lambda n=n, v=v: index.set_namespace(n, v) for n, v in self.namespaces.items()]  # type: ignore[misc]
         steps += [lambda n=n, v=v: index.set_identity(n, v) for n, v in self.workloads.items()]  # type: ignore[misc]
@@ -233,19 +236,74 @@ def beginnings(draw: st.DrawFn) -> list[Event]:
     batches=st.lists(st.lists(events(), min_size=1, max_size=3), min_size=4, max_size=8),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=250, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 def test_follows_random_events(beginning: list[Event], batches: list[list[Event]], seed: int) -> None:
     model = Model()
     for batch in (beginning, *batches):
         for event in batch:
             event.apply(model)
         model.follow()
-        rebuilt = model.rebuilt(Random(seed))
-        assert set(model.entries) == model.subjects
-        for subject in model.subjects:
-            assert model.entries[subject] == rebuilt.compile(subject)
-            assert model.index.policies_of(subject) == rebuilt.policies_of(subject)
-        assert model.index.prefixes() == rebuilt.prefixes()
-        assert model.index.marks() == rebuilt.marks()
-        assert model.index.egress_port_names() == rebuilt.egress_port_names()
-        assert model.index.ingress_port_names() == rebuilt.ingress_port_names()
+        assert_is_as_rebuilt(model, seed)
+
+
+def assert_is_as_rebuilt(model: Model, seed: int) -> None:
+    rebuilt = model.rebuilt(Random(seed))
+    assert set(model.entries) == model.subjects
+    for subject in model.subjects:
+        assert model.entries[subject] == rebuilt.compile(subject)
+        assert model.index.policies_of(subject) == rebuilt.policies_of(subject)
+    assert model.index.prefixes() == rebuilt.prefixes()
+    assert model.index.marks() == rebuilt.marks()
+    assert model.index.egress_port_names() == rebuilt.egress_port_names()
+    assert model.index.ingress_port_names() == rebuilt.ingress_port_names()
+
+
+@st.composite
+def few_things(draw: st.DrawFn) -> list[list[Event]]:
+    """A few things, each in two states: as it is, and gone or another."""
+    labels = st.sampled_from(({}, {"app": "a"}, {"app": "b"}))
+    both: list[list[Event]] = [
+        [SetNamespace(n, draw(labels)), SetNamespace(n, draw(labels | st.none()))] for n in strategies.NAMESPACES
+    ]
+    both += [[SetIdentity(n, draw(WORKLOADS)), SetIdentity(n, draw(WORKLOADS | st.none()))] for n in NUMBERS[:3]]
+    shared = draw(strategies.policies(name="of"))["spec"]["podSelector"]
+    for name in POLICY_NAMES[:2]:  # in one namespace, with one selector now and then
+        raw, other = draw(strategies.policies(name=name)), draw(strategies.policies(name=name))
+        if draw(st.booleans()):
+            raw = {**raw, "metadata": {**raw["metadata"], "namespace": "blue"}}
+            raw["spec"] = {**raw["spec"], "podSelector": shared}
+        other = {**other, "metadata": raw["metadata"]}  # another version of the same policy
+        both.append([SetPolicy(raw), SetPolicy(other, draw(st.booleans()))])
+    for name in VALUE_NAMES:
+        value = draw(drawn_policies.policies(name))
+        both.append([SetValue(value), SetValue(value, False)])
+    both += [
+        [SetClass(c), SetClass(c, False)]
+        for c in dict.fromkeys((RemoteClass(300), RemoteClass(301), *draw(st.lists(CLASSES, max_size=3))))
+    ]
+    both += [
+        [SetSubject(s), SetSubject(s, False)]
+        for s in dict.fromkeys((Subject(300), Subject(301), *draw(st.lists(SUBJECTS, max_size=1))))
+    ]
+    return both
+
+
+@given(
+    things=few_things(),
+    batches=st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=6), min_size=10, max_size=40),
+    enforce_always=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+def test_what_goes_may_come_back(
+    things: list[list[Event]], batches: list[list[int]], enforce_always: bool, seed: int
+) -> None:
+    """Few things that come and go again and again, several between two looks: a subject that is back, a policy that
+    selects somebody once more, a class that was in use before."""
+    model = Model(enforce_always=enforce_always)
+    for batch in batches:
+        for number in batch:
+            things[number % len(things)].append(things[number % len(things)].pop(0))
+            things[number % len(things)][-1].apply(model)
+        model.follow()
+        assert_is_as_rebuilt(model, seed)
