@@ -7,16 +7,34 @@
 #include "resolve.h"
 #include "service.h"
 
+/* Whether a device of the node is still to change it. */
+INLINE bool is_translated_later(const struct packet *p)
+{
+	return p->is_reply && LOOKUP(nat, (void *)&p->after);
+}
+
+/* To a pod of another node by WireGuard, past the stack; or to the stack, with a mark by which to_network can tell what
+ * answers somebody whose packets came encrypted. */
+INLINE int deliver_encrypted(struct __sk_buff *skb, const struct packet *p)
+{
+	const struct config *config = config_of_encryption();
+
+	if (config && config->wireguard_ifindex && !p->is_error && !is_translated_later(p) &&
+	    (whose(&p->after.destination) & (ENCRYPTION_PEER_PODS | ENCRYPTION_READY)) ==
+		    (ENCRYPTION_PEER_PODS | ENCRYPTION_READY) &&
+	    whose(&p->after.source) & ENCRYPTION_OWN_PODS)
+		return bpf_redirect(config->wireguard_ifindex, 0);
+	skb->mark = MARK_ENCRYPT;
+	return PASS;
+}
+
 /* Into the peer of the receiver's veth, past the stack; or to the stack. */
-INLINE int deliver(struct __sk_buff *skb, const struct conntrack *e)
+INLINE int deliver(struct __sk_buff *skb, const struct packet *p, const struct conntrack *e)
 {
 	struct ethernet_addresses *ethernet = (void *)(long)skb->data;
 
-	if (!e->receiver_ifindex) {
-		if (e->flags & CT_ENCRYPTED)
-			skb->mark = MARK_ENCRYPT;
-		return PASS;
-	}
+	if (!e->receiver_ifindex)
+		return (p->flags & (CT_ENCRYPTED | CT_TO_PROXY)) == CT_ENCRYPTED ? deliver_encrypted(skb, p) : PASS;
 	if ((void *)(ethernet + 1) > (void *)(long)skb->data_end)
 		return -DROP_TRANSLATION;
 	__builtin_memcpy(ethernet->destination, e->mac, 6);
@@ -226,7 +244,7 @@ INLINE int from_pod_steps(struct __sk_buff *skb, struct packet *p)
 		reason = to_proxy(skb, p, e); /* a packet that is refused must be as it came */
 	if (!reason)
 		reason = translate(skb, p);
-	return reason ? -reason : deliver(skb, e);
+	return reason ? -reason : deliver(skb, p, e);
 }
 
 INLINE int from_pod_act(struct __sk_buff *skb)
