@@ -144,9 +144,52 @@ def test_through_a_proxy(pods: Kernel) -> None:
     assert is_encrypted(pods, QUESTION)
 
 
-# ---- strict mode, at the last place where anything can be refused
+# ---- to pods of other nodes, past the stack
 
-Came = Callable[[Kernel], Outcome]
+SHORT = Action.REDIRECT
+
+
+def test_past_the_stack(pods: Kernel) -> None:
+    """What the pod begins, its fragments, and what it answers."""
+    for packet in (OUT, OUT, *fragments(OUT, (8, 16))):
+        assert pods.send("a", packet).action == SHORT
+    arrives(pods, udp("far", "a", 1, 2), encrypted=True)
+    assert pods.send("a", udp("a", "far", 2, 1)).action == SHORT
+
+
+def test_not_where_something_is_still_to_be_done(pods: Kernel) -> None:
+    """An answer that a device of the node gives its frontend's address."""
+    arrives(pods, udp("far", "a", 1, 2), encrypted=True)
+    answer = udp("a", "far", 2, 1)
+    pods.maps["nat"].update(pods.key(answer), pods.pack("nat"))
+    assert is_marked(pods, pods.send("a", answer))
+    pods.maps["nat"].delete(pods.key(answer))
+    assert pods.send("a", answer).action == SHORT
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        encrypts(Mode.OFF),
+        encrypts(Mode.ON, ready=False),
+        encrypts(Mode.ON, device=False),
+        lambda kernel: kernel.encryption(("a", 32, 128), flags="PEER_PODS"),
+    ],
+    ids=["off", "not ready", "no device", "not an address of this node's"],
+)
+def test_to_network_decides_where_it_cannot_be(pods: Kernel, change: Callable[[Kernel], None]) -> None:
+    """Of a flow that went by WireGuard before."""
+    assert pods.send("a", OUT).action == SHORT
+    change(pods)
+    assert is_marked(pods, pods.send("a", OUT))
+
+
+def test_an_error_goes_by_the_stack(pods: Kernel) -> None:
+    arrives(pods, udp("far", "a", 1, 2), encrypted=True)
+    assert is_marked(pods, pods.send("a", error("a", "far", udp("far", "a", 1, 2))))
+
+
+# ---- strict mode, at the last place where anything can be refused
 
 
 def strict(kernel: Kernel) -> None:
