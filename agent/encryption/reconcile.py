@@ -224,7 +224,10 @@ class Reconciler:
         if step is Step.SWAP:
             self._state = None
             device.configure(Settings(private_key=self.rotation.keys.current))
-            self._provoke(device, list(state.peers))
+            both = {key for keys in self.desired.keys.values() if len(keys) > 1 for key in keys}
+            self._provoke(device, [key for key in state.peers if key not in both])
+            # Who changes its own key, too, may do so in this moment.
+            self._greetings.add(self.rotation.keys.current.public, both, time.monotonic())
 
     def _look_for_silence(self, state: DeviceState) -> None:
         keys = self._silence.look(state.peers, time.time_ns())

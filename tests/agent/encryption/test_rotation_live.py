@@ -71,7 +71,8 @@ def test_both_at_once(pair: Pair) -> None:
         for node, old in zip(pair, before, strict=True):
             rig.wait_until(lambda n=node, o=old: is_done(n, o), WAIT_S, "the rotation is over")  # type: ignore[misc]
         assert connection.exchange()
-        assert peers(one) == {shown(two.facts[0])} and peers(two) == {shown(one.facts[0])}
+        for node, other in ((one, two), (two, one)):
+            rig.wait_until(lambda n=node, o=other: peers(n) == {shown(o.facts[0])}, WAIT_S)  # type: ignore[misc]
         assert connection.exchange()
 
 
