@@ -9,6 +9,7 @@ Look at the far ends of nodes' links: on their own devices, what is decrypted is
 
 from __future__ import annotations
 
+import ctypes
 import ipaddress
 import socket
 import struct
@@ -21,7 +22,9 @@ PORT = 51871
 _ETH_P_ALL, _ARP, _IPV4, _IPV6 = 0x0003, 0x0806, 0x0800, 0x86DD
 _ICMP, _ICMPV6, _UDP, _FRAGMENT, _UNREACHABLE = 1, 58, 17, 44, 3
 _ND = range(130, 138)
-_SO_RCVBUFFORCE, _RECEIVE_BYTES = 33, 1 << 24
+_SO_RCVBUFFORCE, _SO_ATTACH_FILTER, _RECEIVE_BYTES = 33, 26, 1 << 24
+_NOTHING = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
+"""A socket filter of one instruction (linux/filter.h): return 0."""
 
 
 class Wire:
@@ -54,6 +57,8 @@ class Wire:
 
     def seen(self) -> list[str]:
         """All there was until now, and no more."""
+        for one in self._sockets:  # there may be no end of packets
+            one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(_NOTHING)))
         self._stop.set()
         for thread in self._threads:
             thread.join()
