@@ -14,7 +14,21 @@ from pathlib import Path
 import rig
 
 from agent.datapath.mounts import Unmet, require_host
-from bench import balancing, dns, kube, l7, memory, northsouth, packets, pods, policies, roundtrips, scale, services
+from bench import (
+    balancing,
+    dns,
+    encryption,
+    kube,
+    l7,
+    memory,
+    northsouth,
+    packets,
+    pods,
+    policies,
+    roundtrips,
+    scale,
+    services,
+)
 from bench.report import Figure, machine, table, write_json
 from bench.setting import Bench
 
@@ -28,6 +42,7 @@ MEASURES: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "l7": l7.measure,
     "dns": dns.measure,
     "kube": kube.measure,
+    "encryption": encryption.measure,
     "memory": memory.measure,
     "policies": policies.measure,
     "pods": pods.measure,
