@@ -20,7 +20,7 @@ COUNT = 1000
 
 def node(number: int, at: int = 0) -> Peer:
     here = parse_address(f"172.16.{number >> 8}.{number & 255}"), parse_address(f"2001:db8::{at:x}:{number:x}")
-    blocks = Prefix.parse(f"10.{number >> 8}.{number & 255}.0/24"), Prefix.parse(f"fd00:{number:x}::/64")
+    blocks = Prefix.parse(f"10.{number >> 8}.{number & 255}.0/24"), Prefix.parse(f"fd01:{number:x}::/64")
     return Peer(f"node-{number}", here, blocks, PrivateKey.generate().public)
 
 
