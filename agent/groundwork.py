@@ -21,7 +21,7 @@ from agent.settings import node_config, prefixes
 from agent.sources.directory import DirectorySource
 from agent.sources.source import Batch, Source
 from agent.world.config import NodeConfig
-from policies.address import Prefix
+from policies.address import Prefix, is_v4
 
 if TYPE_CHECKING:
     from agent.kube.client import ApiClient
@@ -81,8 +81,10 @@ def _mtu(config: Config) -> int:
     if config.mtu or not makes_pods(config):
         return config.mtu
     with RouteSocket() as route:
-        found = [device.mtu for device in devices.read(route) if device.default_route]
-    return mtu.of_pods(0, found, 0)
+        used = [device for device in devices.read(route) if device.default_route]
+    over_v4 = any(is_v4(address) for device in used for address in device.addresses)
+    added = mtu.overhead(config.routing, over_v4 or not used, config.encryption != "off")
+    return mtu.of_pods(0, [device.mtu for device in used], added)
 
 
 async def _of_pool(config: Config, instance: Instance, api: Api) -> Sequence[Prefix]:

@@ -202,7 +202,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = "children"
     mtu: Annotated[
         int, Meta(ge=0, le=65535), _doc("MTU of the pods' interfaces; 0: what the node's devices and routing allow.")
-    ] = 1500
+    ] = 0
     map_sizes: Annotated[dict[str, int], _doc("Capacity of BPF maps, such as conntrack=1000000.")] = {}
     timeouts: Annotated[dict[str, float], _doc("Conntrack time-outs in seconds: tcp, syn, close, udp, other.")] = {}
     labels_include: Annotated[tuple[str, ...], _doc("Only labels that match one of these make an identity.")] = ()

@@ -15,8 +15,8 @@ UNITS = [
     ({}, {"pods": 2, "socket": 9}),
     ({"socket_lb": "off"}, {"pods": 2}),
     ({"socket_lb": "host", "cgroup": "/cg"}, {"pods": 2, "socket": 9}),
-    ({"devices": "eth0", "socket_lb": "off"}, {"pods": 2, "network": 2}),
-    ({"devices": "auto", "xdp": "auto"}, {"pods": 2, "network": 3, "socket": 9}),
+    ({"devices": "eth0", "socket_lb": "off"}, {"pods": 2, "network": 3}),
+    ({"devices": "auto", "xdp": "auto"}, {"pods": 2, "network": 4, "socket": 9}),
 ]
 
 

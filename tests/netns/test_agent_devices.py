@@ -125,7 +125,7 @@ def test_cleanup_from_another_namespace_leaves_nothing_of_anything(
     assert (sockets(agent), sockets(agent, other_cgroup)) == (9, 9)
     assert reserved(agent).startswith("8080,30000-32767")
     held = KernelObjects.of(agent.instance.pins)
-    assert (len(held.programs), len(held.links)) == (14, 1)
+    assert (len(held.programs), len(held.links)) == (15, 1)
     assert len(held.maps) > len(load().maps), "with Maglev tables"
     with Maps.open_pinned(agent.instance.pins.maps) as maps:
         assert {name for name in ("conntrack", "nat", "affinity") if not list(maps[name].items())} == set()

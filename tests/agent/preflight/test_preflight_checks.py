@@ -212,7 +212,7 @@ def test_a_node_that_differs(check: str, part: str, values: dict[str, Any], resu
     [
         ("settings", {}, GOOD, "fail", "--manifests is missing"),
         ("settings", EMBEDDED | {"mtu": "1000"}, GOOD, "fail", "below 1280"),
-        ("MTU", EMBEDDED, GOOD, "ok", "devices allow 1500; pods have 1500"),
+        ("MTU", EMBEDDED | {"mtu": "1500"}, GOOD, "ok", "devices allow 1500; pods have 1500"),
         ("MTU", EMBEDDED | {"mtu": "0"}, GOOD, "ok", "pods will have 1500"),
         ("MTU", EMBEDDED | {"mtu": "0", "routing": "vxlan"}, GOOD, "ok", "50 go to VXLAN: pods will have 1450"),
         ("devices", EMBEDDED, GOOD, "ok", "not used for node ports"),
@@ -285,7 +285,7 @@ def test_a_node_that_differs(check: str, part: str, values: dict[str, Any], resu
             "/opt/wg and /dev/net/tun",
         ),
         ("MTU", ENCRYPTED | {"mtu": "0"}, GOOD, "ok", "60 go to WireGuard: pods will have 1440"),
-        ("MTU", ENCRYPTED | {"routing": "vxlan"}, GOOD, "warn", "--mtu 0, or 1440"),
+        ("MTU", ENCRYPTED | {"routing": "vxlan", "mtu": "1500"}, GOOD, "warn", "--mtu 0, or 1440"),
         ("encryption port", ENCRYPTED, GOOD, "ok", "51871 is free"),
         (
             "encryption port",
