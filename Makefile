@@ -73,7 +73,7 @@ bench: setup
 kernels: setup
 	@for k in 6.1 6.12; do echo "kernels: Debian's $$k, emulated"; \
 	  tests/kernels/vm.py --kernel $$k -- $(PY) -m pytest -q -p no:cacheprovider -n 3 --dist loadfile --timeout 600 \
-	    --judgements 2000 --color no tests/bpf $(KERNEL_TESTS:%=tests/agent/datapath/test_%.py) $(ARGS) || exit 1; done
+	    --judgements 2000 --color no tests/bpf $(KERNEL_TESTS:%=tests/agent/datapath/test_%.py) tests/agent/encryption $(ARGS) || exit 1; done
 
 insns: setup
 	@$(PY) -m agent.datapath.programs --stats
