@@ -117,12 +117,16 @@ class Helper:
 
     def _watch(self) -> None:
         """The order's folder, or where its nearest folder that is there may get it."""
-        folder = self._path.parent
+        wanted = folder = self._path.parent
         while True:
-            with suppress(FileNotFoundError, NotADirectoryError):
+            try:
                 self._inotify.add(folder, WATCHED)
+            except (FileNotFoundError, NotADirectoryError):
+                folder = folder.parent
+                continue
+            if folder == wanted or not _below(folder, wanted).exists():
                 return
-            folder = folder.parent
+            folder = wanted  # it came meanwhile, and nobody will tell
 
     def _end(self) -> None:
         """Raises PermissionError where it has become another user's, whom this container may not end (CAP_KILL): it
@@ -156,6 +160,11 @@ def launcher(order: Order) -> list[str]:
 def _has_more() -> bool:
     held = privileges.capabilities()["CapEff"]
     return bool(held & ~(1 << privileges.NET_RAW))
+
+
+def _below(folder: Path, wanted: Path) -> Path:
+    """What is to come in a folder, on the way to the one that is wanted."""
+    return folder / wanted.relative_to(folder).parts[0]
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,9 @@ def pids(folder: Path) -> list[int]:
 
 
 def arguments(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1] or [""]
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1] or [""]
+    return [""]
 
 
 @in_loop
