@@ -50,20 +50,31 @@ class Neighbours:
         self.node_file = NodeFile(config.node_files, config.node, Path(config.state_dir, NOTE))
         self.encryption = _encryption(config, instance, self, attachments) if config.encryption != "off" else None
         self._steers = False
+        self._known: tuple[Own, tuple[Peer, ...]] | None = None
+        """This node and the others, as of the last turn that changed something about them."""
         self.member = _member(config, api, world, self.facts, problems_of_sources) if api else None
 
     def turned(self) -> None:
-        """The World has changed, or what this node tells of itself."""
-        peers, told = self._peers(), own(self._world)
-        self.node_file.write(self.facts())
+        """The World has changed."""
         if self.member:
             self.member.wake()
+        known = told, peers = own(self._world), tuple(self._peers())
+        if known == self._known:
+            return
+        self._known = known
+        self.node_file.write(self.facts())
         if peers or self.member or self.routing.reached or self.encryption:
             self.routing.update(told, peers)
             self._attachments.set_pod_blocks(frozenset(block for peer in peers for block in peer.pod_cidrs))
         if self.encryption:
             self.encryption.update(told, peers)
             self.steer()
+
+    def rekeyed(self) -> None:
+        """This node's public keys are others."""
+        if self.member:
+            self.member.wake()
+        self.node_file.write(self.facts())
 
     async def start(self) -> None:
         """Once the World is loaded: before pods are wired, or programs attached. What is to be encrypted is so from
@@ -181,6 +192,6 @@ def _encryption(config: Config, instance: Instance, neighbours: Neighbours, atta
         published=neighbours.are_told,
         on_ready=lambda _: neighbours.steer(),
         on_device=attachments.set_wireguard,
-        on_facts=neighbours.turned,
+        on_facts=neighbours.rekeyed,
     )
     return Encryption(config, instance, around)
