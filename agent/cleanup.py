@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -148,14 +148,15 @@ def _leave_node(instance: Instance, found: traces.Traces | None) -> dict[str, in
         return {}
     try:
         with namespaces.entered(netns):
-            node.restore(instance.node, forwards=any(one.chained for one in _attachments(instance)))
+            attached = _attachments(instance)
+            node.restore(instance.node, forwards=any(one.chained for one in attached))
             was_big = instance.big_tcp.exists()
             bigtcp.restore(instance.big_tcp)
             if found is None:
                 return {}
             return {
-                "pods' links": _remove_links(instance),
-                "links of other plugins": _leave_links(instance, was_big),
+                "pods' links": _remove_links(attached),
+                "links of other plugins": _leave_links(attached, was_big),
                 "devices": network.detach_all(_map_ids(instance)),
                 "routes to proxies": proxy_routing.remove(),
                 "routes to other nodes": node_routing.remove(),
@@ -165,19 +166,19 @@ def _leave_node(instance: Instance, found: traces.Traces | None) -> dict[str, in
         os.close(netns)
 
 
-def _remove_links(instance: Instance) -> int:
+def _remove_links(attached: Sequence[Attachment]) -> int:
     """Of pods whose sandboxes a runtime made, and has not ended yet."""
     networks = Networks()
     try:
-        own = (one for one in _attachments(instance) if not one.chained)
+        own = (one for one in attached if not one.chained)
         return sum(networks.disconnect(host_link(one.addresses)) for one in own)
     finally:
         networks.close()
 
 
-def _leave_links(instance: Instance, was_big: bool) -> int:
+def _leave_links(attached: Sequence[Attachment], was_big: bool) -> int:
     """Of pods whose links another CNI plugin made: without the programs, which would let nothing pass any more."""
-    adopted = [one.interface for one in _attachments(instance) if one.chained and one.interface]
+    adopted = [one.interface for one in attached if one.chained and one.interface]
     with RouteSocket() as route, Hooks(Programs("", {})) as hooks:
         there = [one.index for one in adopted if (link := find(route, one.name)) and link.ifindex == one.index]
         ours = {one.ifindex for one in hooks.attached(there)}
