@@ -72,9 +72,10 @@ async def _run(config: Config, instance: Instance) -> None:
     if config.cgroup:
         require_cgroup2(Path(config.cgroup))
     pins = instance.pins
-    with Maps.open_or_create(pins.maps, config.map_sizes) as maps, ThreadPoolExecutor(1) as thread:
-        loading = thread.submit(load_units, maps, pins, units(config))  # compilers work while objects are read
-        ground = await _unless_stopped(groundwork.lay(config, instance), stopping)
+    with Maps.open_or_create(pins.maps, config.map_sizes) as maps:
+        with ThreadPoolExecutor(1) as thread:  # compilers work while objects are read
+            loading = thread.submit(load_units, maps, pins, units(config))
+            ground = await _unless_stopped(groundwork.lay(config, instance), stopping)
         with loading.result() as loaded:
             if ground is None:
                 return
