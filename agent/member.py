@@ -12,7 +12,7 @@ from agent.config import Config
 from agent.groundwork import Api
 from agent.kube import bodies
 from agent.kube.blocks import claims
-from agent.kube.bodies import NodeFacts, RefusedPolicy
+from agent.kube.bodies import NodeFacts, RefusedPolicy, policy_name
 from agent.kube.collector import Collector, Kinds
 from agent.kube.identities import IdentityAllocator
 from agent.kube.lease import Lease
@@ -142,7 +142,7 @@ class Member:
         for policy in self._world.index.policies():
             ref = policy.ref
             if ref.kind in REPORTED and not policy.problem and (seen := self._api.source.seen(ref)) is not None:
-                yield _named(ref), seen.generation
+                yield policy_name(ref.kind, ref.namespace, ref.name), seen.generation
 
     def _refused(self) -> Iterator[RefusedPolicy]:
         for problem in self._problems_of_sources():
@@ -152,9 +152,6 @@ class Member:
                 ref = ObjectRef(kind, namespace, short)
                 seen = self._api.source.seen(ref)
                 message = f"{problem.path}: {problem.message}" if problem.path else problem.message
-                yield RefusedPolicy(_named(ref), seen.generation if seen else 0, message)
-
-
-def _named(ref: ObjectRef) -> str:
-    """As in NodeStatus."""
-    return f"{ref.kind}/{ref.namespace}/{ref.name}" if ref.namespace else f"{ref.kind}/{ref.name}"
+                yield RefusedPolicy(
+                    policy_name(ref.kind, ref.namespace, ref.name), seen.generation if seen else 0, message
+                )

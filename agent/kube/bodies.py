@@ -77,6 +77,11 @@ class RefusedPolicy(msgspec.Struct, frozen=True):
         msgspec.structs.force_setattr(self, "message", self.message[:MESSAGE])
 
 
+def policy_name(kind: str, namespace: str, name: str) -> str:
+    """As in NodeStatus: "CiliumNetworkPolicy/shop/web"; without a namespace where it is in none."""
+    return "/".join(part for part in (kind, namespace, name) if part)
+
+
 def rfc3339(at: datetime) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from agent import log
-from agent.kube.bodies import json_of
+from agent.kube.bodies import json_of, policy_name
 from agent.kube.client import ApiClient
 from agent.kube.conditions import NodeStatusHead, PolicyBook, PolicyHead
 from agent.kube.discovery import Discovery
@@ -107,7 +107,10 @@ class PolicyStatus:
             self._book.put_node(name, report)
         else:
             head = None if update.text is None else msgspec.json.decode(update.text, type=PolicyHead)
-            name = self._names.pop(update.file, "") if head is None else _policy_name(update.resource.kind, head)
+            if head is None:
+                name = self._names.pop(update.file, "")
+            else:
+                name = policy_name(update.resource.kind, head.metadata.namespace, head.metadata.name)
             self._book.put_policy(name, head, self._clock_s())
         if update.text is not None:
             self._names[update.file] = name
@@ -142,8 +145,3 @@ class PolicyStatus:
         if message != self._said:
             logger.warning("the status of policies cannot be written", error=message)
         self._said = message
-
-
-def _policy_name(kind: str, head: PolicyHead) -> str:
-    meta = head.metadata
-    return "/".join(part for part in (kind, meta.namespace, meta.name) if part)
