@@ -59,7 +59,7 @@ class Neighbours:
         if self.member:
             self.member.wake()
         known = told, peers = own(self._world), tuple(self._peers())
-        if known == self._known:
+        if known == self._known and not self._attachments.steering.problem:  # which may find room by now
             return
         self._known = known
         self.node_file.write(self.facts())
