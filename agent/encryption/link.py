@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import errno
-import socket
-import struct
 from types import TracebackType
 
 from agent.endpoints import links
 from agent.endpoints.links import Link
-from agent.endpoints.netlink import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    NetlinkError,
-    Request,
-    RouteSocket,
-    attribute,
-    is_gone,
-    text,
-)
+from agent.endpoints.netlink import NetlinkError, RouteSocket, is_gone
 
 KIND = "wireguard"
-_LINK = struct.Struct("=BxHiII")
 
 
 class NodeLink:
@@ -51,12 +39,8 @@ class NodeLink:
 
     def add(self) -> None:
         """Of the kernel's WireGuard; down. Nothing where there is one already. Raises NetlinkError."""
-        info = attribute(links.IFLA_LINKINFO, text(links.IFLA_INFO_KIND, KIND))
-        body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + text(links.IFLA_IFNAME, self.name) + info
         try:
-            self._route.request(
-                Request(links.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"add WireGuard device {self.name}")
-            )
+            self._route.request(links.add_wireguard(self.name))
         except NetlinkError as error:
             if error.errno != errno.EEXIST:
                 raise
@@ -67,7 +51,7 @@ class NodeLink:
             self._route.request(links.set_mtu(link.ifindex, mtu))
         if not link.up:
             # Two requests: in one, the kernel sets it up first, and then it has such an address already.
-            self._route.request(_without_link_local(link.ifindex))
+            self._route.request(links.without_link_local(link.ifindex))
             self._route.request(links.set_up(link.ifindex))
 
     def delete(self) -> bool:
@@ -79,13 +63,6 @@ class NodeLink:
                 raise
             return False
         return True
-
-
-def _without_link_local(index: int) -> Request:
-    mode = attribute(links.IFLA_INET6_ADDR_GEN_MODE, bytes([links.ADDR_GEN_MODE_NONE]))
-    body = _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0)
-    body += attribute(links.IFLA_AF_SPEC, attribute(socket.AF_INET6, mode))
-    return Request(links.RTM_SETLINK, 0, body, f"give link {index} no link-local address")
 
 
 def is_of(name: str, kind: int, body: bytes) -> bool:

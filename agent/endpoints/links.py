@@ -119,6 +119,12 @@ def add_veth(name: str, peer_name: str, peer_netns: int, mtu: int) -> Request:
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"add veth {name}")
 
 
+def add_wireguard(name: str) -> Request:
+    """Of the kernel's; down."""
+    body = _ifinfo() + text(IFLA_IFNAME, name) + attribute(IFLA_LINKINFO, text(IFLA_INFO_KIND, "wireguard"))
+    return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"add WireGuard device {name}")
+
+
 def configure_host_side(name: str, mac: bytes = b"", alias: str = "") -> Request:
     """No link-local address, no reverse-path filter, no redirects; with `mac` also what name_host_side says."""
     families = attribute(socket.AF_INET, _conf(_HOST_SIDE_CONF)) + attribute(socket.AF_INET6, _no_link_local())
@@ -155,6 +161,11 @@ def _no_link_local() -> bytes:
 
 def set_up(index: int) -> Request:
     return Request(RTM_SETLINK, 0, _ifinfo(index, IFF_UP, IFF_UP), f"set link {index} up")
+
+
+def without_link_local(index: int) -> Request:
+    spec = attribute(IFLA_AF_SPEC, attribute(socket.AF_INET6, _no_link_local()))
+    return Request(RTM_SETLINK, 0, _ifinfo(index) + spec, f"give link {index} no link-local address")
 
 
 def set_up_without_link_local(index: int) -> Request:
