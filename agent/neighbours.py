@@ -58,10 +58,10 @@ class Neighbours:
         """The World has changed."""
         if self.member:
             self.member.wake()
-        known = told, peers = own(self._world), tuple(self._peers())
-        if known == self._known and not self._attachments.steering.problem:  # which may find room by now
+        told, peers = own(self._world), tuple(self._peers())
+        if (told, peers) == self._known and not self._attachments.steering.problem:  # which may find room by now
             return
-        self._known = known
+        self._known = told, peers
         self.node_file.write(self.facts())
         if peers or self.member or self.routing.reached or self.encryption:
             self.routing.update(told, peers)
