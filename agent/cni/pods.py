@@ -124,12 +124,13 @@ class CniPods:
         self._linking.close()
 
     def guard(self) -> None:
-        """Once the kernel holds the plan: networks whose pods nobody has told of get the programs that are in force,
-        under which nothing passes; those of an earlier version would go on by what they knew."""
+        """Once the kernel holds the plan: networks that are no known pod's, or not its newest, get the programs that
+        are in force, under which nothing passes; those of an earlier version would go on by what they knew."""
         for one in self.record:
-            if one.interface is not None and one.pod not in self._told:
+            if one.interface is not None:
                 try:
-                    self._around.attach_programs(one.interface.index)
+                    if not self._around.has_programs(one.interface.index):
+                        self._around.attach_programs(one.interface.index)
                 except OSError as error:
                     log.error("a pod's network is not guarded", pod=str(one.pod), reason=str(error))
 

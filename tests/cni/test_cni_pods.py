@@ -399,6 +399,19 @@ async def test_a_network_of_nobody_is_guarded_from_the_start(tmp_path: Path) -> 
 
 
 @on_a_loop
+async def test_so_is_what_a_pod_has_of_an_earlier_sandbox(tmp_path: Path) -> None:
+    kernel = Kernel()
+    node = await CniNode(tmp_path, kernel).begin(pod("web"))
+    await node.add("web", "c-1")
+    await node.add("web", "c-2")
+    await node.end()
+    following = await CniNode(tmp_path, kernel).begin(pod("web"))
+    assert following.programs == {one.interface.index for one in following.record if one.interface}
+    assert len(following.programs) == 2
+    await following.end()
+
+
+@on_a_loop
 async def test_a_pod_told_of_while_its_network_goes_does_not_get_it_back(tmp_path: Path) -> None:
     node = await CniNode(tmp_path, Kernel()).begin(pod("web"))
     await node.add("web")
