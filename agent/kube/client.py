@@ -17,9 +17,6 @@ from agent.kube.credentials import Access, Load, NoCredentials, Tls, credentials
 from agent.kube.errors import ApiServerError, ApiUnreachable, refusal
 
 MERGE_PATCH = "application/merge-patch+json"
-JSON_PATCH = "application/json-patch+json"
-APPLY = "application/apply-patch+yaml"
-"""Server-side apply, which takes JSON, too; its query wants a fieldManager."""
 
 RELOAD_S = 60.0
 """Credentials are read again after so long, as tokens rotate."""
@@ -138,8 +135,9 @@ class ApiClient:
         """PUT: with a metadata.resourceVersion, refused (409) where the object has changed since."""
         return await self._body("PUT", path, query, body)
 
-    async def patch(self, path: str, body: bytes, content_type: str = MERGE_PATCH, query: Query | None = None) -> bytes:
-        return await self._body("PATCH", path, query, body, content_type)
+    async def patch(self, path: str, body: bytes, query: Query | None = None) -> bytes:
+        """A merge patch (RFC 7396)."""
+        return await self._body("PATCH", path, query, body, MERGE_PATCH)
 
     async def delete(self, path: str, *, uid: str = "", resource_version: str = "") -> bytes:
         """Given `uid` and `resource_version`, refused (409) where the object is another by now."""
