@@ -25,16 +25,9 @@ class BlockBook:
         self._sorted = SortedPrefixes()
         self._refused: dict[tuple[Claim, Prefix], str] = {}
 
-    def __iter__(self) -> Iterator[Prefix]:
-        return iter(self._ranks)
-
     def owner(self, address: bytes) -> str | None:
-        """The node whose pods have such addresses."""
-        return self.owner_of(Prefix.host(address))
-
-    def owner_of(self, block: Prefix) -> str | None:
-        """Blocks around one another are one node's, whichever it is."""
-        for covering in self._set.covering(block):
+        """The node whose pods have such addresses. Blocks around one another are one node's, whichever it is."""
+        for covering in self._set.covering(Prefix.host(address)):
             return self._ranks[covering][1]
         return None
 

@@ -42,10 +42,6 @@ class ClusterIdentities(IdentityBook):
         """Marked ones included."""
         return self._declared.get(key, ())
 
-    def marked(self, key: Key) -> tuple[int, ...]:
-        """Numbers that stand for a key and are not to be used until somebody unmarks them."""
-        return tuple(number for number in self._declared.get(key, ()) if number in self._marked)
-
     def meaning(self, number: int) -> Key | None:
         return self._stands.get(number)
 

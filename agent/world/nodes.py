@@ -75,10 +75,6 @@ class NodeBook:
         """What a node tells of itself."""
         return self._said.get(name)
 
-    def names(self) -> set[str]:
-        """Of all nodes that are known, this one included."""
-        return {self._own, *self._nodes, *self._said}
-
     def labels(self, name: str) -> Mapping[str, str]:
         """Those of a node without a manifest are none."""
         node = self._nodes.get(name)
