@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from policies.address import Prefix
+from policies.entities import CLUSTER_IDENTITIES
 
-FIRST_IDENTITY, LAST_IDENTITY = 256, 65535
+FIRST_IDENTITY, LAST_IDENTITY = CLUSTER_IDENTITIES[0], CLUSTER_IDENTITIES[-1]
 """Numbers of the cluster's identities."""
 
 
