@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
-from agent.objects import Interface, Pod
+from agent.objects import DeclaredPort, Interface, Pod
 from policies.model import ContainerPort, ObjectRef
 from policies.multimap import MultiMap
+
+Ports = tuple[DeclaredPort, ...]
 
 
 class PodState:
@@ -20,7 +23,7 @@ class PodState:
         self.key: tuple[str, ...] = ()
         self.identity = 0
         self.interface: Interface | None = None
-        self.ports = frozenset(ContainerPort(p.name, p.protocol, p.number) for p in pod.ports if p.name)
+        self.ports = named_ports(pod.ports)
 
 
 class PodBook:
@@ -61,3 +64,9 @@ class PodBook:
         if not sets:
             return []
         return [self._pods[ref].pod for ref in sorted(set.intersection(*sets))]
+
+
+@lru_cache(maxsize=4096)
+def named_ports(ports: Ports) -> frozenset[ContainerPort]:
+    """Many pods declare the same ports."""
+    return frozenset(ContainerPort(port.name, port.protocol, port.number) for port in ports if port.name)

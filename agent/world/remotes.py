@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Set
-from functools import lru_cache
 
 import msgspec
 
-from agent.objects import DeclaredPort, NodeEndpoint, NodeEndpoints
+from agent.objects import NodeEndpoint, NodeEndpoints
+from agent.world.pods import Ports, named_ports
 from policies.model import ContainerPort, ObjectRef
 from policies.multimap import MultiMap
 from policies.terms import PortName
 
-Ports = tuple[DeclaredPort, ...]
 Has = Callable[[str, bytes], bool]
 """Whether a node's pods may have an address."""
 StandsFor = Callable[[int, str], bool]
@@ -207,9 +206,3 @@ class RemoteBook:
 
 def _precedence(pod: RemotePod) -> tuple[ObjectRef, str]:
     return pod.ref, pod.node
-
-
-@lru_cache(maxsize=4096)
-def named_ports(ports: Ports) -> frozenset[ContainerPort]:
-    """Many pods declare the same ports."""
-    return frozenset(ContainerPort(port.name, port.protocol, port.number) for port in ports if port.name)
