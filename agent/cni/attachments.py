@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -101,10 +101,6 @@ class Attachments:
     def remove(self, key: Key) -> None:
         self._path(key).unlink(missing_ok=True)
         self._by_key.pop(key, None)
-
-    def names_taken(self) -> Iterable[str]:
-        """Host sides of veths that somebody's attachment accounts for."""
-        return [one.interface.name for one in self._by_key.values() if one.interface]
 
     def _path(self, key: Key) -> Path:
         return self._folder / f"{key.container_id}@{key.ifname}.json"  # an id has no @

@@ -18,15 +18,14 @@ from agent.cni.place import Connected, NotConnected, Place, find, host_link, ope
 from agent.cni.recovery import Recovered
 from agent.endpoints import links, namespaces, routes, wiring
 from agent.endpoints.links import Link
-from agent.endpoints.netlink import NetlinkError, RouteSocket, is_gone
+from agent.endpoints.netlink import NetlinkError, RouteSocket
 from agent.endpoints.routes import Neighbour
-from agent.endpoints.wiring import read_sysctl, write_sysctls
+from agent.endpoints.wiring import HOST_SIDE, read_sysctl, write_sysctls
 from agent.objects import Interface
 from policies.address import format_address, is_v4
 from policies.model import ObjectRef
 
 LOOPBACK = "lo"
-_NAME = re.compile(r"gh[0-9a-f]{12}")
 _ALIAS = re.compile(r"([^/]+)/([^/ ]+) ([^/ ]+)")  # NAMESPACE/POD INTERFACE
 
 # Of the pod's interface. What else there is in a namespace is the runtime's and the pod's to say.
@@ -70,7 +69,7 @@ class Networks:
                 host = self._make(route, place, ifname, addresses, pod, mtu)
                 return self._wire(place, ifname, host, addresses)
             except OSError:
-                _delete(route, name)
+                route.remove(links.delete_link(name))
                 raise
 
     def adopt(self, netns: str, ifname: str, addresses: Sequence[bytes]) -> Interface:
@@ -96,14 +95,14 @@ class Networks:
         if isinstance(link, Interface) and link.resolves:
             return False
         name = link if isinstance(link, str) else link.name
-        if not _NAME.fullmatch(name):
+        if not HOST_SIDE.fullmatch(name):
             raise ValueError(f"{name} is no link that Gatehouse made")
         with self._routes() as route:
-            return _delete(route, name)
+            return route.remove(links.delete_link(name))
 
     def disconnect_all(self, names: Collection[str]) -> None:
         """The same for many at once, by the names of their host sides: the kernel takes no longer than for one."""
-        if bad := [name for name in names if not _NAME.fullmatch(name)]:
+        if bad := [name for name in names if not HOST_SIDE.fullmatch(name)]:
             raise ValueError(f"{bad[0]} is no link that Gatehouse made")
         with self._routes() as route:
             found = [find(route, name) for name in names]
@@ -116,7 +115,7 @@ class Networks:
         connected = []
         for link in found:
             said = _ALIAS.fullmatch(link.alias)
-            if said and _NAME.fullmatch(link.name):
+            if said and HOST_SIDE.fullmatch(link.name):
                 pod = ObjectRef("Pod", said[1], said[2])
                 connected.append(Connected(link.name, link.ifindex, pod, said[3], link.up))
         return connected
@@ -170,7 +169,7 @@ class Networks:
         try:
             *_, reply = route.request(*requests)
         except NetlinkError as error:
-            if error.errno != errno.EEXIST or not _delete(route, name):
+            if error.errno != errno.EEXIST or not route.remove(links.delete_link(name)):
                 raise
             *_, reply = route.request(*requests)
         return links.read_link(reply)
@@ -208,16 +207,6 @@ def _enable_ipv6(ifname: str) -> None:
         # Of all interfaces first, for that sets it for each: what the pod sends to itself goes by lo.
         write_sysctls({f"net/ipv6/conf/{name}/disable_ipv6": "0" for name in ("all", ifname)})
     write_sysctls({f"net/ipv6/conf/{ifname}/{key}": "0" for key in _SYSCTLS_V6})
-
-
-def _delete(route: RouteSocket, name: str) -> bool:
-    try:
-        route.request(links.delete_link(name))
-    except NetlinkError as error:
-        if not is_gone(error):
-            raise
-        return False
-    return True
 
 
 def _pod_side(inside: RouteSocket, found: Link, addresses: Sequence[bytes], interface: Interface) -> list[str]:

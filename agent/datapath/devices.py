@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import struct
 from collections.abc import Container, Iterable, Sequence
@@ -12,6 +11,7 @@ import msgspec
 from agent.datapath import abi
 from agent.endpoints import links
 from agent.endpoints.netlink import NLM_F_DUMP, Reply, Request, RouteSocket, attributes
+from agent.endpoints.wiring import HOST_SIDE
 from policies.address import V4_MAPPED, is_v4
 
 AUTO = "auto"
@@ -19,7 +19,6 @@ TUNNEL = "gatehouse_vxlan"
 """Name of the device by which packets come from other nodes, where they come in VXLAN."""
 MTU_MAX = 0xFFFF
 MAC_BYTES = 6
-_POD_SIDE = re.compile(r"gh[0-9a-f]{12}")  # agent.endpoints.sandbox names pods' links so
 
 # linux/if.h, linux/if_arp.h, linux/if_link.h, linux/if_addr.h, linux/rtnetlink.h
 _IFF_LOOPBACK = 0x8
@@ -27,7 +26,7 @@ _WITH_ETHERNET = (1, 772)  # ARPHRD_ETHER, ARPHRD_LOOPBACK
 _IFLA_LINKINFO, _IFLA_INFO_KIND = 18, 1
 _IFLA_XDP, _IFLA_XDP_ATTACHED, _IFLA_XDP_PROG_ID = 43, 2, 4
 _IFA_F_DADFAILED, _IFA_F_DEPRECATED, _IFA_F_SECONDARY = 0x08, 0x20, 0x01  # of IPv6 the last one is: temporary
-_RTM_DELLINK, _RTM_DELADDR, _RTM_DELROUTE, _RTM_DELQDISC, _RTM_DELTFILTER = 17, 21, 25, 37, 45
+_RTM_DELROUTE, _RTM_DELQDISC, _RTM_DELTFILTER = 25, 37, 45
 _RTA_MULTIPATH = 9
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
@@ -54,7 +53,7 @@ class Device(msgspec.Struct, frozen=True):
 
     @property
     def of_pod(self) -> bool:
-        return bool(_POD_SIDE.fullmatch(self.name))
+        return bool(HOST_SIDE.fullmatch(self.name))
 
 
 # ---- which ones (pure) ---------------------------------------------------------------------------------------
@@ -198,11 +197,11 @@ def may_matter(kind: int, body: bytes, used: Container[int]) -> bool:
     `used` (ifindexes). Pods' links come and go without."""
     if kind in (_RTM_DELQDISC, _RTM_DELTFILTER):
         return _TCMSG.unpack_from(body)[0] in used
-    if kind in (links.RTM_NEWLINK, _RTM_DELLINK):
-        return not _POD_SIDE.fullmatch(links.link_name(body))
+    if kind in (links.RTM_NEWLINK, links.RTM_DELLINK):
+        return not HOST_SIDE.fullmatch(links.link_name(body))
     if kind in (links.RTM_NEWROUTE, _RTM_DELROUTE):
         return _is_default(body)
-    return kind in (links.RTM_NEWADDR, _RTM_DELADDR)
+    return kind in (links.RTM_NEWADDR, links.RTM_DELADDR)
 
 
 def _text(raw: bytes) -> str:

@@ -56,13 +56,7 @@ class NodeLink:
 
     def delete(self) -> bool:
         """Whether there was one."""
-        try:
-            self._route.request(links.delete_link(self.name))
-        except NetlinkError as error:
-            if not is_gone(error):
-                raise
-            return False
-        return True
+        return self._route.remove(links.delete_link(self.name))
 
 
 def is_of(name: str, kind: int, body: bytes) -> bool:

@@ -142,6 +142,16 @@ class RouteSocket:
             raise NetlinkError(code, f"{requests[sequence - first].what}: {os.strerror(code)}{because}")
         return replies
 
+    def remove(self, request: Request) -> bool:
+        """Send one that removes something; whether that was there."""
+        try:
+            self.request(request)
+        except NetlinkError as error:
+            if not is_gone(error):
+                raise
+            return False
+        return True
+
     def join(self, group: int) -> None:
         """From now on be told of changes of a kind (RTNLGRP_…; see `await_notification`)."""
         self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -27,6 +28,8 @@ from policies.address import is_v4, parse_address
 
 GATEWAY_V4 = parse_address("169.254.1.1")
 GATEWAY_V6 = parse_address("fe80::1")
+HOST_SIDE = re.compile(r"gh[0-9a-f]{12}")
+"""Names of the host sides of pods' veths."""
 
 
 def derive_mac(side: str, seed: bytes) -> bytes:
@@ -109,11 +112,7 @@ def delete_links(route: RouteSocket, indexes: Iterable[int]) -> None:
             if not is_gone(error):
                 raise
     if marked:
-        try:
-            route.request(links.delete_group(group))
-        except NetlinkError as error:
-            if not is_gone(error):
-                raise
+        route.remove(links.delete_group(group))
 
 
 def write_sysctls(values: dict[str, str]) -> None:

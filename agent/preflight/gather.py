@@ -7,7 +7,6 @@ import ctypes
 import errno
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
+from agent import privileges
 from agent.config import Config, listen_address, port_range
 from agent.datapath import devices, mounts
 from agent.encryption import userspace
@@ -70,7 +70,7 @@ def _kernel(config: Config) -> Kernel:
         filesystems=frozenset(line.split()[-1] for line in (_text("/proc/filesystems") or "").splitlines()),
         modules=_modules(release),
         wireguard=_wireguard() if config.encryption != "off" and config.wireguard != "userspace" else None,
-        capabilities=probes.effective_capabilities(),
+        capabilities=privileges.capabilities()["CapEff"],
     )
 
 
@@ -305,6 +305,6 @@ def _read_only(path: str) -> bool:
 
 def _unless(read: Callable[[], Value]) -> Value | None:
     """None where this process may not ask, or the kernel does not know the question."""
-    with suppress(OSError, NetlinkError, socket.error):
+    with suppress(OSError):
         return read()
     return None

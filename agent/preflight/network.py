@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from agent.bigtcp import USUAL, common
 from agent.cni.conflist import NAME as CONFLIST
@@ -151,34 +151,29 @@ def _listens_at(facts: Facts, field: str, where: str) -> Finding | None:
     if not where:
         return None
     _, port = listen_address(field, where)
-    if port not in facts.node.tcp_ports:
-        return Finding(OK, f"{port} is free")
-    if facts.node.agent_runs:
-        return Finding(OK, f"{port} is in use, where an agent runs")
-    return Finding(FAIL, f"{port} is in use", f"stop who has it (kube-proxy has 10256), or choose --{field}")
+    advice = f"stop who has it (kube-proxy has 10256), or choose --{field}"
+    return _one_port(facts, port, facts.node.tcp_ports, advice)
 
 
 def tunnel_port(facts: Facts, config: Config) -> Finding | None:
     if config.routing != "vxlan":
         return None
-    if config.tunnel_port not in facts.node.udp_ports:
-        return Finding(OK, f"{config.tunnel_port} is free")
-    if facts.node.agent_runs:
-        return Finding(OK, f"{config.tunnel_port} is in use, where an agent runs")
-    return Finding(
-        FAIL, f"{config.tunnel_port} is in use", "remove the other VXLAN device (`ip -d link`), or choose --tunnel-port"
-    )
+    advice = "remove the other VXLAN device (`ip -d link`), or choose --tunnel-port"
+    return _one_port(facts, config.tunnel_port, facts.node.udp_ports, advice)
 
 
 def encryption_port(facts: Facts, config: Config) -> Finding | None:
     if config.encryption == "off":
         return None
-    port = config.encryption_port
-    if port not in facts.node.udp_ports:
+    advice = "remove the other WireGuard device (`ip -d link`), or choose --encryption-port on all nodes"
+    return _one_port(facts, config.encryption_port, facts.node.udp_ports, advice)
+
+
+def _one_port(facts: Facts, port: int, taken: Container[int], advice: str) -> Finding:
+    if port not in taken:
         return Finding(OK, f"{port} is free")
     if facts.node.agent_runs:
         return Finding(OK, f"{port} is in use, where an agent runs")
-    advice = "remove the other WireGuard device (`ip -d link`), or choose --encryption-port on all nodes"
     return Finding(FAIL, f"{port} is in use", advice)
 
 

@@ -7,7 +7,6 @@ import os
 import struct
 from collections.abc import Iterable
 
-from agent import privileges
 from agent.datapath import bpf
 from agent.datapath.bpf_programs import ProgramRefused, program_load
 from agent.datapath.programs import AttachType, ProgramType
@@ -89,7 +88,3 @@ def _tried(kind: int, attach_type: int, instructions: bytes) -> Probe:
     except ProgramRefused as refused:
         return Probe(refused.errno or errno.EINVAL, refused.log)
     return Probe(0)
-
-
-def effective_capabilities() -> int:
-    return privileges.capabilities()["CapEff"]

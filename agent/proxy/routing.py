@@ -17,11 +17,9 @@ from agent.endpoints.netlink import (
     NLM_F_DUMP,
     NLM_F_EXCL,
     NLM_F_REPLACE,
-    NetlinkError,
     Request,
     RouteSocket,
     attributes,
-    is_gone,
     number,
 )
 from agent.endpoints.wiring import write_sysctls
@@ -63,22 +61,11 @@ def remove() -> int:
     with RouteSocket() as route:
         loopback = links.read_link(route.request(links.get_link(LOOPBACK))[0]).ifindex
         for family in FAMILIES:
-            removed += _undo(route, _rule(family, RTM_DELRULE, 0))
-            removed += _undo(route, _route(family, loopback, RTM_DELROUTE, 0))
+            removed += route.remove(_rule(family, RTM_DELRULE, 0))
+            removed += route.remove(_route(family, loopback, RTM_DELROUTE, 0))
     if removed:
         write_sysctls(dict.fromkeys(EARLY_DEMUX, "1"))
     return removed
-
-
-def _undo(route: RouteSocket, request: Request) -> bool:
-    """Whether there was anything."""
-    try:
-        route.request(request)
-    except NetlinkError as error:
-        if not is_gone(error):
-            raise
-        return False
-    return True
 
 
 def _route(family: int, loopback: int, kind: int, flags: int) -> Request:
