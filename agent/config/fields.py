@@ -127,7 +127,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["auto", "on", "off"],
         _doc("Run the DNS proxy for DNS and toFQDNs rules: once a rule asks for it (auto), always, or never."),
     ] = "auto"
-    proxy_ports: Annotated[str, _doc("Range of loopback ports at which the proxies listen.")] = "10000-14095"
+    # Clear of the kubelet's and the control plane's ports (10248-10259), which listen on loopback, too.
+    proxy_ports: Annotated[str, _doc("Range of loopback ports at which the proxies listen.")] = "16384-20479"
     dns_refuse: Annotated[
         Literal["refused", "nxdomain"], _doc("What a query is answered for a name no rule allows.")
     ] = "refused"

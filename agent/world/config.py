@@ -34,7 +34,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     labels_exclude: tuple[str, ...] = ()
     zone: str = ""  # topology.kubernetes.io/zone of this node
     services: ServiceConfig = ServiceConfig()
-    proxy_ports: tuple[int, int] = (10000, 14095)  # first and last at which proxies listen on loopback
+    proxy_ports: tuple[int, int] = (16384, 20479)  # first and last at which proxies listen on loopback
     implicit_namespaces: bool = True
     """A namespace that no manifest declares has the label kubernetes.io/metadata.name once it has a pod. False, where
     an API server declares every namespace: until it does, no namespaceSelector matches its pods."""

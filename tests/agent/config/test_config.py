@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.config import Config, ConfigError, build, environment, listen_address, port_range, settings
+from agent.world.config import NodeConfig
 from policies.address import parse_address
 
 
@@ -12,6 +13,14 @@ def test_defaults_are_dual_stack() -> None:
     config = build({"manifests": "m"})
     assert config.pod_cidrs == ("10.244.0.0/24", "fd00:10:244::/64")
     assert config.node
+
+
+def test_proxies_keep_clear_of_ports_that_kubernetes_listens_at() -> None:
+    config = build({"manifests": "m"})
+    first, last = port_range("proxy_ports", config.proxy_ports)
+    kubernetes = {2379, 2380, 6443, *range(10248, 10260)}  # etcd, API server; kubelet, kube-proxy, controllers
+    assert not kubernetes & set(range(first, last + 1))
+    assert NodeConfig("n", ()).proxy_ports == (first, last)
 
 
 def test_texts_become_types() -> None:
@@ -97,7 +106,7 @@ ENCRYPTED = {"encryption": "wireguard", "devices": "eth0"}
         ({"cni_bin_dir": "/opt/cni/bin", "pods": "processes"}, "--cni-bin-dir: this agent runs its pods itself"),
         ({"cni_chain": "10-a.conflist", "pods": "cni"}, "--cni-chain: there must be a folder"),
         ({"cni_chain": "a/b", "cni_conf_dir": "/e", "pods": "cni"}, "--cni-chain: 'a/b' is a path"),
-        ({"routing": "vxlan", "tunnel_port": "10000"}, "--tunnel-port: 10000 is one of --proxy-ports"),
+        ({"routing": "vxlan", "tunnel_port": "16384"}, "--tunnel-port: 16384 is one of --proxy-ports"),
         ({"routing": "vxlan", "tunnel_port": "30001"}, "--tunnel-port: 30001 is one of --node-ports"),
         ({"routing": "vxlan", "tunnel_port": "65535"}, "--tunnel-port: 65535 is one of --snat-ports"),
         ({"strict_encryption": "true"}, "--strict-encryption: nothing is encrypted: say --encryption wireguard"),
@@ -105,7 +114,7 @@ ENCRYPTED = {"encryption": "wireguard", "devices": "eth0"}
         ({"key_rotation_days": "1"}, "--key-rotation-days: nothing is encrypted"),
         ({"keepalive_s": "25"}, "--keepalive-s: nothing is encrypted"),
         ({"encryption": "wireguard"}, "--encryption: it is done at the node's devices"),
-        (ENCRYPTED | {"encryption_port": "10000"}, "--encryption-port: 10000 is one of --proxy-ports"),
+        (ENCRYPTED | {"encryption_port": "16384"}, "--encryption-port: 16384 is one of --proxy-ports"),
         (ENCRYPTED | {"encryption_port": "30001"}, "--encryption-port: 30001 is one of --node-ports"),
         (ENCRYPTED | {"encryption_port": "65535"}, "--encryption-port: 65535 is one of --snat-ports"),
         (ENCRYPTED | {"encryption_port": "8472", "routing": "vxlan"}, "--encryption-port: 8472 is --tunnel-port, too"),
@@ -178,7 +187,7 @@ def test_what_can_be_used_is_taken() -> None:
         {
             "manifests": "m",
             "devices": "eth0, eth1",
-            "node_ports": "20000-20100",
+            "node_ports": "20500-20600",
             "forwarding": "hybrid",
             "xdp": "native",
             "masquerade": "true",
