@@ -81,7 +81,7 @@ def test_the_node_as_the_world_sees_it() -> None:
         "manifests": "m",
         "node": "n1",
         "zone": "z",
-        "node_ports": "20000-20010",
+        "node_ports": "20500-20510",
         "node_port_addresses": "192.0.2.0/24",
         "external_ips": "true",
         "algorithm": "maglev",
@@ -90,7 +90,7 @@ def test_the_node_as_the_world_sees_it() -> None:
     node = node_config(build(texts), (V4, V6))
     assert (node.name, node.zone, node.addresses) == ("n1", "z", (V4, V6))
     services = node.services
-    assert (services.node_ports, services.external_ips) == ((20000, 20010), True)
+    assert (services.node_ports, services.external_ips) == ((20500, 20510), True)
     assert services.node_port_addresses == (Prefix.parse("192.0.2.0/24"),)
     assert (services.algorithm, services.maglev_size, services.seed) == ("maglev", 251, seed("gatehouse"))
     given = node_config(build({"manifests": "m", "node_addresses": "192.0.2.2"}), (V4, V6))
