@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ class Neighbours:
             return
         self._known = told, peers
         self.node_file.write(self.facts())
-        if peers or self.member or self.routing.reached or self.encryption:
+        if self._is_among(peers) or self.routing.reached:
             self.routing.update(told, peers)
             self._attachments.set_pod_blocks(frozenset(block for peer in peers for block in peer.pod_cidrs))
         if self.encryption:
@@ -89,7 +89,8 @@ class Neighbours:
             self.steer()
         else:
             await self._encrypt_no_more()
-        await asyncio.to_thread(self.routing.sync)
+        among = self._is_among(self._peers())
+        await asyncio.to_thread(self.routing.sync if among else self.routing.clear)
 
     def works(self) -> list[Coroutine[Any, Any, None]]:
         parts = [part.run() for part in (self.member, self.encryption) if part is not None]
@@ -159,6 +160,10 @@ class Neighbours:
         if away:
             told.append(f"{away}: what it told last goes on in force")
         return [*told, *self.routing.problems, *(self.encryption.reasons if self.encryption else ())]
+
+    def _is_among(self, peers: Sequence[Peer]) -> bool:
+        """Whether there are other nodes, or may come to be: a node by itself needs no routes."""
+        return bool(peers or self.member or self.encryption)
 
     def _peers(self) -> list[Peer]:
         """Those with an agent. A Node manifest alone tells who a node is; an API server's is of this cluster."""

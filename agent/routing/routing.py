@@ -107,6 +107,14 @@ class Routing:
                     log.warning("not as the settings say", problem=problem)
             self.problems = problems
 
+    def clear(self) -> None:
+        """There is nobody to reach: what an earlier agent left goes."""
+        with self._lock:
+            try:
+                _remove(self._route)
+            except OSError as error:
+                self.problems = [f"routes of an earlier agent stay: {error.strerror or error}"]
+
     # ---- inside
 
     def _sync(self, own: Own, peers: Sequence[Peer], problems: list[str]) -> None:
@@ -234,11 +242,15 @@ class Routing:
 def remove() -> int:
     """All of it out of the calling thread's network namespace: how many routes and devices there were."""
     with RouteSocket() as route:
-        ours: list[Route] = between_nodes(routes.list_routes(route))
-        for one in ours:
-            with suppress(NetlinkError):  # it is gone meanwhile
-                route.request(routes.remove_route(one))
-        return len(ours) + _delete_tunnel(route)
+        return _remove(route)
+
+
+def _remove(route: RouteSocket) -> int:
+    ours: list[Route] = between_nodes(routes.list_routes(route))
+    for one in ours:
+        with suppress(NetlinkError):  # it is gone meanwhile
+            route.request(routes.remove_route(one))
+    return len(ours) + _delete_tunnel(route)
 
 
 def _delete_tunnel(route: RouteSocket) -> bool:

@@ -14,6 +14,8 @@ from agents import allow_from, policy
 from north_south import FAMILIES, NODE_IPS, NODES, POD_CIDRS, NorthSouth, pod, pod_ip
 from traffic import DROPPED_S
 
+from agent.routing import tunnel
+
 CLIENT, OTHER, WEB = "shop/client", "shop/other", "shop/web"
 
 
@@ -103,3 +105,20 @@ def test_life_of_a_file(datapath_host: None, tmp_path: Path) -> None:
         second.cli("cleanup", check=True)
         assert not own.exists()
         cluster.await_routes("n1", set())
+
+
+@pytest.mark.parametrize("mode", ["native", "vxlan"])
+def test_nodes_that_go_while_there_is_no_agent(datapath_host: None, tmp_path: Path, mode: str) -> None:
+    """The last of them leaves no route behind in an agent that starts alone."""
+    cluster = Told(tmp_path, "--routing", mode, nodes=False)
+    with cluster:
+        cluster.run()
+        cluster.await_routes("n1", set(POD_CIDRS["n2"].values()))
+        first, second = cluster.agents["n1"], cluster.agents["n2"]
+        first.kill()
+        assert second.stop() == 0
+        second.cli("cleanup", check=True)
+        assert cluster.routes("n1") == set(POD_CIDRS["n2"].values()), "nobody was there to take them away"
+        first.start()
+        assert cluster.routes("n1") == set()
+        assert tunnel.NAME not in cluster.nodes["n1"].run("ip", "link").stdout
