@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import rig
+from patience import SLOWER
 
 from agent.api import client
 from agent.api.protocol import ApiError, UnreachableError
@@ -30,10 +31,10 @@ from agent.endpoints import namespaces
 from agent.instance import NOTES, Instance
 from agent.supervisor import listener_pid
 
-START_S = 60.0
+START_S = 60.0 * SLOWER
 """Includes compiling the datapath on a busy machine."""
-SETTLE_S = 20.0
-GONE_S = 10.0
+SETTLE_S = 20.0 * SLOWER
+GONE_S = 10.0 * SLOWER
 
 Document = dict[str, Any]
 
@@ -196,7 +197,7 @@ class RunningAgent:
 
     def cli(self, *arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
         result = subprocess.run(
-            self.command(*arguments), capture_output=True, text=True, timeout=60, check=False, env=self.env
+            self.command(*arguments), capture_output=True, text=True, timeout=60 * SLOWER, check=False, env=self.env
         )
         assert not check or result.returncode == 0, (arguments, result)
         assert "Traceback" not in result.stderr, result.stderr

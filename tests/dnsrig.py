@@ -23,9 +23,10 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 import msgspec
+from patience import SLOWER
 from rig import Netns
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 5.0 * SLOWER
 TTL_S = 60
 LENGTH = struct.Struct("!H")
 ETH_P_ALL = 3

@@ -9,12 +9,14 @@ from typing import Any
 import rig
 from agents import START_S
 from kube_cluster import CLUSTER_CIDRS, FAMILIES, KubeAgent, KubeCluster, node_ips
+from patience import SLOWER
 from wire import Wire
+from wireguard_backends import of_nodes
 
 ON = ("--encryption", "wireguard", "--mtu", "0")
 STRICT = (*ON, "--strict-encryption")
 OFF = ("--encryption", "off", "--mtu", "0")
-PATIENT_S = 10.0
+PATIENT_S = 10.0 * SLOWER
 """For an answer that must come, on a busy machine."""
 
 
@@ -22,6 +24,16 @@ def missing() -> str:
     """Why this cannot be done here; empty: it can."""
     lacking = [name for name in ("wireguard-go", "wg") if shutil.which(name) is None]
     return f"{' and '.join(lacking)} not installed" if lacking else ""
+
+
+def use(cluster: KubeCluster, backends: str) -> None:
+    """Whose WireGuard the nodes have: one of wireguard_backends.CLUSTERS. Before they are started."""
+    for agent, backend in zip(cluster.agents.values(), of_nodes(backends, len(cluster.agents)), strict=True):
+        agent.flags = (*agent.flags, "--wireguard", backend)
+
+
+def uses_kernel(agent: KubeAgent) -> bool:
+    return bool(status(agent)["kernel"])
 
 
 def listen(cluster: KubeCluster, *nodes: str) -> Wire:

@@ -30,6 +30,7 @@ from agents import START_S, Document, RunningAgent, environment
 from apiserver import TABLE, ApiServer
 from apiserver.real import RealServer
 from apiserver.remote import RemoteApi
+from patience import SLOWER
 
 from agent.cni import build
 
@@ -97,7 +98,7 @@ class KubeAgent(RunningAgent):
     def cni(self, command: str, pod: KubePod, **more: Any) -> cni_plugin.Run:
         """One call of the plugin, as the runtime of this node makes it."""
         env, config = self.variables(command, pod), cni_plugin.config(self.socket, **more)
-        return cni_plugin.run(env, config, self.bin / "gatehouse-cni", timeout_s=120)
+        return cni_plugin.run(env, config, self.bin / "gatehouse-cni", timeout_s=120 * SLOWER)
 
     def begin(self, command: str, pod: KubePod) -> subprocess.Popen[bytes]:
         """The same, under way."""

@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import rig
-from agents import Document, RunningAgent
+from agents import START_S, Document, RunningAgent
 from probes import Server
 
 NODES = ("n1", "n2")
@@ -176,7 +176,7 @@ class NorthSouth:
             if agent not in running:
                 agent.start(*flags, settle=False)
         for agent in self.agents.values():
-            agent.settle(60)
+            agent.settle(START_S)
 
     def write(self, file: str, *documents: Document | str) -> None:
         """Put manifests in force on both nodes."""

@@ -18,11 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from patience import SLOWER
 from rig import Netns
 
 Result = Literal["ok", "refused", "timeout"]
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
-TIMEOUT_S = 1.0
+TIMEOUT_S = 1.0 * SLOWER
 IPPROTO_SCTP = 132
 _REFUSALS = {
     errno.ECONNREFUSED,

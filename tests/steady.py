@@ -14,9 +14,10 @@ import time
 from contextlib import suppress
 
 import rig
+from patience import SLOWER
 from probes import Connection
 
-ENOUGH_S = 30.0
+ENOUGH_S = 30.0 * SLOWER
 """A connection that stands still for so long is broken."""
 PAUSE_S = 0.002
 _TOTAL_RETRANS_AT = 100

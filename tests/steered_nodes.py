@@ -11,7 +11,6 @@ No agent runs: the map and the settings of the datapath are written here, and th
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 from contextlib import ExitStack
@@ -21,7 +20,9 @@ from types import TracebackType
 
 import rig
 import wire
+import wireguard_backends
 from north_south import CLUSTER_CIDRS, FAMILIES, NODE_IPS, NODES, OTHER_CLIENT_IPS, POD_CIDRS, NorthSouth
+from patience import SLOWER
 
 from agent.config import build
 from agent.datapath import abi
@@ -36,23 +37,17 @@ from policies.address import Prefix, parse_address
 
 LINKS = ("p1", "p2")
 """Of the network, to the nodes."""
-MADE_S = 10.0
+MADE_S = 10.0 * SLOWER
 _ABI = abi.load()
 _CONFIG = _ABI.records["config"]
 _numbers = count(1)
 
 
-def missing() -> str:
-    """Why this cannot be done here; empty: it can."""
-    lacking = [name for name in ("wireguard-go", "wg") if shutil.which(name) is None]
-    return f"{' and '.join(lacking)} not installed" if lacking else ""
-
-
 class WireGuard:
-    """A device of one node: `wireguard-go`, in the foreground."""
+    """A device of one node: the kernel's, or that of `wireguard-go` in the foreground."""
 
-    def __init__(self, node: rig.Netns) -> None:
-        self._node = node
+    def __init__(self, node: rig.Netns, backend: str) -> None:
+        self._node, self._backend = node, backend
         self.name = f"ght{os.getpid()}x{next(_numbers)}"
         self._key = _wg("genkey")
         self.public = _wg("pubkey", self._key)
@@ -61,8 +56,11 @@ class WireGuard:
 
     def make(self, *peers: str) -> None:
         """`peers`: further words to `wg set`."""
-        self._process = self._node.popen("wireguard-go", "-f", self.name, stdout=-3, stderr=-3)
-        rig.wait_until(self._answers, MADE_S, "wireguard-go makes its socket")
+        if self._backend == "kernel":
+            self._node.ip(f"link add {self.name} type wireguard")
+        else:
+            self._process = self._node.popen("wireguard-go", "-f", self.name, stdout=-3, stderr=-3)
+            rig.wait_until(self._answers, MADE_S, "wireguard-go makes its socket")
         mark = str(_ABI.constants.MARK_WIREGUARD)
         words = ["private-key", "/dev/stdin", "listen-port", str(wire.PORT), "fwmark", mark, *peers]
         self._node.run("wg", "set", self.name, *words, input=self._key)
@@ -74,7 +72,9 @@ class WireGuard:
             return asked.connect_ex(f"/var/run/wireguard/{self.name}.sock") == 0
 
     def remove(self) -> None:
-        """The device goes with its process."""
+        """A program's device goes with its process."""
+        if self._backend == "kernel":
+            self._node.run("ip", "link", "delete", self.name, check=False)
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -83,11 +83,13 @@ class WireGuard:
 
 
 class Encrypted:
-    """Of a cluster whose agents have ended. `devices`: by node, made or not. At the end all is as it was."""
+    """Of a cluster whose agents have ended. `devices`: by node, made or not. At the end all is as it was. `backends`:
+    one of wireguard_backends.CLUSTERS."""
 
-    def __init__(self, cluster: NorthSouth, underlay: str = "v4") -> None:
+    def __init__(self, cluster: NorthSouth, backends: str = "userspace", underlay: str = "v4") -> None:
         self._cluster, self._underlay = cluster, underlay
-        self.devices = {name: WireGuard(cluster.nodes[name]) for name in NODES}
+        kinds = zip(NODES, wireguard_backends.of_nodes(backends, len(NODES)), strict=True)
+        self.devices = {name: WireGuard(cluster.nodes[name], kind) for name, kind in kinds}
         self._networks: dict[str, Network] = {}
         self._steering: dict[str, Steering] = {}
         self._maps: dict[str, Maps] = {}

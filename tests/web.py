@@ -11,9 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import msgspec
+from patience import SLOWER
 from rig import Netns
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 5.0 * SLOWER
 
 
 class Seen(msgspec.Struct, frozen=True):

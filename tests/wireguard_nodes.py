@@ -13,19 +13,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import shutil
-import subprocess
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-import pytest
 import rig
+from patience import SLOWER
 
 from agent.config import Config
-from agent.encryption import choose
 from agent.encryption.encryption import Encryption, Surroundings
 from agent.encryption.rotation import Bounds
 from agent.encryption.userspace import socket_of
@@ -38,30 +35,8 @@ T = TypeVar("T")
 MARK = 0x6A7E0005
 PORT = 51871
 QUICK = Bounds(overlap_s=0.3, swapped_s=5.0)
-BACKENDS = ("userspace", "kernel")
-WAIT_S = 30.0
+WAIT_S = 30.0 * SLOWER
 _counter = itertools.count(1)
-
-
-def need(backend: str) -> None:
-    """Skips the test where there is no such WireGuard."""
-    if backend == "kernel":
-        with rig.Netns("probe") as probe:
-            why = probe.call(choose.kernel_problem, "ghwgprobe")
-        if why:
-            pytest.skip(why)
-        return
-    if not choose.TUN.exists() and shutil.which("modprobe"):  # where nothing else has asked for it yet
-        subprocess.run(["modprobe", "tun"], check=False, capture_output=True)
-    if why := choose.program_problem("wireguard-go"):
-        pytest.skip(why)
-
-
-def stock(*words: str) -> list[str]:
-    """A command line of the stock tool."""
-    if not shutil.which("wg"):
-        pytest.skip("needs wg (Debian: wireguard-tools), which set-up installs")
-    return ["wg", *words]
 
 
 class Wire(rig.Netns):

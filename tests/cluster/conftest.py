@@ -1,10 +1,11 @@
-"""Over which API server a cluster is."""
+"""Over which API server a cluster is, and by whose WireGuard its nodes encrypt."""
 
 from __future__ import annotations
 
 import pytest
 from apiserver.real import missing
 from kube_cluster import EitherCluster, KubeCluster, RealCluster
+from wireguard_backends import CLUSTERS, need_all
 
 
 @pytest.fixture(
@@ -18,3 +19,10 @@ def over(request: pytest.FixtureRequest) -> type[EitherCluster]:
     """What makes a cluster over the in-test API server; then, where there are binaries, over a real one."""
     made: type[EitherCluster] = request.param
     return made
+
+
+@pytest.fixture(scope="module", params=CLUSTERS)
+def backends(request: pytest.FixtureRequest, datapath_host: None) -> str:
+    """Whose WireGuard nodes have (see wireguard_backends)."""
+    need_all(request.param)
+    return str(request.param)

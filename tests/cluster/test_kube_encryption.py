@@ -6,13 +6,13 @@ import json
 import socket
 from collections.abc import Iterator
 
-import encrypted_cluster
 import pytest
 import rig
 import wire
 from agents import GONE_S, START_S, kill
-from encrypted_cluster import PATIENT_S, STRICT, has_met, listen, meet, plaintext, status
+from encrypted_cluster import PATIENT_S, STRICT, has_met, listen, meet, plaintext, status, use, uses_kernel
 from kube_cluster import FAMILIES, KubeCluster, KubePod, node_ips
+from patience import SLOWER
 from probes import Server, ping, tcp, udp
 from steady import Steady
 from web import fetch
@@ -20,18 +20,17 @@ from web import fetch
 from agent.encryption.userspace import socket_of
 from agent.supervisor import listener_pid
 
-pytestmark = pytest.mark.skipif(bool(encrypted_cluster.missing()), reason=encrypted_cluster.missing())
-
 PORT, METRICS = 8080, 9965
-SHORT_S = 0.4
+SHORT_S = 0.4 * SLOWER
 
 
 @pytest.fixture(scope="module", params=["native", "vxlan"])
 def cluster(
-    datapath_host: None, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    backends: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[KubeCluster]:
     flags = (*STRICT, "--routing", request.param, "--metrics", f"127.0.0.1:{METRICS}")
     with KubeCluster(tmp_path_factory.mktemp("kube"), "n1", "n2", flags=flags) as cluster:
+        use(cluster, backends)
         cluster.start()
         yield cluster
 
@@ -131,16 +130,26 @@ def test_the_agents_are_killed_and_come_back(cluster: KubeCluster, client: KubeP
     assert plaintext(cluster) == 0
 
 
-def test_the_program_is_killed(cluster: KubeCluster, client: KubePod, web: KubePod) -> None:
-    """It is started again, with all it has to know; until then nothing passes in another way."""
+def index_of(cluster: KubeCluster, node: str, device: str) -> int:
+    shown = json.loads(cluster.nodes[node].run("ip", "-j", "link", "show", device, check=False).stdout or "[{}]")
+    return int(shown[0].get("ifindex", 0))
+
+
+def test_the_device_is_lost(cluster: KubeCluster, client: KubePod, web: KubePod) -> None:
+    """Its program is killed, or somebody deletes it. There is another, with all it has to know; until then nothing
+    passes in another way."""
     agent = cluster.agents["n2"]
-    path = socket_of(status(agent)["device"])
+    device = status(agent)["device"]
     with listen(cluster) as seen, Steady(client.netns, web.ip(), PORT) as steady:
         steady.go_on()
-        pid = listener_pid(path)
-        assert pid
-        kill(pid)
-        rig.wait_until(lambda: (listener_pid(path) or pid) != pid, START_S, "another runs")
+        index = index_of(cluster, "n2", device)
+        if uses_kernel(agent):
+            cluster.nodes["n2"].ip(f"link delete {device}")
+        else:
+            pid = listener_pid(socket_of(device))
+            assert pid
+            kill(pid)
+        rig.wait_until(lambda: index_of(cluster, "n2", device) not in (0, index), START_S, "there is another")
         rig.wait_until(lambda: has_met(agent, 1), START_S, "it has met the other")
         steady.go_on()
     assert seen.seen() == []

@@ -6,25 +6,24 @@ import json
 import subprocess
 from collections.abc import Iterator
 
-import encrypted_cluster
 import pytest
 import rig
 from agents import START_S
-from encrypted_cluster import OFF, ON, PATIENT_S, STRICT, listen, meet, plaintext, status
+from encrypted_cluster import OFF, ON, PATIENT_S, STRICT, listen, meet, plaintext, status, use
 from kube_cluster import FAMILIES, KubeAgent, KubeCluster, KubePod, node_ips
+from patience import SLOWER
 from probes import Server, ping, tcp
 from steady import Steady
 
-pytestmark = pytest.mark.skipif(bool(encrypted_cluster.missing()), reason=encrypted_cluster.missing())
-
 PORT = 8080
-ROTATED_S = 90.0
+ROTATED_S = 90.0 * SLOWER
 
 
 @pytest.fixture(scope="module")
-def cluster(datapath_host: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeCluster]:
+def cluster(backends: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeCluster]:
     """Agents are started by tests, with settings of theirs."""
     with KubeCluster(tmp_path_factory.mktemp("kube"), "n1", "n2") as cluster:
+        use(cluster, backends)
         cluster.start(*STRICT)
         client, web = cluster.add("n1/shop/client", app="client"), cluster.add("n2/shop/web", app="web")
         with Server(web.netns, "tcp", PORT, "web"):

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-import encrypted_cluster
 import pytest
 import rig
 from agents import START_S, Document
 from dnsrig import Resolver, ask
-from encrypted_cluster import PATIENT_S, STRICT, listen, plaintext, status
+from encrypted_cluster import PATIENT_S, STRICT, listen, plaintext, status, use
 from kube_cluster import FAMILIES, KubeCluster, KubePod, node_ips
 from l7_policies import cnp, egress, ingress
 from probes import Server, ping, tcp, udp
 from web import Client, WebServer
 from wire import Wire
-
-pytestmark = pytest.mark.skipif(bool(encrypted_cluster.missing()), reason=encrypted_cluster.missing())
 
 HTTP, PORT, TARGET, NODE_PORT = 8080, 80, 9080, 30080
 SERVICE = {"v4": "10.96.7.7", "v6": "fd00:10:96::77"}
@@ -26,9 +23,10 @@ KINDS = {"tcp": tcp, "udp": udp}
 
 
 @pytest.fixture(scope="module")
-def cluster(datapath_host: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeCluster]:
+def cluster(backends: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeCluster]:
     flags = (*STRICT, "--service-cidrs", "10.96.0.0/16,fd00:10:96::/112")
     with KubeCluster(tmp_path_factory.mktemp("kube"), "n1", "n2", "n3", flags=flags) as cluster:
+        use(cluster, backends)
         cluster.outside.ip(f"address add {OUTSIDE['v6']}/64 dev eth0 nodad")
         cluster.start()
         cluster.add("n1/shop/client", app="client")

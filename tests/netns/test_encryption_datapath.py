@@ -16,15 +16,14 @@ from contextlib import ExitStack
 import probes
 import pytest
 import rig
-import steered_nodes
 from agents import Document
 from north_south import CLIENT_IPS, FAMILIES, NODE_IPS, NODES, PROTOCOLS, TARGET, NorthSouth, pod, pod_ip, routed_ip
+from patience import SLOWER
 from probes import Answer, Connection
 from steered_nodes import Encrypted, Wire
+from wireguard_backends import CLUSTERS, need_all
 
-pytestmark = pytest.mark.skipif(bool(steered_nodes.missing()), reason=steered_nodes.missing())
-
-ANSWERED_S, SILENT_S = 5.0, 0.5
+ANSWERED_S, SILENT_S = 5.0 * SLOWER, 0.5 * SLOWER
 BULK = 4 << 20
 FORWARDING = ("snat", "dsr")
 NODE_PORT = 31_000
@@ -71,10 +70,16 @@ def cluster(datapath_host: None, tmp_path_factory: pytest.TempPathFactory) -> It
             yield cluster
 
 
+@pytest.fixture(params=CLUSTERS)
+def backends(request: pytest.FixtureRequest, datapath_host: None) -> str:
+    need_all(request.param)
+    return str(request.param)
+
+
 @pytest.fixture(params=FAMILIES)
-def encrypted(request: pytest.FixtureRequest, cluster: NorthSouth) -> Iterator[Encrypted]:
+def encrypted(request: pytest.FixtureRequest, backends: str, cluster: NorthSouth) -> Iterator[Encrypted]:
     """Devices that know each other, by an underlay of either family; nothing is steered yet."""
-    with Encrypted(cluster, request.param) as encrypted:
+    with Encrypted(cluster, backends, request.param) as encrypted:
         encrypted.make()
         yield encrypted
 
@@ -122,7 +127,7 @@ def send(netns: rig.Netns, address: str, port: int, data: bytes) -> bytes:
     """By TCP; the answer to it, to its end."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with netns.call(socket.socket, family, socket.SOCK_STREAM) as sock:
-        sock.settimeout(20)
+        sock.settimeout(20 * SLOWER)
         sock.connect((address, port))
         sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
@@ -133,13 +138,13 @@ def echoes(netns: rig.Netns, address: str) -> tuple[int, threading.Thread]:
     """A server of one connection, which sends back all it gets; its port."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listening = netns.call(socket.socket, family, socket.SOCK_STREAM)
-    listening.settimeout(20)
+    listening.settimeout(20 * SLOWER)
     listening.bind((address, 0))
     listening.listen()
 
     def serve() -> None:
         with listening, listening.accept()[0] as sock:
-            sock.settimeout(20)
+            sock.settimeout(20 * SLOWER)
             data = b"".join(iter(lambda: sock.recv(1 << 16), b""))
             sock.sendall(data)
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from wireguard_nodes import BACKENDS, EncryptedNode, Wire, need
+from wireguard_backends import BACKENDS, need
+from wireguard_nodes import EncryptedNode, Wire
 
 
 @pytest.fixture

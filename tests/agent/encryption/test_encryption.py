@@ -12,7 +12,8 @@ import msgspec
 import pytest
 import rig
 from tunnel_traffic import Connection, captured
-from wireguard_nodes import MARK, PORT, WAIT_S, EncryptedNode, Wire, need, stock
+from wireguard_backends import need, stock
+from wireguard_nodes import MARK, PORT, WAIT_S, EncryptedNode, Wire
 
 from agent.encryption import encryption as encryption_module
 from agent.encryption.keys import PrivateKey, shown
