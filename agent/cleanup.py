@@ -21,10 +21,10 @@ from agent.datapath import bpf, cgroup, network, xdp
 from agent.datapath.programs import Programs
 from agent.datapath.tc import Hooks, remove_empty_clsact
 from agent.encryption import encryption
-from agent.encryption.device import name_of
 from agent.endpoints import cgroups, launch, links, namespaces, node
 from agent.endpoints.netlink import NetlinkError, RouteSocket, is_gone
 from agent.endpoints.sandbox import POD_LINK
+from agent.helpers.order import Name, withdraw
 from agent.instance import Instance
 from agent.lock import lock
 from agent.proxy import routing as proxy_routing
@@ -78,8 +78,9 @@ def remove(instance: Instance) -> dict[str, int]:
     namespaces.join_machine_mounts()
     found = traces.read(instance.traces)
     removed = {
-        "flows process": int(end_listener(instance.flows_socket)),
-        "proxies": int(end_listener(instance.envoy_socket)) + int(end_listener(instance.dns_socket)),
+        "flows process": int(_end(instance, Name.FLOWS, instance.flows_socket)),
+        "proxies": int(_end(instance, Name.ENVOY, instance.envoy_socket))
+        + int(_end(instance, Name.DNS, instance.dns_socket)),
         "CNI files": len(conflist.uninstall(instance.state_dir)),
         "containers": _end_containers(instance.pods),
         "network namespaces": _remove_namespaces(instance.short_name),
@@ -100,6 +101,11 @@ def remove(instance: Instance) -> dict[str, int]:
         instance.state_dir.rmdir()
     instance.forget()
     return {what: count for what, count in removed.items() if count}
+
+
+def _end(instance: Instance, helper: Name, socket: Path) -> bool:
+    """Whoever runs it: a container that is to run nothing waits, and does not start it again."""
+    return withdraw(instance.order(helper)) or end_listener(socket)
 
 
 def _end_containers(pods: Path) -> int:
@@ -160,7 +166,7 @@ def _leave_node(instance: Instance, found: traces.Traces | None) -> dict[str, in
                 "devices": network.detach_all(_map_ids(instance)),
                 "routes to proxies": proxy_routing.remove(),
                 "routes to other nodes": node_routing.remove(),
-                "WireGuard devices": int(encryption.remove(name_of(instance.short_name))),
+                "WireGuard devices": int(encryption.remove(instance)),
             }
     finally:
         os.close(netns)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from agent.attachments import Attachments
 from agent.config import Config
 from agent.datapath import abi
-from agent.encryption.device import name_of
 from agent.encryption.encryption import Encryption, Surroundings
 from agent.encryption.encryption import remove as remove_device
 from agent.groundwork import Api
@@ -135,7 +134,7 @@ class Neighbours:
         """What an earlier agent set up for it, in the order in which nothing is led to where nothing is."""
         self._attachments.steering.update({})
         self._attachments.set_wireguard(0)
-        await asyncio.to_thread(remove_device, name_of(self._instance.short_name))
+        await asyncio.to_thread(remove_device, self._instance)
 
     # ---- for others
 

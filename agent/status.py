@@ -253,6 +253,7 @@ class EncryptionView(msgspec.Struct, frozen=True, kw_only=True):
     strict: bool = False  # what cannot be encrypted is dropped
     node_encryption: bool = False  # what nodes themselves send to pods, too
     plaintext_packets: int = 0  # that pods of different nodes sent each other unencrypted, as this node saw them
+    process: ProcessView | None = None  # behind a program's device; null: the kernel's, or none yet
     peers: tuple[EncryptionPeerView, ...] = ()
 
 

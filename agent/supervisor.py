@@ -205,6 +205,25 @@ def listener_pid(path: Path) -> int:
         return int(struct.unpack("3i", credentials)[0]) or UNSEEN
 
 
+def is_left(path: Path, within_s: float) -> bool:
+    """Whether nobody listens at a UNIX socket, or not any more within that time. Blocks."""
+    deadline = time.monotonic() + within_s
+    while (left_s := deadline - time.monotonic()) > 0:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(left_s)
+            try:
+                with socket_address(path) as address:
+                    probe.connect(address)
+                while probe.recv(4096):
+                    pass
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+        time.sleep(BACKOFF_S[0])  # whoever listens may close what only listens, too
+    return False
+
+
 def end_listener(path: Path) -> bool:
     """End the process that listens at a UNIX socket, and wait until it has ended; whether there was one to be seen."""
     pid = listener_pid(path)

@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from agent.api import client
-from agent.cli.output import STATE_DIR, Failure, Format, Output, StateDir, duration, emit_json, size, table
+from agent.cli.output import STATE_DIR, Failure, Format, Output, StateDir, duration, emit_json, process, size, table
 from agent.status import EncryptionPeerView, EncryptionView
 
 TITLES = ("NODE", "READY", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "PUBLIC KEY", "PROBLEM")
@@ -47,8 +47,9 @@ def status(state_dir: StateDir = STATE_DIR, output: Output = Format.TABLE) -> No
     (none where it is strict: they are dropped, and `gatehouse observe` shows them).
 
     JSON, one object: mode (off, wireguard), device, kernel (or else a program's), port, public_key, key_age_s, rotation
-    (how far a change of the key is, "" where there is none), strict, node_encryption, plaintext_packets, peers [{node,
-    endpoint, public_key, last_handshake_s (null: never), received_bytes, sent_bytes, ready, problem}]. Keys are public
+    (how far a change of the key is, "" where there is none), strict, node_encryption, plaintext_packets, process
+    {state, pid, restarts, problem} (of a program; null: the kernel's), peers [{node, endpoint, public_key,
+    last_handshake_s (null: never), received_bytes, sent_bytes, ready, problem}]. Keys are public
     halves; the private ones are never shown.
 
     \b
@@ -131,6 +132,7 @@ def lines(found: EncryptionView) -> Iterator[str]:
         "Encryption": f"{found.mode}, between {covered}",
         "Strict": "yes: what cannot be encrypted is dropped" if found.strict else "no",
         "Device": f"{found.device} ({whose}), UDP port {found.port}" if found.device else "none",
+        **({"Program": process(found.process)} if found.process else {}),
         "Key": f"{found.public_key}, {duration(found.key_age_s)} old" if found.public_key else "none",
         "Rotation": found.rotation or "none",
         "Plaintext": f"{found.plaintext_packets} packets",

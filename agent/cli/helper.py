@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from agent.cli.output import STATE_DIR, StateDir
-
-
-class Name(StrEnum):
-    FLOWS = "flows"
-    DNS = "dns"
-    ENVOY = "envoy"
+from agent.helpers.order import Name
 
 
 def register(app: typer.Typer) -> None:
@@ -28,14 +22,18 @@ def helper(
 ) -> None:
     """Run one helper of an agent that was started with --helpers containers. For the DaemonSet of the Helm chart.
 
-    flows takes events out of the kernel and serves `observe`; dns is the DNS proxy; envoy is Envoy. It waits until the
-    agent says what to run (in the state directory, which they share), keeps to that, and runs nothing while no rule
-    asks for a proxy. It needs the agent's network namespace, and flows and dns the machine's bpffs; no PID namespace
-    has to be shared.
+    flows takes events out of the kernel and serves `observe`; dns is the DNS proxy; envoy is Envoy; wireguard makes the
+    WireGuard device where the kernel's is not used. It waits until the agent says what to run (in the state directory,
+    which they share), keeps to that, and runs nothing while nothing asks for it. It needs the agent's network
+    namespace, flows and dns the machine's bpffs, wireguard /dev/net/tun and the agent's /var/run/wireguard; no PID
+    namespace has to be shared.
+
+    What is encrypted goes on while there is no agent. Without wireguard's container it is dropped.
 
     Privileges: flows CAP_NET_ADMIN and CAP_SYS_ADMIN, to end connections in pods' namespaces, and CAP_CHOWN, to share a
     socket with Envoy's user; dns CAP_NET_RAW; envoy CAP_NET_RAW, which Envoy keeps, CAP_SETUID, CAP_SETGID and
-    CAP_SETPCAP to become a user of its own with nothing else, and CAP_KILL to end what that user runs.
+    CAP_SETPCAP to become a user of its own with nothing else, and CAP_KILL to end what that user runs; wireguard
+    CAP_NET_ADMIN.
 
     \b
     Examples:

@@ -10,14 +10,13 @@ import msgspec
 import typer
 
 from agent.api import client
-from agent.cli.output import STATE_DIR, Column, Format, Output, StateDir, duration, emit, emit_json, labels
+from agent.cli.output import STATE_DIR, Column, Format, Output, StateDir, duration, emit, emit_json, labels, process
 from agent.status import (
     EncryptionView,
     EndpointView,
     IdentityView,
     NodeView,
     PolicyView,
-    ProcessView,
     ProxyView,
     StatusView,
 )
@@ -197,30 +196,25 @@ def _describe(s: StatusView) -> str:
 
 
 def _flows(s: StatusView) -> str:
-    process = s.flows.process
-    text = f"{_process(process)}, lost {s.flows.events_lost} events and {s.flows.records_lost} records"
-    return f"{text}: {process.problem}" if process.problem else text
+    kept = s.flows.process
+    text = f"{process(kept)}, lost {s.flows.events_lost} events and {s.flows.records_lost} records"
+    return f"{text}: {kept.problem}" if kept.problem else text
 
 
 def _proxy(proxy: ProxyView) -> str:
     if not proxy.wanted and not proxy.problems:
         return "not needed"
-    process = proxy.process
-    text = _process(process) + (f", {proxy.resident_bytes >> 20} MB" if proxy.resident_bytes else "")
+    kept = proxy.process
+    text = process(kept) + (f", {proxy.resident_bytes >> 20} MB" if proxy.resident_bytes else "")
     text += f", {proxy.listeners} rule sets" + (f", {proxy.waiting} not taken yet" if proxy.waiting else "")
-    return "; ".join((text, *proxy.problems, *([process.problem] if process.problem else [])))
+    return "; ".join((text, *proxy.problems, *([kept.problem] if kept.problem else [])))
 
 
 def _encryption(found: EncryptionView) -> str:
     ready = sum(peer.ready for peer in found.peers)
     strict = ", strict" if found.strict else ""
-    return f"{found.mode}{strict}, {ready} of {len(found.peers)} nodes, {found.plaintext_packets} packets in plaintext"
-
-
-def _process(process: ProcessView) -> str:
-    """One that runs in a container of its own has no number here."""
-    pid = f", pid {process.pid}" if process.pid else ""
-    return f"{process.state}{pid}, restarted {process.restarts} times"
+    text = f"{found.mode}{strict}, {ready} of {len(found.peers)} nodes, {found.plaintext_packets} packets in plaintext"
+    return f"{text}; program {process(found.process)}" if found.process else text
 
 
 def _problem(file: str, line: int, subject: str, path: str, message: str) -> str:

@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from agent.config import DEFAULT_STATE_DIR
+from agent.status import ProcessView
 
 Item = TypeVar("Item")
 
@@ -68,6 +69,12 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def labels(found: dict[str, str]) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(found.items()))
+
+
+def process(view: ProcessView) -> str:
+    """One that runs in a container of its own has no number here."""
+    pid = f", pid {view.pid}" if view.pid else ""
+    return f"{view.state}{pid}, restarted {view.restarts} times"
 
 
 def size(count: int) -> str:

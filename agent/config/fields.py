@@ -199,7 +199,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = "default"
     helpers: Annotated[
         Literal["children", "containers"],
-        _doc("Who runs Envoy, the DNS proxy and the flows process: the agent, or containers of their own."),
+        _doc("Who runs Envoy, DNS proxy, flows process and WireGuard program: the agent, or containers of their own."),
     ] = "children"
     mtu: Annotated[
         int, Meta(ge=0, le=65535), _doc("MTU of the pods' interfaces; 0: what the node's devices and routing allow.")

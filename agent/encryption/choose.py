@@ -7,12 +7,17 @@ from pathlib import Path
 
 import msgspec
 
+from agent.config import Config
 from agent.encryption import userspace
 from agent.encryption.device import Device
 from agent.encryption.kernel import KernelDevice
 from agent.encryption.link import KIND, NodeLink
 from agent.encryption.userspace import UserspaceDevice
 from agent.endpoints.netlink import NetlinkError
+from agent.helpers import keeping
+from agent.helpers import order as orders
+from agent.helpers.order import Name
+from agent.instance import Instance
 
 TUN = Path("/dev/net/tun")
 
@@ -40,20 +45,26 @@ def choose(setting: str, kernel: str, program: str, missing: str) -> Choice:
     return Choice(program, kernel and f"{kernel}: {program} is used")
 
 
-def open_device(setting: str, program: str, name: str, log_path: Path) -> tuple[Device, str]:
+def open_device(config: Config, instance: Instance, name: str) -> tuple[Device, str]:
     """The device to use, and why it is not the first choice. One of the other sort under its name is removed: a node
     has one. In the calling thread's network namespace; blocks. Raises NoWireGuard."""
-    named = program or userspace.PROGRAM
-    kernel = "" if setting == "userspace" else kernel_problem(name)
-    choice = choose(setting, kernel, shutil.which(named) or "", program_problem(named))
+    named = config.wireguard_program or userspace.PROGRAM
+    kernel = "" if config.wireguard == "userspace" else kernel_problem(name)
+    elsewhere = config.helpers == "containers"
+    choice = choose(config.wireguard, kernel, shutil.which(named) or "", program_problem(named, elsewhere))
+    if not (choice.program and elsewhere):
+        orders.withdraw(instance.order(Name.WIREGUARD))
     with NodeLink(name) as link:
         found = link.find()
         if found is not None and (found.kind == KIND) is bool(choice.program):
             userspace.end(name)
             link.delete()
-    if choice.program:
-        return UserspaceDevice(name, choice.program, log_path), choice.why
-    return KernelDevice(name), choice.why
+    if not choice.program:
+        return KernelDevice(name), choice.why
+    words, socket = userspace.command(choice.program, name), userspace.socket_of(name)
+    kept = keeping.wireguard(config, instance, words, socket, (Path(choice.program), TUN))
+    log = f"the log of `gatehouse helper {Name.WIREGUARD}`" if elsewhere else str(instance.wireguard_log)
+    return UserspaceDevice(name, kept, log), choice.why
 
 
 def kernel_problem(name: str) -> str:
@@ -71,10 +82,11 @@ def kernel_problem(name: str) -> str:
     return ""
 
 
-def program_problem(program: str) -> str:
-    """Why a program cannot make devices here; empty where it can."""
+def program_problem(program: str, elsewhere: bool = False) -> str:
+    """Why a program cannot make devices here; empty where it can. `elsewhere`: it runs in a container of its own, with
+    the same image, and what it makes devices of is there."""
     if not shutil.which(program):
         return f"no program {program} is found: install it (Debian: wireguard-go), or say where by --wireguard-program"
-    if not TUN.exists():
+    if not elsewhere and not TUN.exists():
         return f"{program} cannot make a device without {TUN}: load the kernel's module (modprobe tun)"
     return ""

@@ -16,10 +16,12 @@ import msgspec
 from agent.config import Config
 from agent.datapath.changes import Changes
 from agent.encryption import userspace
+from agent.encryption.device import name_of
 from agent.encryption.keys import shown
 from agent.encryption.link import NodeLink, is_of
 from agent.encryption.reconcile import FAST_S, Reconciler, silence
 from agent.encryption.rotation import Bounds, Phase
+from agent.helpers.order import Name, withdraw
 from agent.instance import Instance
 from agent.objects import Problem
 from agent.routing.desired import Own
@@ -51,7 +53,7 @@ class Encryption:
     """In the network namespace of the thread this is made in, and of those it starts. Keys are made with it."""
 
     def __init__(self, config: Config, instance: Instance, around: Surroundings, bounds: Bounds | None = None) -> None:
-        self._config, self._around = config, around
+        self._config, self._instance, self._around = config, instance, around
         self._tunnel = Reconciler(
             config, instance, around.mark, around.mtu, around.published, bounds if bounds is not None else Bounds()
         )
@@ -117,7 +119,7 @@ class Encryption:
         if self._tunnel.device:
             await self._tunnel.device.remove()
         else:
-            await asyncio.to_thread(remove, self.name)
+            await asyncio.to_thread(remove, self._instance)
         self._tunnel.forget()
 
     def close(self) -> None:
@@ -138,6 +140,7 @@ class Encryption:
             public_key=shown(keys.current.public),
             key_age_s=max(time.time() - keys.made_s, 0.0),
             rotation=str(tunnel.rotation.phase),
+            process=tunnel.device.process() if tunnel.device is not None else None,
             peers=tuple(self._peer_view(peer) for peer in sorted(self._peers, key=lambda peer: peer.name)),
         )
 
@@ -210,9 +213,11 @@ class Encryption:
             self._keeping = None
 
 
-def remove(name: str) -> bool:
-    """The device of that name, its program and its socket, whoever left them; whether there were any. In the calling
+def remove(instance: Instance) -> bool:
+    """The instance's device, its program and its socket, whoever left them; whether there were any. In the calling
     thread's network namespace; blocks."""
-    found = userspace.end(name)
+    name = name_of(instance.short_name)
+    found = withdraw(instance.order(Name.WIREGUARD))
+    found = userspace.end(name) or found
     with NodeLink(name) as link:
         return link.delete() or found

@@ -72,7 +72,7 @@ class Reconciler:
         self.silent: frozenset[str] = frozenset()
         self.problem = ""
         self._config, self._mark, self._mtu, self._published = config, mark, mtu, published
-        self._log_path = instance.state_dir / "wireguard.log"
+        self._instance = instance
         folder = KeyFolder(instance.state_dir / "wireguard")
         audit = AuditFile(instance.state_dir / "audit.jsonl", config.node)
         self.rotation = Rotation(folder, audit, config.key_rotation_days, bounds)
@@ -86,6 +86,7 @@ class Reconciler:
         self._greetings = Greetings()
         self._due: list[bytes] = []  # to be greeted now
         self._link = NodeLink(self.name)
+        self._has_link = False
         self._lock = threading.Lock()
 
     @property
@@ -106,7 +107,7 @@ class Reconciler:
             except NotThere as error:
                 self._state, self.making = None, True
                 process = self.device.process() if self.device else None
-                if process is not None and process.restarts:
+                if process is not None and process.problem:
                     self.fail(f"there is no WireGuard device ({error.strerror}): {process.problem}")
                 return False
             except (NoWireGuard, OSError) as error:
@@ -150,7 +151,8 @@ class Reconciler:
     def pause_s(self, done: bool) -> float:
         """After a `sync` that said `done`: until the next, if nothing happens."""
         if not done:
-            return FAST_S if self.making else RETRY_S
+            soon = self.making and (self._has_link or not self.problem)  # that there is a link, the kernel tells
+            return FAST_S if soon else RETRY_S
         return 0.0 if self._due else self._greetings.delay_s(time.monotonic(), self.poll_s())
 
     @property
@@ -161,13 +163,13 @@ class Reconciler:
     # ---- inside
 
     def _open(self) -> Device:
-        config = self._config
-        device, why = choose.open_device(config.wireguard, config.wireguard_program, self.name, self._log_path)
+        device, why = choose.open_device(self._config, self._instance, self.name)
         log.info("WireGuard", backend=device.backend, device=self.name, why=why)
         return device
 
     def _reconcile(self, device: Device, own: Own, peers: Sequence[Peer]) -> None:
         link = self._link.find()
+        self._has_link = link is not None
         if link is None:
             raise NotThere(errno.ENODEV, f"{self.name} has not been made yet")
         fresh = link.ifindex != self.ifindex

@@ -1,4 +1,8 @@
-"""A WireGuard device made by a program, such as wireguard-go, which outlives the agent and is found by its socket."""
+"""A WireGuard device made by a program, such as wireguard-go, which outlives the agent and is found by its socket.
+
+It is the agent's child, or runs in a container of its own: `kept` is who keeps it. A device ends with its program, and
+the program with its device, or once its socket's file is gone.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from agent.encryption import uapi
 from agent.encryption.device import DeviceState, NotThere, PeerChange, Settings
 from agent.encryption.link import NodeLink
 from agent.status import ProcessView
-from agent.supervisor import Supervisor, end_listener
+from agent.supervisor import Kept, end_listener
 
 SOCKETS = Path("/var/run/wireguard")
 PROGRAM = "wireguard-go"
@@ -21,15 +25,16 @@ _RECEIVE_BYTES = 1 << 18
 
 
 class UserspaceDevice:
-    """`program`: a path. It is run as `PROGRAM -f DEVICE`, in the namespace of the thread that awaits `run`."""
+    """`kept`: what is run as `command` says, in this thread's network namespace, or that of its container. `log`: where
+    it says what is wrong."""
 
     backend = "userspace"
 
-    def __init__(self, name: str, program: str, log_path: Path) -> None:
+    def __init__(self, name: str, kept: Kept, log: str) -> None:
         self.name = name
         self._path = socket_of(name)
-        self._log_path = log_path
-        self._supervisor = Supervisor("wireguard", (program, "-f", name), self._path, log_path)
+        self._log = log
+        self._kept = kept
         self._link = NodeLink(name)
 
     def ensure(self) -> None:
@@ -47,15 +52,15 @@ class UserspaceDevice:
             self._ask(uapi.encode(settings, changes))
 
     async def run(self) -> None:
-        await self._supervisor.run()
+        await self._kept.run()
 
     async def remove(self) -> None:
-        await self._supervisor.stop()
-        self._path.unlink(missing_ok=True)
+        await self._kept.stop()
+        end(self.name)
         self._link.delete()
 
     def process(self) -> ProcessView | None:
-        return self._supervisor.view()
+        return self._kept.view()
 
     def close(self) -> None:
         self._link.close()
@@ -76,14 +81,19 @@ class UserspaceDevice:
             except TimeoutError:
                 raise NotThere(errno.ETIMEDOUT, f"{self._path}: no answer within {ANSWER_S:.0f} s") from None
             except OSError as error:
-                raise NotThere(error.errno, f"{self._path}: {error.strerror}; see {self._log_path}") from None
+                raise NotThere(error.errno, f"{self._path}: {error.strerror}; see {self._log}") from None
         try:
             code = uapi.errno_of(bytes(answer))
         except ValueError:
-            raise NotThere(errno.EPROTO, f"{self._path}: the answer is cut off; see {self._log_path}") from None
+            raise NotThere(errno.EPROTO, f"{self._path}: the answer is cut off; see {self._log}") from None
         if code:
-            raise OSError(code, f"the WireGuard program refused it ({os.strerror(code)}); see {self._log_path}")
+            raise OSError(code, f"the WireGuard program refused it ({os.strerror(code)}); see {self._log}")
         return bytes(answer)
+
+
+def command(program: str, name: str) -> tuple[str, ...]:
+    """`program`: a path."""
+    return (program, "-f", name)
 
 
 def socket_of(name: str) -> Path:

@@ -10,12 +10,11 @@ from agent import log as logs
 from agent.helpers import order as orders
 from agent.helpers.order import Order
 from agent.status import ProcessView
-from agent.supervisor import connected
+from agent.supervisor import connected, is_left
 
 AGAIN_S = 0.2
 GRACE_S = 10.0
 """How long nobody may answer before that is a problem: containers start when the kubelet comes to it."""
-STOP_S = 10.0
 
 log = logs.get("helpers")
 
@@ -62,16 +61,8 @@ class Elsewhere:
     async def stop(self) -> None:
         """Once `run` has been cancelled."""
         self.leave()
-        try:
-            async with asyncio.timeout(STOP_S):
-                while True:
-                    async with connected(self._socket) as reader:
-                        await reader.read()
-                    await asyncio.sleep(AGAIN_S)
-        except TimeoutError:
+        if not await asyncio.to_thread(is_left, self._socket, orders.STOP_S):
             log.warning("helper does not end", helper=self.name)
-        except OSError:
-            pass
 
     def _note(self) -> None:
         status = self._socket.stat()
@@ -86,7 +77,8 @@ class Elsewhere:
             log.warning("helper does not answer", helper=self.name)
         self._runs = False
         if for_s >= GRACE_S or any(self._seen):
+            folders = dict.fromkeys((str(self._path.parent), str(self._socket.parent)))
             self._problem = (
                 f"nobody answers at {self._socket}: does the container of `gatehouse helper {self.name}` run, "
-                "with this state directory?"
+                f"with {' and '.join(folders)} of the node? See its log"
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agent.config import Config
 from agent.helpers.elsewhere import Elsewhere
-from agent.helpers.order import Order, boot_id
+from agent.helpers.order import Name, Order, boot_id
 from agent.instance import Instance
 from agent.privileges import ROOT, reduced
 from agent.supervisor import Kept, Supervisor
@@ -15,29 +15,36 @@ from agent.supervisor import Kept, Supervisor
 
 def flows(config: Config, instance: Instance) -> Kept:
     command = instance.flows_command(config)
-    if _is_child("flows", config, instance):
-        return Supervisor("flows", command, instance.flows_socket, instance.flows_log)
-    return _elsewhere("flows", instance, command, instance.flows_socket)
+    if _is_child(Name.FLOWS, config, instance):
+        return Supervisor(Name.FLOWS, command, instance.flows_socket, instance.flows_log)
+    return _elsewhere(Name.FLOWS, instance, command, instance.flows_socket, (instance.pins.maps,))
 
 
 def dns(config: Config, instance: Instance) -> Kept:
     """Root's, without root's capabilities: see agent.privileges."""
     command = instance.dns_command(config)
-    if _is_child("dns", config, instance):
-        return Supervisor("dns", command, instance.dns_socket, instance.dns_log, reduced(user=ROOT))
-    return _elsewhere("dns", instance, command, instance.dns_socket, user=ROOT)
+    if _is_child(Name.DNS, config, instance):
+        return Supervisor(Name.DNS, command, instance.dns_socket, instance.dns_log, reduced(user=ROOT))
+    return _elsewhere(Name.DNS, instance, command, instance.dns_socket, (instance.pins.maps,), user=ROOT)
 
 
 def envoy(config: Config, instance: Instance, command: Sequence[str], user: int) -> Kept:
     """Started in its own folder, as `user`."""
-    if _is_child("envoy", config, instance):
+    if _is_child(Name.ENVOY, config, instance):
         return Supervisor(
-            "envoy", command, instance.envoy_socket, instance.envoy_log, reduced(user), folder=instance.envoy
+            Name.ENVOY, command, instance.envoy_socket, instance.envoy_log, reduced(user), folder=instance.envoy
         )
-    return _elsewhere("envoy", instance, command, instance.envoy_socket, user=user, folder=instance.envoy)
+    return _elsewhere(Name.ENVOY, instance, command, instance.envoy_socket, user=user, folder=instance.envoy)
 
 
-def _is_child(name: str, config: Config, instance: Instance) -> bool:
+def wireguard(config: Config, instance: Instance, command: Sequence[str], socket: Path, needs: Sequence[Path]) -> Kept:
+    """The program behind a WireGuard device."""
+    if _is_child(Name.WIREGUARD, config, instance):
+        return Supervisor(Name.WIREGUARD, command, socket, instance.wireguard_log)
+    return _elsewhere(Name.WIREGUARD, instance, command, socket, needs)
+
+
+def _is_child(name: Name, config: Config, instance: Instance) -> bool:
     """Then no container is to run it: an earlier agent may have said so."""
     if config.helpers == "containers":
         return False
@@ -46,10 +53,11 @@ def _is_child(name: str, config: Config, instance: Instance) -> bool:
 
 
 def _elsewhere(
-    name: str,
+    name: Name,
     instance: Instance,
     command: Sequence[str],
     socket: Path,
+    needs: Sequence[Path] = (),
     *,
     user: int | None = None,
     folder: Path = Path("/"),
@@ -59,7 +67,7 @@ def _elsewhere(
         boot=boot_id(),
         command=tuple(command),
         socket=str(socket),
-        needs=() if name == "envoy" else (str(instance.pins.maps),),
+        needs=tuple(map(str, needs)),
         reduced=user is not None,
         user=user or ROOT,
         folder=str(folder),

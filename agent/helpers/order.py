@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 
 import msgspec
 
 from agent.privileges import ROOT
+from agent.supervisor import is_left, listener_pid
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+STOP_S = 10.0
+"""How long a container has for ending what it runs."""
+
+
+class Name(StrEnum):
+    """Of the helpers."""
+
+    FLOWS = "flows"
+    DNS = "dns"
+    ENVOY = "envoy"
+    WIREGUARD = "wireguard"
 
 
 class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +65,16 @@ def read(path: Path) -> Order | None:
     except msgspec.MsgspecError as error:
         raise ValueError(f"{path} is of another version of Gatehouse ({error})") from None
     return order if order.boot == boot_id() else None
+
+
+def withdraw(path: Path) -> bool:
+    """Take an order back, and wait until its container has ended what it ran; whether that was there and has ended.
+    Blocks."""
+    order = None
+    with suppress(ValueError):
+        order = read(path)
+    path.unlink(missing_ok=True)
+    return order is not None and listener_pid(Path(order.socket)) != 0 and is_left(Path(order.socket), STOP_S)
 
 
 def missing(needs: Sequence[str]) -> str:

@@ -2,7 +2,8 @@
 
 Runs what the agent's order says, as soon as there is one and all it needs; runs something else when it changes, and
 nothing when it goes. It ends with what it runs, for the kubelet to start it again, or when it is told to. Whoever else
-listens at the helper's socket and can be seen from here is an earlier one, and is ended.
+listens at the helper's socket and can be seen from here is an earlier one, and is ended. A socket of what has ended is
+removed: the next pod may not have its folder.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ from pathlib import Path
 from agent import log as logs
 from agent import privileges
 from agent.helpers import order as orders
-from agent.helpers.order import Order
+from agent.helpers.order import Name, Order
 from agent.instance import Instance
 from agent.sources.inotify import CLOSE_WRITE, CREATE, DELETE, MOVED_FROM, MOVED_TO, ONLY_DIRECTORIES, Inotify
 from agent.supervisor import STOP_S, UNSEEN, end_listener, listener_pid
 
-NAMES = ("flows", "dns", "envoy")
 WATCHED = CLOSE_WRITE | CREATE | DELETE | MOVED_FROM | MOVED_TO | ONLY_DIRECTORIES
 AGAIN_S = 1.0
 """How often to look whether a path that is needed is there, or another container has left the socket."""
@@ -32,7 +32,7 @@ log = logs.get("helper")
 
 
 class Helper:
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: Name, path: Path) -> None:
         self._name = name
         self._path = path
         self._inotify = Inotify()
@@ -62,6 +62,7 @@ class Helper:
                 assert self._child is not None
                 status = self._child.wait()
                 log.warning("it ended", helper=self._name, status=status)
+                self._tidy()
                 return status if status > 0 else 1
 
     def _wanted(self) -> Order | None:
@@ -131,7 +132,7 @@ class Helper:
     def _end(self) -> None:
         """Raises PermissionError where it has become another user's, whom this container may not end (CAP_KILL): it
         goes with the container."""
-        child, self._child, self._running = self._child, None, None
+        child, self._child = self._child, None
         if child is None:
             return
         child.terminate()
@@ -141,6 +142,14 @@ class Helper:
             child.kill()
             child.wait()
         log.info("ended", helper=self._name)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Once it has ended."""
+        order, self._running = self._running, None
+        if order and not listener_pid(Path(order.socket)):
+            with suppress(OSError):  # its folder may be its user's alone
+                Path(order.socket).unlink(missing_ok=True)
 
     def _say(self, state: str, what: str) -> None:
         if (said := f"{state} {what}") != self._said:
@@ -170,7 +179,7 @@ def _below(folder: Path, wanted: Path) -> Path:
 def main() -> None:
     name, state_dir = sys.argv[1:]
     logs.configure("text", "info")
-    sys.exit(Helper(name, Instance(Path(state_dir)).order(name)).run())
+    sys.exit(Helper(Name(name), Instance(Path(state_dir)).order(name)).run())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from agent.datapath.abi import MapType
 from agent.datapath.mounts import check_kernel
 from agent.encryption import userspace
 from agent.encryption.choose import TUN
+from agent.helpers.order import Name
 from agent.preflight.facts import Facts, Finding, Probe, Result
 
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
@@ -215,11 +216,16 @@ def wireguard(facts: Facts, config: Config) -> Finding:
     kernel = None if config.wireguard == "userspace" else _kernel_wireguard(facts)
     program = config.wireguard_program or userspace.PROGRAM
     lacking = f"no {program}" if not facts.host.wireguard_program else ""
+    elsewhere = config.helpers == "containers" and facts.host.tun in _HIDDEN and not lacking
     lacking = lacking or (f"{TUN}: {os.strerror(facts.host.tun)}" if facts.host.tun else "")
     if kernel:
         return Finding(OK, "in the kernel")
     if config.wireguard != "kernel" and not lacking:
         return Finding(OK, f"{program} and {TUN}")
+    if config.encryption != "off" and config.wireguard != "kernel" and elsewhere:
+        helper = f"`gatehouse helper {Name.WIREGUARD}`"
+        found = f"{program} is run by {helper}, and whether that has {TUN} cannot be seen from here"
+        return Finding(UNKNOWN, found, f"see `gatehouse encryption status`, and the log of the container of {helper}")
     if config.encryption == "off" or (config.wireguard != "userspace" and kernel is None):
         found = "not in the kernel" if kernel is False else "the kernel does not say"
         return Finding(UNKNOWN, found, f"encryption between nodes needs the module, or {program}; nothing else does")
@@ -229,6 +235,8 @@ def wireguard(facts: Facts, config: Config) -> Finding:
     return Finding(FAIL, found, _ADVICE[config.wireguard])
 
 
+_HIDDEN = (errno.ENOENT, errno.EPERM, errno.EACCES)
+"""What a container is told of a device that another one has."""
 _ADVICE = {
     "kernel": "use a kernel with the module, or a program (--wireguard userspace)",
     "userspace": "install the program, give its container that device, or use the kernel's (--wireguard kernel)",

@@ -167,13 +167,13 @@ def test_removed_it_leaves_nothing(pair: Pair) -> None:
     assert one.run("ip", "link", "show", one.device, check=False).returncode
     assert not socket_of(one.device).exists()
     assert not pid or not Path(f"/proc/{pid}/exe").exists()
-    assert not one.call(encryption_module.remove, one.device), "there is nothing left to remove"
+    assert not one.call(encryption_module.remove, one.instance), "there is nothing left to remove"
 
 
 def test_what_somebody_left_is_removed(pair: Pair) -> None:
     one, _ = pair
     one.stop()
-    assert one.call(encryption_module.remove, one.device)
+    assert one.call(encryption_module.remove, one.instance)
     assert one.run("ip", "link", "show", one.device, check=False).returncode
     assert not socket_of(one.device).exists()
 
