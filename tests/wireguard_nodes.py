@@ -239,7 +239,7 @@ class EncryptedNode(rig.Netns):
         self.wire.nodes.remove(self)
         for encryption in self._earlier:
             device = encryption._tunnel.device
-            child = getattr(getattr(device, "_supervisor", None), "_child", None)
+            child = getattr(getattr(device, "_kept", None), "_child", None)
             if child:
                 child.wait(10)
         left = socket_of(self.device).exists() if self._earlier else False
