@@ -227,6 +227,8 @@ CHANGES: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "encryption.strictMode": (True, ENCRYPTED),
     "encryption.keepaliveSeconds": (25, ENCRYPTED),
     "encryption.keyRotationDays": (90, ENCRYPTED),
+    "encryption.resources.requests.cpu": ("2", ENCRYPTED),
+    "encryption.resources.requests.memory": ("1Gi", ENCRYPTED),
     "routingMode": ("vxlan", {}),
     "tunnelPort": (4789, {}),
     "ipam.mode": ("pool", {"ipam": {"pool": POOL["pool"]}}),

@@ -71,7 +71,7 @@ def test_no_compiler_is_in_the_image() -> None:
 
 
 def test_wireguard_can_be_had_where_the_kernel_has_none() -> None:
-    """What the chart lets the agent run (encryption.implementation)."""
+    """What the chart has a helper run (encryption.implementation)."""
     assert userspace.PROGRAM in " ".join(of(stages()[-1], "RUN")).split()
 
 

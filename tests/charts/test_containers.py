@@ -13,8 +13,10 @@ from agent.cli.main import build
 from agent.config import merge
 from agent.encryption.choose import TUN
 from agent.encryption.userspace import SOCKETS
+from agent.helpers.order import Name
 
 OWN = "gatehouse"
+BY_A_PROGRAM = {"agent": {str(SOCKETS)}, "wireguard": {str(SOCKETS), str(TUN.parent)}}
 OTHERS = {("bpffs", "sh"), ("bpffs", "nsenter"), ("clean", "sleep")}
 """Containers that run no command of Gatehouse."""
 
@@ -59,31 +61,37 @@ def test_folders_of_the_settings_are_the_nodes(working: list[dict[str, Any]]) ->
     ("values", "wanted"),
     [
         ({}, {}),
-        ({"encryption": {"enabled": True}}, {"/var/run/wireguard": "wireguard", "/dev/net": "tun"}),
-        (
-            {"encryption": {"enabled": True, "implementation": "userspace"}},
-            {"/var/run/wireguard": "wireguard", "/dev/net": "tun"},
-        ),
+        ({"encryption": {"enabled": True}}, BY_A_PROGRAM),
+        ({"encryption": {"enabled": True, "implementation": "userspace"}}, BY_A_PROGRAM),
         ({"encryption": {"enabled": True, "implementation": "kernel"}}, {}),
-        ({"encryption": {"enabled": True}, "cleanup": {"enabled": True}}, {"/var/run/wireguard": "wireguard"}),
+        ({"encryption": {"enabled": True}, "cleanup": {"enabled": True}}, {"cleanup": {str(SOCKETS)}}),
     ],
 )
-def test_what_a_wireguard_program_needs(helm: Helm, values: dict[str, Any], wanted: dict[str, str]) -> None:
+def test_what_a_wireguard_program_needs(helm: Helm, values: dict[str, Any], wanted: dict[str, set[str]]) -> None:
     """Only where one may be run. Its socket is where `wg` looks, on the node, too; and for cleanup to remove."""
     objects = helm.objects(values)
-    (first,) = (one for one in containers(objects) if one["name"] in ("agent", "cleanup"))
-    found = {path: name for path, name in mounted(first).items() if path in (str(SOCKETS), str(TUN.parent))}
-    assert found == wanted
     volumes = {one["name"]: one.get("hostPath", {}).get("path") for one in pod(objects)["spec"]["volumes"]}
-    assert {path: volumes[name] for path, name in found.items()} == {path: path for path in wanted}
-    others = [one for one in containers(objects) if one is not first]
-    assert not any({"wireguard", "tun"} & set(mounted(one).values()) for one in others)
+    found = {}
+    for one in containers(objects):
+        paths = {path: name for path, name in mounted(one).items() if path in (str(SOCKETS), str(TUN.parent))}
+        assert all(volumes[name] == path for path, name in paths.items())
+        if paths:
+            found[one["name"]] = set(paths)
+    assert found == wanted
+
+
+def test_every_helper_has_a_container(helm: Helm) -> None:
+    names = [one["name"] for one in pod(helm.objects({"encryption": {"enabled": True}}))["spec"]["containers"]]
+    assert sorted(names) == sorted(["agent", *Name])
 
 
 def test_encryption_takes_no_more_rights(helm: Helm) -> None:
-    """By the kernel or a program: the agent may set up links in any case, and the kernel loads its module itself."""
+    """By the kernel or a program: the agent may set up links in any case, and the kernel loads its module itself. What
+    the program may is its container's."""
     without, with_it = (helm.objects(values) for values in ({}, {"encryption": {"enabled": True}}))
-    assert [one["securityContext"] for one in containers(with_it)] == [
+    program = container(with_it, Name.WIREGUARD)
+    assert program["securityContext"]["capabilities"]["add"] == ["NET_ADMIN"]
+    assert [one["securityContext"] for one in containers(with_it) if one != program] == [
         one["securityContext"] for one in containers(without)
     ]
     kinds = ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding")
@@ -141,6 +149,8 @@ def test_what_is_turned_off_has_no_container(helm: Helm) -> None:
     assert names({}) == ["agent", "flows", "envoy", "dns"]
     assert names({"l7Proxy": {"enabled": False}}) == ["agent", "flows", "dns"]
     assert names({"dnsProxy": {"enabled": False}}) == ["agent", "flows", "envoy"]
+    kernel = {"encryption": {"enabled": True, "implementation": "kernel"}}
+    assert names(kernel) == ["agent", "flows", "envoy", "dns"]
 
 
 def test_scheduled_everywhere(helm: Helm) -> None:

@@ -72,11 +72,6 @@ containers:
         readOnly: true
       - name: state
         mountPath: {{ $v.stateDir }}
-      {{- if include "gatehouse.userspace" . }}
-      - name: tun
-        mountPath: /dev/net
-        readOnly: true # the folder; not the device in it
-      {{- end }}
       {{- include "gatehouse.hostMounts" . | nindent 6 }}
   # Helpers have no probes: each ends with what it runs, and the agent sees by their sockets whether they answer.
   - name: flows
@@ -110,6 +105,20 @@ containers:
         mountPath: {{ $v.stateDir }}
       - name: bpffs
         mountPath: /sys/fs/bpf
+  {{- end }}
+  {{- if include "gatehouse.userspace" . }}
+  - name: wireguard # idle where the kernel's is used
+    {{- include "gatehouse.helper" (dict "root" . "name" "wireguard" "resources" $v.encryption.resources) | nindent 4 }}
+    securityContext:
+      {{- include "gatehouse.may" (list "NET_ADMIN") | nindent 6 }}
+    volumeMounts:
+      - name: state
+        mountPath: {{ $v.stateDir }}
+        readOnly: true
+      - name: tun
+        mountPath: /dev/net
+        readOnly: true # the folder; not the device in it
+      {{- include "gatehouse.wireguardMount" . | nindent 6 }}
   {{- end }}
 volumes:
   - name: config
@@ -184,8 +193,7 @@ httpGet:
 - name: tmp
   mountPath: /tmp
 {{- if include "gatehouse.userspace" . }}
-- name: wireguard
-  mountPath: /var/run/wireguard # where `wg` on the node looks for the program's socket
+{{ include "gatehouse.wireguardMount" . }}
 {{- end }}
 {{- if .Values.cni.install }}
 - name: cni-bin
@@ -193,6 +201,11 @@ httpGet:
 - name: cni-conf
   mountPath: {{ .Values.cni.confDir }}
 {{- end }}
+{{- end }}
+
+{{- define "gatehouse.wireguardMount" -}}
+- name: wireguard
+  mountPath: /var/run/wireguard # where `wg` on the node looks for the program's socket
 {{- end }}
 
 {{- define "gatehouse.hostVolumes" -}}

@@ -68,6 +68,7 @@ CLUSTER = {
 NO_ENVOY = {"envoy": None, "envoy_problem": "there is no Envoy"}
 EMBEDDED = {"manifests": "/m"}
 ENCRYPTED = EMBEDDED | {"encryption": "wireguard", "devices": "eth0"}
+ELSEWHERE = ENCRYPTED | {"helpers": "containers"}
 BIG = EMBEDDED | {"big_tcp": "true"}
 LIMITS = Limits(65536, 65536, 65536, 65536, 524280)
 
@@ -267,6 +268,23 @@ def test_a_node_that_differs(check: str, part: str, values: dict[str, Any], resu
             without_module(program=True, tun=errno.EPERM),
             "fail",
             "and /dev/net/tun: Operation not permitted",
+        ),
+        (
+            "WireGuard",
+            ELSEWHERE,
+            without_module(program=True, tun=errno.ENOENT),
+            "unknown",
+            "is run by `gatehouse helper wireguard`, and whether that has /dev/net/tun cannot be seen from here",
+        ),
+        ("WireGuard", ELSEWHERE, without_module(program=True, tun=errno.ENODEV), "fail", "No such device"),
+        ("WireGuard", ELSEWHERE, without_module(program=False, tun=errno.ENOENT), "fail", "no wireguard-go"),
+        ("WireGuard", ELSEWHERE, GOOD, "ok", "in the kernel"),
+        (
+            "WireGuard",
+            ELSEWHERE | {"wireguard": "kernel"},
+            without_module(program=True, tun=2),
+            "fail",
+            "not in the kernel",
         ),
         ("WireGuard", ENCRYPTED | {"wireguard": "kernel"}, without_module(program=True), "fail", "not in the kernel"),
         (
