@@ -222,7 +222,7 @@ class Handlers:
         """Why the agent is degraded, one sentence each. `problems`: of the world."""
         agent = self._agent
         reasons = [
-            *agent.notices,
+            *agent.numbers.notices,
             *agent.attachments.problems,
             *agent.big_tcp.problems,
             *agent.health.problems,

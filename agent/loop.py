@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable
 from typing import Any
 
 from agent import kubeproxy
 from agent import log as logs
-from agent.api import aio
-from agent.api.protocol import ApiError
 from agent.api.server import serve
 from agent.attachments import Attachments
 from agent.bigtcp import BigTcp
@@ -35,8 +32,10 @@ from agent.instance import Instance
 from agent.localpods import LocalPods
 from agent.naming import NameFeed
 from agent.neighbours import Neighbours
+from agent.numbers import Numbers
 from agent.objects import Interface, Problem
 from agent.plan.plan import Plan
+from agent.plan.serving import Serving
 from agent.pods import Pods
 from agent.proxy.dns import DnsSide
 from agent.proxy.envoy import EnvoySide
@@ -48,16 +47,11 @@ from agent.retirement import Retirement
 from agent.services.health import Answer
 from agent.sources.slices import derive
 from agent.sources.source import Batch
-from agent.state import Damaged, State, StateFile
 from agent.status import ProxyView
 from agent.turns import Names, Turns
-from agent.world.allocations import key_of, ref_of
 from agent.world.config import NodeConfig
 from agent.world.world import World
-from policies.address import format_address
 from policies.model import ObjectRef
-
-FLUSH_S = 1.0
 
 log = logs.get("agent")
 
@@ -73,12 +67,11 @@ class Agent:
         self.loaded = loaded
         self.programs = loaded[PODS.name]
         self.phase = "starting"
-        self.notices: list[str] = []
         self.world = World(node, None if ground.api else derive)
         self.names = NameFeed(self.world, config.node)
         self.realizer = Realizer(maps, Plan())
         self.health = HealthChecks(
-            config.healthz, self.world, lambda: self.turns.behind_since, config.metrics, self._exposition
+            config.healthz, self.world, lambda: self.turns.revisions.behind_since, config.metrics, self._exposition
         )
         self.proxy_feature = Feature(maps["config"])
         self.envoy = EnvoySide(
@@ -95,8 +88,10 @@ class Agent:
         self.neighbours = Neighbours(
             config, instance, ground.api, self.world, self.attachments, lambda: self.turns.problems
         )
+        self.numbers = Numbers(self.world.allocations, instance.state)
+        self.retirement = Retirement(self.world, Serving(), instance.flows_socket)
         self.turns = Turns(
-            self.world, self.realizer, self.names, self._save, self._forget, self._retire, self.health.ports.update,
+            self.world, self.realizer, self.names, self.numbers.save, self.retirement, self.health.ports.update,
             self.proxies, self.neighbours.turned,
         )  # fmt: skip
         self.source = ground.source
@@ -105,9 +100,6 @@ class Agent:
         self.cni = None if makes_pods(config) else _cni(self, node)
         self.pods: Pods = self.cni.pods if self.cni else self._local_pods()
         self.flows = keeping.flows(config, instance)
-        self._state = StateFile(instance.state)
-        self._forgetting: set[asyncio.Task[None]] = set()
-        self._retirement = Retirement(self.world, self.turns.serving, instance.flows_socket)
         self._handlers = Handlers(self)
 
     def _local_pods(self) -> LocalPods:
@@ -123,8 +115,10 @@ class Agent:
         await asyncio.gather(self.turns.enforce(ref, interface), self.big_tcp.raised(interface))
 
     async def attach(self, ref: ObjectRef, addresses: tuple[bytes, ...], interface: Interface, uid: str) -> None:
-        """A runtime made this network for a pod: see Turns.attach."""
-        await asyncio.gather(self.turns.attach(ref, addresses, interface, uid), self.big_tcp.raised(interface))
+        """A runtime made this network for a pod: see Attaching.attach."""
+        await asyncio.gather(
+            self.turns.attaching.attach(ref, addresses, interface, uid), self.big_tcp.raised(interface)
+        )
 
     def problems(self) -> list[Problem]:
         """What is not in force as it is written, but for what sources found."""
@@ -152,7 +146,7 @@ class Agent:
             await self.pods.stop()
         await self.pods.close(keep=not self.config.remove_on_exit)
         self.source.close()
-        self._state.flush()
+        self.numbers.close()
         await self.envoy.stop()
         await self.dns.close()
         if self.config.remove_on_exit:
@@ -167,7 +161,7 @@ class Agent:
     async def _begin(self, batch: Batch) -> set[ObjectRef]:
         """Take over what an earlier agent left, bring the kernel to what is written. Returns pods that are to go."""
         self.kube_proxy.look()
-        earlier = self._restore()
+        earlier = self.numbers.restore()
         written = {change.ref for change in batch.changes if change.ref.kind == "Pod"}
         adopted = await self.pods.adopt(written | earlier)
         if self.cni:
@@ -175,7 +169,8 @@ class Agent:
                 if (attachment := self.cni.pods.attachment(ref)) is not None:
                     self.world.attach(ref, attachment.addresses, attachment.interface, attachment.uid)
         else:
-            self._restore_addresses(adopted)
+            for ref, found in adopted.items():
+                self.numbers.restore_addresses(ref, found.addresses)
         started = time.monotonic()
         for name, addresses in (await self.dns.restore()).items():
             self.world.set_names(name, addresses)
@@ -194,7 +189,7 @@ class Agent:
         self.attachments.attach()
         self.instance.remove_other_pins(programs.source_hash for programs in self.loaded.values())
         self.world.release_unused()
-        self._save_all()
+        self.numbers.save_all()
         took_ms = round(1000 * (time.monotonic() - started))
         log.info(
             "kernel holds the plan", objects=len(batch.changes), adopted=len(stays), writes=writes, took_ms=took_ms
@@ -204,7 +199,7 @@ class Agent:
     async def _work(self, stopping: asyncio.Event) -> None:
         """All that goes on at once, until told to stop. What fails ends the agent."""
         works = [
-            self.turns.run(self.pods), self._watch(), self.flows.run(), self._retirement.run(), self._flush(),
+            self.turns.run(self.pods), self._watch(), self.flows.run(), self.retirement.run(), self.numbers.run(),
             self._become_ready(), self.health.run(), self.attachments.follow(), self.kube_proxy.run(),
             self.proxies.run(), self.envoy.run(), self.live_rules.run(), self.dns.run(), self.big_tcp.run(),
             *self.neighbours.works(), *([self.cni.run()] if self.cni else ()),
@@ -248,43 +243,6 @@ class Agent:
     async def _learn(self, names: Names) -> None:
         await self.turns.learn(names)
 
-    # ---- what is remembered
-
-    def _restore(self) -> set[ObjectRef]:
-        """Numbers given earlier; returns the pods that had some."""
-        state = None
-        while state is None:
-            try:
-                state = self._state.load()
-            except Damaged as damaged:  # put aside: the next attempt does without
-                self.notices.append(str(damaged))
-                log.error("state put aside", reason=str(damaged))
-        self.world.allocations.restore(state.allocations)
-        return {ref_of("Pod", key) for key in self.world.allocations.endpoints.held()}
-
-    def _restore_addresses(self, adopted: Mapping[ObjectRef, Adopted]) -> None:
-        """Pods that run keep their addresses, whatever became of the file that says so."""
-        for ref, found in adopted.items():
-            for address in found.addresses:
-                for pool in self.world.allocations.pod_pools:
-                    if pool.block.contains(address):
-                        index = int.from_bytes(address, "big") - int.from_bytes(pool.block.network, "big")
-                        pool.restore({key_of(ref): index})
-
-    def _save(self) -> None:
-        """Numbers given or given up since the last time."""
-        if not self._state.append(self.world.allocations.take_changes()):
-            self._save_all()
-
-    def _save_all(self) -> None:
-        self._state.save(State(self.world.allocations.snapshot()))
-        self.world.allocations.take_changes()  # they are in it
-
-    async def _flush(self) -> None:
-        while True:
-            await asyncio.sleep(FLUSH_S)
-            await asyncio.to_thread(self._state.flush)
-
     # ---- details of the start
 
     def _fits(self, ref: ObjectRef, found: Adopted) -> bool:
@@ -301,24 +259,6 @@ class Agent:
             if current.get(ifindex) != len(self.programs):
                 self.hooks.attach(ifindex)
 
-    # ---- flows of addresses that are free again, and of backends that are gone
-
-    def _retire(self) -> None:
-        self._retirement.wake()
-
-    def _forget(self, addresses: set[bytes]) -> None:
-        """Have their conntrack entries removed, so that who gets an address next inherits no flow."""
-        ips = [format_address(a) for a in sorted(addresses)]
-        task = asyncio.create_task(self._ask_flows("forget", ips=ips))
-        self._forgetting.add(task)
-        task.add_done_callback(self._forgetting.discard)
-
-    async def _ask_flows(self, op: str, **arguments: Any) -> None:
-        with suppress(
-            ApiError
-        ):  # no flows process: entries then end by their time-outs, and are judged by policy as ever
-            await aio.call(self.instance.flows_socket, op, **arguments)
-
 
 def _cni(agent: Agent, node: NodeConfig) -> CniService:
     """What a runtime's pods need of the rest."""
@@ -327,7 +267,7 @@ def _cni(agent: Agent, node: NodeConfig) -> CniService:
         attach_programs=agent.hooks.attach,
         has_programs=lambda index: sum(one.is_current for one in agent.hooks.attached([index])) == len(agent.programs),
         attach=agent.attach,
-        detach=agent.turns.detach,
+        detach=agent.turns.attaching.detach,
         published=agent.neighbours.published,
         unreachable=agent.neighbours.unreachable,
         mtu=lambda: agent.neighbours.routing.mtu,

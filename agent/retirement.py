@@ -1,4 +1,5 @@
-"""Flows whose backend is gone, ended by the flows process (agent.flows): what agent.plan.serving finds, said there."""
+"""Flows that must end, told to the flows process (agent.flows): those whose backend is gone, as agent.plan.serving
+finds them, and those of addresses that are free again."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from agent.api.protocol import ApiError, UnreachableError
 from agent.plan.serving import Pair, Serving
 from agent.world.world import World
 from policies.address import format_address, parse_address
-from policies.model import Protocol
+from policies.model import ObjectRef, Protocol
 
 LEARNED_AT_ONCE = 16
 """Services looked at before others get their turn: half a millisecond."""
@@ -47,17 +48,35 @@ class Used(msgspec.Struct):
 
 
 class Retirement:
-    """`wake` it when `serving` has something. What the flows process has not heard of is said until it has: a flow that
-    is in use has no time-out to wait for."""
+    """What the flows process has not heard of lost backends is said until it has: a flow that is in use has no time-out
+    to wait for."""
 
     def __init__(self, world: World, serving: Serving, flows_socket: Path) -> None:
         self._world = world
         self._serving = serving
         self._socket = flows_socket
         self._wake = asyncio.Event()
+        self._forgetting: set[asyncio.Task[None]] = set()
 
-    def wake(self) -> None:
+    def start(self) -> None:
+        """The plan is in force for the first time: what was lost while there was no agent is looked for."""
+        self._serving.start(self._world.served())
         self._wake.set()
+
+    def changed(self, services: Iterable[ObjectRef]) -> None:
+        """These may have lost backends: no new flow goes to them any more."""
+        if self._serving.update(self._world, services):
+            self._wake.set()
+
+    def forget(self, addresses: set[bytes]) -> None:
+        """Nobody is known by these any more: who gets one next is to inherit no flow."""
+        task = asyncio.create_task(self._forget(addresses))
+        self._forgetting.add(task)
+        task.add_done_callback(self._forgetting.discard)
+
+    async def _forget(self, addresses: set[bytes]) -> None:
+        with suppress(ApiError):  # without the flows process they end by their time-outs, judged by policy as ever
+            await aio.call(self._socket, "forget", ips=[format_address(address) for address in sorted(addresses)])
 
     async def run(self) -> None:
         while True:

@@ -10,7 +10,7 @@ When is a number on disk? Before it can matter to anyone who survives what we do
   A file that the crash left empty or torn does not parse, and is handled as below.
 * A file that cannot be read (torn, edited, of a newer version) is put aside under a name that says so, and reported.
   Numbers are hashes of their keys, probed on conflict, so a fresh start gives nearly all of them again; addresses of
-  pods that are still running are read back from their namespaces by agent.loop.
+  pods that are still running are read back from their namespaces (agent.numbers).
 
 The journal holds what changed since state.json was written: to apply it again changes nothing. Its last line may be
 torn; it then never took effect.

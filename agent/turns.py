@@ -10,23 +10,25 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from typing import Protocol
 
 from agent import log as logs
+from agent.attaching import Attaching
 from agent.naming import NameFeed
 from agent.objects import Interface, Pod, Problem
 from agent.plan.ids import CollisionError
-from agent.plan.serving import Serving
 from agent.plan.state import Changes
-from agent.pods import PodGone, Pods
+from agent.pods import Pods
 from agent.realize import Realizer
+from agent.revisions import Revisions
 from agent.sources.source import Batch
 from agent.status import Revision
+from agent.waiting import Waiting, release
 from agent.world.world import World
 from policies.model import ObjectRef
 
-INTERFACES_A_TURN = 16
+NETWORKS_A_TURN = 16
+"""Of pods, that stand or are gone."""
 
 Names = Mapping[str, frozenset[bytes]]
 """Addresses (16 bytes) by DNS name; none: it has no more."""
@@ -44,34 +46,22 @@ class Redirects(Protocol):
         """The plan is in force, as far as there was room: what it uses may be reached, all else goes."""
 
 
-class _Attachment:
-    """`interface` None: the pod's network is to be gone."""
+class EndingFlows(Protocol):
+    """Who sees to it that flows end which nobody may go on with."""
 
-    def __init__(
-        self, ref: ObjectRef, addresses: tuple[bytes, ...] = (), interface: Interface | None = None, uid: str = ""
-    ) -> None:
-        self.ref = ref
-        self.addresses = addresses
-        self.interface = interface
-        self.uid = uid
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def start(self) -> None:
+        """The plan is in force for the first time."""
 
-    def settle(self, error: PodGone | None = None) -> None:
-        if not self.done.done():
-            if error is None:
-                self.done.set_result(None)
-            else:
-                self.done.set_exception(error)
+    def changed(self, services: Iterable[ObjectRef]) -> None:
+        """These may have lost backends: no new flow goes to them any more."""
+
+    def forget(self, addresses: set[bytes]) -> None:
+        """Pods gave these up, and nobody is known by them."""
 
 
 class Turns:
-    """`desired` counts the batches read, `realized` is the newest of which everything is in the kernel.
-
-    `freed` is called with the addresses that pods gave up, once nobody is known by them; `retired` when `serving` has
-    flows that must end, once no new ones go the same way; `services_changed` with services that may have changed;
-    `turned` after each turn, for who tells others of this node.
-    `behind_since`: since when (CLOCK_MONOTONIC, seconds) not all that is desired is realized; None: all is.
-    """
+    """`services_changed` is called with services that may have changed; `turned` after each turn, for who tells others
+    of this node."""
 
     def __init__(  # noqa: PLR0913, PLR0917  # what decides has to tell many
         self,
@@ -79,97 +69,53 @@ class Turns:
         realizer: Realizer,
         names: NameFeed,
         save: Callable[[], None],
-        freed: Callable[[set[bytes]], None],
-        retired: Callable[[], None],
+        flows: EndingFlows,
         services_changed: Callable[[Iterable[ObjectRef]], None],
         proxies: Redirects,
         turned: Callable[[], None],
     ) -> None:
-        self.behind_since: float | None = time.monotonic()
-        self.desired = 0
-        self.realized = 0
+        self.revisions = Revisions()
         self.problems: list[Problem] = []
         self.collision = ""
         self._world = world
         self._realizer = realizer
         self._names = names
         self._save = save
-        self._freed = freed
-        self._retired = retired
+        self._flows = flows
         self._services_changed = services_changed
         self._proxies = proxies
         self._turned = turned
-        self.serving = Serving()
-        self._taken = 0
-        self._promised = 0
-        self._over = False
-        self._batches: deque[Batch] = deque()
-        self._interfaces: deque[tuple[ObjectRef, Interface, asyncio.Future[None]]] = deque()
-        self._attachments: deque[_Attachment] = deque()
-        self._unidentified: dict[ObjectRef, _Attachment] = {}
-        self._learnt: deque[tuple[Names, asyncio.Future[None]]] = deque()
         self._wake = asyncio.Event()
+        self._batches: deque[Batch] = deque()
+        self._interfaces: Waiting[tuple[ObjectRef, Interface]] = Waiting(self._wake.set)
+        self.attaching = Attaching(world, self._wake.set)
+        self._learnt: Waiting[Names] = Waiting(self._wake.set)
         self._done = asyncio.Event()
 
     # ---- what comes
 
     def put(self, batch: Batch) -> None:
         """A batch was read: from now on it is desired."""
-        self.desired += 1
-        self.behind_since = self.behind_since or time.monotonic()
+        self.revisions.read()
         self._batches.append(batch)
         self._wake.set()
 
     async def enforce(self, ref: ObjectRef, interface: Interface) -> None:
         """Returns once the kernel enforces the pod's policy on this interface (or the pod is gone, or all is over)."""
-        if self._over:
-            return
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._interfaces.append((ref, interface, done))
-        self._wake.set()
-        await done
-
-    async def attach(self, ref: ObjectRef, addresses: tuple[bytes, ...], interface: Interface, uid: str = "") -> None:
-        """A runtime gave the pod (that with this uid) this network. Returns once the kernel enforces the pod's policy
-        on it; raises PodGone where the pod is gone, its network is detached meanwhile, or all is over."""
-        await self._put_attachment(_Attachment(ref, addresses, interface, uid))
-
-    async def detach(self, ref: ObjectRef) -> None:
-        """The pod's network is to be gone. Returns once nobody is known by its addresses (or all is over)."""
-        with suppress(PodGone):
-            await self._put_attachment(_Attachment(ref))
-
-    async def _put_attachment(self, attachment: _Attachment) -> None:
-        if self._over:
-            raise PodGone(f"{attachment.ref}: the agent stops")
-        self._attachments.append(attachment)
-        self._wake.set()
-        await attachment.done
+        await self._interfaces.ask((ref, interface))
 
     async def learn(self, names: Names) -> None:
         """DNS names have these addresses now. Returns once rules about them hold for these (or all is over)."""
-        if self._over:
-            return
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._learnt.append((names, done))
-        self._wake.set()
-        await done
+        await self._learnt.ask(names)
 
     def stop(self) -> None:
         """There will be no more turns: nobody is to wait for one."""
-        self._over = True
-        self._release([done for _, done in self._learnt])
-        self._learnt.clear()
-        self._release([done for _, _, done in self._interfaces])
-        self._interfaces.clear()
-        for attachment in (*self._attachments, *self._unidentified.values()):
-            attachment.settle(PodGone(f"{attachment.ref}: the agent stops"))
-        self._attachments.clear()
-        self._unidentified.clear()
+        for waiting in (self._learnt, self._interfaces, self.attaching):
+            waiting.stop()
 
     async def settled(self) -> None:
         """Until all that has been read is in force."""
-        while self.realized < self.desired or self._interfaces or self._attachments:
+        while self.revisions.realized < self.revisions.desired or self._interfaces or self.attaching:
             self._done.clear()
             await self._done.wait()
 
@@ -177,7 +123,7 @@ class Turns:
 
     def load(self, batch: Batch) -> None:
         """All there is at the start."""
-        self.desired = 1
+        self.revisions.read()
         self.problems = batch.problems
         self._world.apply_all(batch.changes)
 
@@ -186,8 +132,7 @@ class Turns:
         for ref, interface in interfaces.items():
             self._world.set_interface(ref, interface)
         writes = self._realizer.start(self._world, self._save)
-        self.serving.start(self._world.served())
-        self._retired()
+        self._flows.start()
         self._services_changed(service.ref for service in self._world.services)
         self._finish(1)
         return writes
@@ -202,14 +147,14 @@ class Turns:
                     await self._wake.wait()
             except TimeoutError:
                 self._realizer.catch_up()
-                self._finish(self._taken)
+                self._finish(self.revisions.taken)
             self._wake.clear()
-            while self._learnt or self._batches or self._attachments or self._interfaces:
+            while self._learnt or self._batches or self.attaching or self._interfaces:
                 if self._learnt:  # a pod waits for each
                     await self._take_names()
                 elif self._batches:
                     await self._take_batch(self._batches.popleft(), pods)
-                elif self._attachments:
+                elif self.attaching:
                     await self._take_attachments()
                 else:
                     await self._take_interfaces()
@@ -218,78 +163,45 @@ class Turns:
     async def _take_batch(self, batch: Batch, pods: Pods) -> None:
         changes = batch.changes
         self._names.watch(change.ref for change in changes)
-        before = {address for change in changes for address in self._addresses(change.ref)}
+        before = {address for change in changes for address in self._world.addresses_of(change.ref)}
         self._world.apply_all(changes)
         writes = await self._realize(change.ref for change in changes)
         self.problems = batch.problems
-        self._finish(self._taken + 1)
+        self._finish(self.revisions.taken + 1)
         took_ms = round((time.monotonic_ns() - batch.received_ns) / 1e6, 1)
-        log.info("changes in force", revision=self._taken, changes=len(changes), writes=writes, took_ms=took_ms)
-        if freed := {address for address in before if self._world.addresses.owner(address) is None}:
-            self._freed(freed)
+        log.info(
+            "changes in force", revision=self.revisions.taken, changes=len(changes), writes=writes, took_ms=took_ms
+        )
+        self._free(before)
         for change in changes:
             if change.ref.kind == "Pod":
                 self.want(change.ref, pods)
 
     async def _take_names(self) -> None:
         """All that are there."""
-        learnt = list(self._learnt)
-        self._learnt.clear()
+        learnt = self._learnt.take(len(self._learnt))
         for names, _ in learnt:
             for name, addresses in names.items():
                 self._world.set_names(name, addresses)
         await self._realize(())
-        self._finish(self._taken)
-        self._release([done for _, done in learnt])
-
-    def _release(self, waiting: Iterable[asyncio.Future[None]]) -> None:
-        for done in waiting:
-            if not done.done():
-                done.set_result(None)
+        self._finish(self.revisions.taken)
+        release(done for _, done in learnt)
 
     async def _take_interfaces(self) -> None:
-        finished: list[asyncio.Future[None]] = []
-        while self._interfaces and len(finished) < INTERFACES_A_TURN:
-            ref, interface, done = self._interfaces.popleft()
+        taken = self._interfaces.take(NETWORKS_A_TURN)
+        for (ref, interface), _ in taken:
             if self._world.pods.get(ref) is not None:
                 self._world.set_interface(ref, interface)
-            finished.append(done)
         await self._realize(())
-        self._release(finished)
-        self._finish(self._taken)
+        release(done for _, done in taken)
+        self._finish(self.revisions.taken)
 
     async def _take_attachments(self) -> None:
-        """Some of those that are there. Who has no identity yet waits for one: the pod is denied everything."""
-        taken = [self._attachments.popleft() for _ in range(min(len(self._attachments), INTERFACES_A_TURN))]
-        freed: set[bytes] = set()
-        for attachment in taken:
-            ref, interface = attachment.ref, attachment.interface
-            if earlier := self._unidentified.pop(ref, None):
-                earlier.settle(PodGone(f"{ref}: its network was taken down"))
-            if interface is None:
-                freed.update(self._addresses(ref))
-                self._world.detach(ref)
-            else:
-                self._world.attach(ref, attachment.addresses, interface, attachment.uid)
-                self._unidentified[ref] = attachment
-        await self._realize(attachment.ref for attachment in taken)
-        self._finish(self._taken)
-        for attachment in taken:
-            if attachment.interface is None:
-                attachment.settle()
-        if freed := {address for address in freed if self._world.addresses.owner(address) is None}:
-            self._freed(freed)
-
-    def _settle_attachments(self) -> None:
-        """Those whose pods are enforced by now, or are gone."""
-        for ref, attachment in list(self._unidentified.items()):
-            if self._world.pods.get(ref) is None:
-                attachment.settle(PodGone(f"{ref} was deleted"))
-            elif self._world.subject(ref) is None:
-                continue
-            else:
-                attachment.settle()
-            del self._unidentified[ref]
+        taken = self.attaching.take(NETWORKS_A_TURN)
+        await self._realize(taken.refs)
+        self._finish(self.revisions.taken)
+        taken.in_force()
+        self._free(taken.addresses)
 
     async def _realize(self, refs: Iterable[ObjectRef]) -> int:
         dirty = self._world.take_dirty()
@@ -303,20 +215,20 @@ class Turns:
         await self._proxies.announce(changes)
         writes = self._realizer.realize(changes, self._save)
         await self._proxies.follow()
-        if self.serving.update(self._world, dirty.services):
-            self._retired()
+        self._flows.changed(dirty.services)
         self._services_changed(dirty.services)
-        self._settle_attachments()
+        self.attaching.settle()
         self._turned()
         return writes
 
     def _finish(self, taken: int) -> None:
-        self._taken = taken
-        if not self._realizer.missing and not self.collision:
-            self.realized = taken
-            if self.realized == self.desired:
-                self.behind_since = None
+        self.revisions.took(taken, whole=not self._realizer.missing and not self.collision)
         self._done.set()
+
+    def _free(self, addresses: set[bytes]) -> None:
+        """Of addresses that were somebody's, those that are nobody's now."""
+        if freed := {address for address in addresses if self._world.addresses.owner(address) is None}:
+            self._flows.forget(freed)
 
     # ---- pods
 
@@ -336,14 +248,16 @@ class Turns:
         attached = self._world.config.attached  # its network, and with it its addresses, comes from a runtime
         return state.pod if attached or state.pod.host_network or state.pod.addresses else None
 
+    # ---- how far it is
+
     def revision(self, unread: bool) -> Revision:
         """`unread`: events have come that were not read yet, and may be changes: those are desired already."""
         if unread:
-            self._promised = self.desired + 1
-        elif self._promised > self.desired:  # they were none: what was desired once stays so
+            self.revisions.promise()
+        elif self.revisions.broken_promise:
             problems = self._batches[-1].problems if self._batches else self.problems
             self.put(Batch([], problems, time.monotonic_ns()))
-        return Revision(max(self.desired, self._promised), self.realized)
+        return self.revisions.shown()
 
     def revision_of(self, ref: ObjectRef, unread: bool) -> Revision:
         """Of a pod of this node."""
@@ -354,6 +268,3 @@ class Turns:
     def _is_node(self, ref: ObjectRef) -> bool:
         state = self._world.pods.get(ref)
         return state is not None and state.pod.host_network
-
-    def _addresses(self, ref: ObjectRef) -> tuple[bytes, ...]:
-        return self._world.addresses_of(ref)

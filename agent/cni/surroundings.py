@@ -40,9 +40,9 @@ class Surroundings(msgspec.Struct, frozen=True):
     has_programs: Callable[[int], bool]
     """Whether they are all attached there."""
     attach: Callable[[ObjectRef, tuple[bytes, ...], Interface, str], Awaitable[None]]
-    """Turns.attach, with the pod's uid: returns once the kernel enforces its policy; raises agent.pods.PodGone."""
+    """Attaching.attach, with the pod's uid: returns once the kernel enforces its policy; raises agent.pods.PodGone."""
     detach: Callable[[ObjectRef], Awaitable[None]]
-    """Turns.detach: returns once nobody is known by the pod's addresses."""
+    """Attaching.detach: returns once nobody is known by the pod's addresses."""
     published: Callable[[ObjectRef], Awaitable[None]]
     """Until the other nodes can know the pod, or the API server cannot be reached."""
     unreachable: Callable[[], str]

@@ -76,8 +76,7 @@ class Bench:
         ref = ObjectRef("EndpointSlice", "ns", "dns-1")
         given = EndpointSlice(ref, ORIGIN, "dns", (SlicePort("dns", 17, 5353),), members)
         self.world.apply(Change(ref, given))
-        if self.serving.update(self.world, self.world.take_dirty().services):
-            self.retirement.wake()
+        self.retirement.changed(self.world.take_dirty().services)
 
     async def __aenter__(self) -> Bench:
         self._tasks.append(asyncio.create_task(self.retirement.run()))
@@ -141,8 +140,7 @@ def test_at_the_start_it_asks_first(tmp_path: Path) -> None:
     async def run() -> None:
         used = FRONTEND | {"backends": [["10.1.0.66", 5353], [OLD, 5353]]}
         async with Bench(tmp_path, used) as bench:
-            bench.serving.start(bench.world.served())
-            bench.retirement.wake()
+            bench.retirement.start()
             bench.begin()
             assert said(await bench.flows.next()) == ["10.1.0.66"]
             assert not bench.serving.asks
