@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from itertools import chain
 
 from policies.address import Prefix
+from policies.applying import Applying
 from policies.classes import ClassIndex, named_ports
 from policies.compile import Side, named_by
 from policies.differences import Trait, differing, force, traits_of
@@ -23,12 +24,8 @@ from policies.model import (
 )
 from policies.multimap import MultiMap
 from policies.selectors import SelectorIndex
+from policies.stale import MANY_CLASSES, NO_CLASSES, Stale
 from policies.terms import PortName, TermCount, Terms
-
-NO_CLASSES: frozenset[RemoteClass] = frozenset()
-
-MANY_CLASSES = 256
-"""From so many dirty classes on, compiling the whole subject is cheaper."""
 
 
 class PolicyIndex:
@@ -45,14 +42,10 @@ class PolicyIndex:
         self._classes = ClassIndex(self._selectors)
         self._terms = TermCount()
         self._policies: dict[ObjectRef, Policy] = {}
-        self._selecting: MultiMap[PodSelector, ObjectRef] = MultiMap()  # subject selector → policies
+        self._applying = Applying(self._selectors)
         self._asking: MultiMap[Trait, ObjectRef] = MultiMap()  # trait → policies with a rule that asks for it
-        self._subjects: MultiMap[int, Subject] = MultiMap()  # local subjects by identity
-        self._selected: MultiMap[PodSelector, int] = MultiMap()  # subject selector → identities of local subjects
-        self._applying: MultiMap[int, PodSelector] = MultiMap()  # the reverse
-        self._active: set[ObjectRef] = set()  # policies that select local subjects: few of a large cluster's
         self._sides: dict[tuple[Subject, Direction], Side] = {}
-        self._dirty: dict[Subject, Set[RemoteClass] | None] = {}
+        self._stale = Stale()
 
     # ---- changes
 
@@ -85,17 +78,13 @@ class PolicyIndex:
         self._terms.replace(old, policy)
         if policy is not None:
             self._enter(policy)
-        concerned = any(one is not None and one.subject in self._selected for one in (old, policy))
+        concerned = any(one is not None and self._applying.is_active(one.subject) for one in (old, policy))
         touched = self._touched(old, policy) if concerned else NO_CLASSES
         if old is not None:
             self._dirty_selected(old, policy, touched)
             self._leave(old, policy)
         if policy is not None:
             self._dirty_selected(policy, old, touched)
-        if policy is not None and policy.subject in self._selected:
-            self._active.add(ref)
-        else:
-            self._active.discard(ref)
 
     def add_class(self, remote: RemoteClass) -> None:
         """An address has this class now. Counting the addresses is up to the caller."""
@@ -108,25 +97,14 @@ class PolicyIndex:
 
     def add_subject(self, subject: Subject) -> None:
         """A local pod is this subject now. Counting the pods is up to the caller."""
-        if subject in self._subjects.get(subject.identity, ()):
-            return
-        if subject.identity not in self._subjects:
-            for selector in self._selectors.matching(subject.identity):
-                if selector in self._selecting:
-                    self._link(selector, subject.identity)
-        self._subjects.put(subject.identity, subject)
-        self._spoil(subject)
+        if self._applying.add(subject):
+            self._spoil(subject)
 
     def drop_subject(self, subject: Subject) -> None:
         """No local pod is this subject any more; its entries are the caller's to delete."""
-        if subject not in self._subjects.get(subject.identity, ()):
-            return
-        self._spoil(subject)
-        del self._dirty[subject]
-        self._subjects.take(subject.identity, subject)
-        if subject.identity not in self._subjects:
-            for selector in tuple(self._applying.get(subject.identity, ())):
-                self._unlink(selector, subject.identity)
+        if self._applying.drop(subject):
+            self._forget_sides(subject, Direction)
+            self._stale.forget(subject)
 
     # ---- what changed
 
@@ -135,9 +113,7 @@ class PolicyIndex:
 
         Classes may be ones that were dropped meanwhile: their entries are to be deleted.
         """
-        dirty = {s: None if c is not None and len(c) >= MANY_CLASSES else c for s, c in self._dirty.items()}
-        self._dirty = {}
-        return dirty
+        return self._stale.take()
 
     def take_changed_terms(self) -> Terms:
         """Prefixes, port names and marks that came into use or went out of it since the last call.
@@ -196,16 +172,12 @@ class PolicyIndex:
 
     def policies_of(self, subject: Subject) -> list[Policy]:
         """Policies that select a subject, by name."""
-        selectors: Iterable[PodSelector] = self._applying.get(subject.identity, ())
-        if subject.identity not in self._subjects:
-            selectors = (s for s in self._selectors.matching(subject.identity) if s in self._selecting)
-        return [self._policies[ref] for ref in sorted(chain.from_iterable(self._selecting[s] for s in selectors))]
+        return [self._policies[ref] for ref in sorted(self._applying.policies(subject.identity))]
 
     def subjects_of(self, ref: ObjectRef) -> set[Subject]:
         """Local subjects that a policy selects."""
         policy = self._policies.get(ref)
-        identities: Iterable[int] = () if policy is None else self._selected.get(policy.subject, ())
-        return {subject for identity in identities for subject in self._subjects[identity]}
+        return set() if policy is None else set(self._applying.selected(policy.subject))
 
     def selected_identities(self, ref: ObjectRef) -> list[int]:
         """Identities, local or not, that a policy selects; sorted."""
@@ -219,13 +191,8 @@ class PolicyIndex:
     # ---- inside: policies
 
     def _enter(self, policy: Policy) -> None:
-        new = policy.subject not in self._selecting
         self._selectors.add(policy.subject)
-        self._selecting.put(policy.subject, policy.ref)
-        if new:
-            for identity in self._subjects:
-                if self._selectors.matches(policy.subject, identity):
-                    self._link(policy.subject, identity)
+        self._applying.enter(policy.ref, policy.subject)
         for trait in traits_of(policy):
             if isinstance(trait, PodSelector):
                 self._selectors.add(trait)
@@ -239,11 +206,7 @@ class PolicyIndex:
                 self._drop_selector(trait)
             if trait not in kept:
                 self._asking.take(trait, old.ref)
-        if successor is None or successor.subject != old.subject:
-            self._selecting.take(old.subject, old.ref)
-        if old.subject not in self._selecting:
-            for identity in tuple(self._selected.get(old.subject, ())):
-                self._unlink(old.subject, identity)
+        self._applying.leave(old.ref, old.subject, None if successor is None else successor.subject)
         self._drop_selector(old.subject)
 
     def _drop_selector(self, selector: PodSelector) -> None:
@@ -255,37 +218,19 @@ class PolicyIndex:
         side = self._sides.get(key)
         if side is None:
             side = Side(subject, direction, self.policies_of(subject), isolated=self._enforce_always)
-            if subject in self._subjects.get(subject.identity, ()):
+            if subject in self._applying:
                 self._sides[key] = side
         return side
 
-    # ---- inside: which subjects a selector applies to
-
-    def _link(self, selector: PodSelector, identity: int) -> None:
-        if selector not in self._selected:
-            self._active |= self._selecting[selector]
-        self._selected.put(selector, identity)
-        self._applying.put(identity, selector)
-
-    def _unlink(self, selector: PodSelector, identity: int) -> None:
-        self._selected.take(selector, identity)
-        self._applying.take(identity, selector)
-        if selector not in self._selected:
-            self._active -= self._selecting.get(selector, set())
+    # ---- inside: what is dirty
 
     def _toggled(self, selector: PodSelector, identity: int) -> None:
         """A selector matches an identity now, or does so no more."""
-        if selector in self._selecting and identity in self._subjects:
-            if self._selectors.matches(selector, identity):
-                self._link(selector, identity)
-            else:
-                self._unlink(selector, identity)
+        if self._applying.toggle(selector, identity):
             self._dirty_whole(identity)
         classes = self._classes.of_identity(identity)
         if classes and selector in self._asking:
             self._dirty_classes(selector, classes)
-
-    # ---- inside: what is dirty
 
     def _touched(self, old: Policy | None, new: Policy | None) -> frozenset[RemoteClass] | None:
         """Classes of which some rule came or went. None: rules about any remote, or too many to go through."""
@@ -302,49 +247,34 @@ class PolicyIndex:
         same_subject = other is not None and other.subject == policy.subject
         changed = policy.isolates ^ other.isolates if other is not None and same_subject else policy.isolates
         directions = changed | {rule.ref.direction for rule in differing(policy, other)}
-        for identity in self._selected.get(policy.subject, ()):
-            for subject in self._subjects.get(identity, ()):
-                if touched is None or (other is not None and not same_subject):
-                    self._spoil(subject)
-                elif all(self._isolated_besides(subject, direction, policy.ref) for direction in changed):
-                    self._spoil_classes(subject, touched, directions)
-                else:
-                    self._spoil(subject)
+        for subject in self._applying.selected(policy.subject):
+            if touched is None or (other is not None and not same_subject):
+                self._spoil(subject)
+            elif all(self._isolated_besides(subject, direction, policy.ref) for direction in changed):
+                self._stale.in_all(subject, touched)  # rules came or went, but what any remote may is as before
+                self._forget_sides(subject, directions)
+            else:
+                self._spoil(subject)
 
     def _isolated_besides(self, subject: Subject, direction: Direction, ref: ObjectRef) -> bool:
         """Whether another policy isolates a subject, too, or it is isolated anyhow."""
         if self._enforce_always:
             return True
-        others = (r for s in self._applying.get(subject.identity, ()) for r in self._selecting[s] if r != ref)
+        others = (other for other in self._applying.policies(subject.identity) if other != ref)
         return any(direction in self._policies[other].isolates for other in others)
 
     def _dirty_whole(self, identity: int) -> None:
-        for subject in self._subjects.get(identity, ()):
+        for subject in self._applying.of_identity(identity):
             self._spoil(subject)
 
     def _spoil(self, subject: Subject) -> None:
-        self._dirty[subject] = None
-        for direction in Direction:
-            self._sides.pop((subject, direction), None)
+        self._stale.whole(subject)
+        self._forget_sides(subject, Direction)
 
-    def _spoil_classes(
-        self, subject: Subject, classes: frozenset[RemoteClass], directions: Iterable[Direction]
-    ) -> None:
-        """Rules came or went, but what any remote may is as before."""
-        if subject not in self._dirty:
-            self._dirty[subject] = classes  # one set for all subjects
-        else:
-            self._add_dirty(subject, classes)
+    def _forget_sides(self, subject: Subject, directions: Iterable[Direction]) -> None:
+        """What was compiled of a subject so far."""
         for direction in directions:
             self._sides.pop((subject, direction), None)
-
-    def _add_dirty(self, subject: Subject, classes: Iterable[RemoteClass]) -> None:
-        known = self._dirty.get(subject, NO_CLASSES)
-        if known is None:
-            return
-        if not isinstance(known, set):
-            known = self._dirty[subject] = set(known)
-        known.update(classes)
 
     def _dirty_class(self, remote: RemoteClass) -> None:
         """A class came into use or went out of it: subjects with rules that may tell it apart."""
@@ -360,7 +290,6 @@ class PolicyIndex:
                 self._dirty_classes(trait, (remote,))
 
     def _dirty_classes(self, trait: Trait, classes: Iterable[RemoteClass]) -> None:
-        for ref in self._asking[trait] & self._active:
-            for identity in self._selected[self._policies[ref].subject]:
-                for subject in self._subjects[identity]:
-                    self._add_dirty(subject, classes)
+        for ref in self._asking[trait] & self._applying.active:
+            for subject in self._applying.selected(self._policies[ref].subject):
+                self._stale.add(subject, classes)

@@ -9,7 +9,7 @@ from strategies import Cluster
 from policies.address import Prefix
 from policies.compile import NOT_ISOLATED_ROW
 from policies.entities import LOCAL_MIN
-from policies.index import MANY_CLASSES, PolicyIndex
+from policies.index import PolicyIndex
 from policies.l7 import NamePattern
 from policies.model import (
     Action,
@@ -32,6 +32,7 @@ from policies.model import (
     Verdict,
     Workload,
 )
+from policies.stale import MANY_CLASSES
 from policies.terms import Terms
 
 
