@@ -13,8 +13,12 @@
 
 #define ENCRYPTION_PODS (ENCRYPTION_OWN_PODS | ENCRYPTION_PEER_PODS)
 
-#define IPV4_ENDS_AT (ETHERNET_SIZE + 12)
-#define IPV6_ENDS_AT (ETHERNET_SIZE + 8)
+#define IPV4_ENDS_AT 12         /* in its header */
+#define IPV6_ENDS_AT 8
+
+#define ETHERTYPE_VLAN 0x8100
+#define ETHERTYPE_PROVIDER_VLAN 0x88a8
+#define VLAN_TAGS 2
 
 /* It came by WireGuard. */
 INLINE bool was_encrypted(const struct __sk_buff *skb)
@@ -43,18 +47,46 @@ INLINE __u32 whose(const struct address *address)
 	return value ? value->flags : 0;
 }
 
+struct vlan_tag { __u16 control_be; __u16 protocol_be; };
+
+/* VLAN tags that stand in the packet itself: behind them is its IP header. One that the device adds is none of these. */
+INLINE bool is_tagged(const struct __sk_buff *skb)
+{
+	return skb->protocol == bpf_htons(ETHERTYPE_VLAN) || skb->protocol == bpf_htons(ETHERTYPE_PROVIDER_VLAN);
+}
+
 /* The addresses of p->other become those that the packet has now, whatever else is to be made of it. False: it has none. */
 INLINE bool read_ends(struct __sk_buff *skb, struct packet *p)
 {
+	__u16 protocol_be = skb->protocol;
+	struct vlan_tag tag;
+	__u32 at = ETHERNET_SIZE;
 	half ends[2];
 
-	if (skb->protocol == bpf_htons(ETHERTYPE_IPV6))
-		return !bpf_skb_load_bytes(skb, IPV6_ENDS_AT, &p->other, 2 * sizeof(struct address));
-	if (skb->protocol != bpf_htons(ETHERTYPE_IPV4) || bpf_skb_load_bytes(skb, IPV4_ENDS_AT, ends, sizeof(ends)))
+#pragma unroll
+	for (int i = 0; i < VLAN_TAGS; i++) {
+		if (protocol_be != bpf_htons(ETHERTYPE_VLAN) && protocol_be != bpf_htons(ETHERTYPE_PROVIDER_VLAN))
+			break;
+		if (bpf_skb_load_bytes(skb, at, &tag, sizeof(tag)))
+			return false;
+		protocol_be = tag.protocol_be;
+		at += sizeof(tag);
+	}
+	if (protocol_be == bpf_htons(ETHERTYPE_IPV6))
+		return !bpf_skb_load_bytes(skb, at + IPV6_ENDS_AT, &p->other, 2 * sizeof(struct address));
+	if (protocol_be != bpf_htons(ETHERTYPE_IPV4) || bpf_skb_load_bytes(skb, at + IPV4_ENDS_AT, ends, sizeof(ends)))
 		return false;
 	map_ipv4(&p->other.source, ends[0]);
 	map_ipv4(&p->other.destination, ends[1]);
 	return true;
+}
+
+/* The same of an end of a packet; a pod here is one wherever its address is from. */
+INLINE __u32 whose_end(const struct address *address)
+{
+	__u32 flags = whose(address);
+
+	return flags & ENCRYPTION_PODS || !endpoint_of_address(address) ? flags : flags | ENCRYPTION_OWN_PODS;
 }
 
 /* Whether what this node's pods send there leaves it encrypted. */
@@ -84,13 +116,30 @@ INLINE enum drop_reason refuse_plaintext(struct __sk_buff *skb, struct packet *p
 {
 	const struct config *config = config_of_encryption();
 
-	if (!config || was_encrypted(skb) || !read_ends(skb, p) || !(whose(&p->other.destination) & ENCRYPTION_OWN_PODS) ||
-	    !(whose(&p->other.source) & ENCRYPTION_PODS))
+	if (!config || was_encrypted(skb) || !read_ends(skb, p) || !(whose_end(&p->other.destination) & ENCRYPTION_OWN_PODS) ||
+	    !(whose_end(&p->other.source) & ENCRYPTION_PODS))
 		return DROP_NONE;
 	if (config->features & FEATURE_STRICT)
 		return DROP_UNENCRYPTED;
 	count_plaintext(skb);
 	return DROP_NONE;
+}
+
+/* What a backend elsewhere answers to this node, which has sent it somebody's packets by WireGuard. */
+INLINE bool is_plaintext_answer_refused(const struct __sk_buff *skb, const struct packet *p)
+{
+	const struct config *config = config_of_encryption();
+
+	return config && !was_encrypted(skb) && config->features & FEATURE_STRICT &&
+	       whose(packet_source(p)) & ENCRYPTION_PEER_PODS;
+}
+
+/* What is for the node itself is nobody's concern any more. If the node unwraps it, what was in it did not come by
+ * WireGuard as it is now: nobody has looked whose its source may be. Uses p->other. */
+INLINE void forget_encryption(struct __sk_buff *skb, struct packet *p)
+{
+	if (was_encrypted(skb) && !(read_ends(skb, p) && whose_end(&p->other.destination) & ENCRYPTION_OWN_PODS))
+		skb->mark = 0;
 }
 
 /* The same, where a pod is reached: by whatever way it came, and of new flows only, and those that were encrypted. */

@@ -7,9 +7,11 @@
 #include "steer.h"
 
 /* Its entry says what becomes of it. */
-INLINE enum drop_reason continue_from_network(struct packet *p, const struct nat *e)
+INLINE enum drop_reason continue_from_network(const struct __sk_buff *skb, struct packet *p, const struct nat *e)
 {
 	nat_follow(p, e);
+	if (p->is_reply && p->nat_flags & NAT_FORWARD && is_plaintext_answer_refused(skb, p))
+		return DROP_UNENCRYPTED;
 	return e->flags & NAT_GONE && !p->is_reply && !p->is_error ? DROP_BACKEND_GONE : DROP_NONE;
 }
 
@@ -97,7 +99,7 @@ INLINE int from_network_steps(struct __sk_buff *skb, struct packet *p, __u16 *mt
 	if (e && !comes_in(e->flags))
 		return PASS;
 	if (e) {
-		reason = continue_from_network(p, e);
+		reason = continue_from_network(skb, p, e);
 	} else {
 		service = p->is_error ? NULL : outside_frontend(p);
 		if (!service)
@@ -152,8 +154,11 @@ INLINE int from_network_act(struct __sk_buff *skb)
 	if (act < 0) {
 		drop(skb, p, -act);
 		act = tell_from_network(skb, p, -act, mtu);
-	} else if (p->flags) {
-		count_outcome(DROP_NONE);
+	} else {
+		if (act == PASS)
+			forget_encryption(skb, p);
+		if (p->flags)
+			count_outcome(DROP_NONE);
 	}
 	release(p);
 	return act;

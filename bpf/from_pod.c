@@ -13,18 +13,25 @@ INLINE bool is_translated_later(const struct packet *p)
 	return p->is_reply && LOOKUP(nat, (void *)&p->after);
 }
 
-/* To a pod of another node by WireGuard, past the stack; or to the stack, with a mark by which to_network can tell what
- * answers somebody whose packets came encrypted. */
-INLINE int deliver_encrypted(struct __sk_buff *skb, const struct packet *p)
+/* To a pod of another node by WireGuard, past the stack. Strict mode knows no other way, whichever device routes lead to. All
+ * else goes to the stack, with a mark by which to_network can tell what answers somebody whose packets came encrypted. */
+INLINE int deliver_to_stack(struct __sk_buff *skb, const struct packet *p)
 {
 	const struct config *config = config_of_encryption();
+	bool encrypted = p->flags & CT_ENCRYPTED;
+	__u32 to;
 
-	if (config && config->wireguard_ifindex && !p->is_error && !is_translated_later(p) &&
-	    (whose(&p->after.destination) & (ENCRYPTION_PEER_PODS | ENCRYPTION_READY)) ==
-		    (ENCRYPTION_PEER_PODS | ENCRYPTION_READY) &&
-	    whose(&p->after.source) & ENCRYPTION_OWN_PODS)
-		return bpf_redirect(config->wireguard_ifindex, 0);
-	skb->mark = MARK_ENCRYPT;
+	if (p->flags & CT_TO_PROXY)
+		return PASS;
+	to = config && (encrypted || config->features & FEATURE_STRICT) ? whose(&p->after.destination) : 0;
+	if (config && to & ENCRYPTION_PEER_PODS && !is_translated_later(p)) {
+		if (to & ENCRYPTION_READY && config->wireguard_ifindex && whose(&p->after.source) & ENCRYPTION_OWN_PODS)
+			return bpf_redirect(config->wireguard_ifindex, 0);
+		if (config->features & FEATURE_STRICT)
+			return -DROP_UNENCRYPTED;
+	}
+	if (encrypted)
+		skb->mark = MARK_ENCRYPT;
 	return PASS;
 }
 
@@ -34,7 +41,7 @@ INLINE int deliver(struct __sk_buff *skb, const struct packet *p, const struct c
 	struct ethernet_addresses *ethernet = (void *)(long)skb->data;
 
 	if (!e->receiver_ifindex)
-		return (p->flags & (CT_ENCRYPTED | CT_TO_PROXY)) == CT_ENCRYPTED ? deliver_encrypted(skb, p) : PASS;
+		return deliver_to_stack(skb, p);
 	if ((void *)(ethernet + 1) > (void *)(long)skb->data_end)
 		return -DROP_TRANSLATION;
 	__builtin_memcpy(ethernet->destination, e->mac, 6);

@@ -54,7 +54,8 @@ INLINE int from_wireguard_steps(struct __sk_buff *skb, struct packet *p)
 	if (!push_ethernet(skb))
 		return -DROP_TRANSLATION;
 	p->length = skb->len;
-	parse(skb, p); /* to_pod judges what is wrong with it */
+	if (parse(skb, p) == DROP_LINK_CONTROL) /* of a link that is none; to_pod judges what else is wrong with it */
+		return -DROP_LINK_CONTROL;
 	skb->mark = MARK_DECRYPTED;
 	pod = endpoint_of_address(packet_destination(p));
 	if (pod && fits(skb, pod->ifindex))

@@ -19,20 +19,29 @@ INLINE bool answers_encrypted(const struct __sk_buff *skb, const struct packet *
 }
 
 /* A node port of another node may lead to a pod there: it is open here under the same number. */
-INLINE bool is_node_port(const struct packet *p, const struct config *config)
+INLINE bool is_node_port(const struct packet *p, __u16 port_be, const struct config *config)
 {
 	const struct service_value *service;
 
 	if (p->is_error || !has_ports(p->tuple.protocol))
 		return false;
-	service = frontend_at(p->ipv6 ? &config->ipv6 : &config->ipv4, p->tuple.destination_port_be, p->tuple.protocol);
+	service = frontend_at(p->ipv6 ? &config->ipv6 : &config->ipv4, port_be, p->tuple.protocol);
 	return service && service->flags & SERVICE_NODE_PORT;
 }
 
 /* A pod's packet to another node. */
 INLINE bool is_private_to_node(const struct __sk_buff *skb, const struct packet *p, const struct config *config)
 {
-	return config->features & FEATURE_NODE_ENCRYPTION || answers_encrypted(skb, p) || is_node_port(p, config);
+	return config->features & FEATURE_NODE_ENCRYPTION || answers_encrypted(skb, p) ||
+	       is_node_port(p, p->tuple.destination_port_be, config);
+}
+
+/* What the node itself says to another's pod: an error, which quotes what came encrypted; or that a node port, which is
+ * asked encrypted, has nobody. */
+INLINE bool is_private_to_pod(const struct packet *p, const struct config *config)
+{
+	return config->features & FEATURE_NODE_ENCRYPTION || p->is_error ||
+	       is_node_port(p, p->tuple.source_port_be, config);
 }
 
 /* After all else, when the packet is as it is to leave. `forwards`: this node sends it on to a backend or from one. A TC
@@ -48,19 +57,18 @@ INLINE int steer(struct __sk_buff *skb, struct packet *p, bool forwards)
 	to = whose(&p->other.destination);
 	if (!(to & (ENCRYPTION_PODS | ENCRYPTION_PEER_NODE)))
 		return PASS;
-	from = whose(&p->other.source);
-	if (p->flags) /* whose it was before it was translated */
+	from = whose_end(&p->other.source);
+	if (p->flags || p->is_error) /* whose it was before it was translated, or whose packet it quotes */
 		from |= whose(&p->tuple.source) & ENCRYPTION_PODS;
 	between_pods = to & ENCRYPTION_PODS && from & ENCRYPTION_PODS;
 	if (to & ENCRYPTION_OWN_PODS) /* a pod that is gone: nobody out there is meant */
 		return between_pods && !endpoint_of_address(&p->other.destination) ? -DROP_UNENCRYPTED : PASS;
 	if (to & ENCRYPTION_PEER_PODS)
 		is_ours = from & ENCRYPTION_OWN_PODS ||
-			  (from & ENCRYPTION_OWN_NODE &&
-			   (forwards || between_pods || config->features & FEATURE_NODE_ENCRYPTION));
+			  (from & ENCRYPTION_OWN_NODE && (forwards || between_pods || is_private_to_pod(p, config)));
 	else if (to & ENCRYPTION_PEER_NODE && from & ENCRYPTION_OWN_PODS)
 		is_ours = is_private_to_node(skb, p, config);
-	if (is_ours && to & ENCRYPTION_READY && config->wireguard_ifindex)
+	if (is_ours && to & ENCRYPTION_READY && config->wireguard_ifindex && !is_tagged(skb))
 		return bpf_redirect(config->wireguard_ifindex, 0);
 	if (!is_ours && !between_pods)
 		return PASS;

@@ -15,7 +15,7 @@ from typing import Literal
 Family = Literal[4, 6]
 FAMILIES: tuple[Family, ...] = (4, 6)
 
-TCP, UDP, SCTP, ICMP, ICMPV6 = 6, 17, 132, 1, 58
+TCP, UDP, SCTP, ICMP, ICMPV6, GRE = 6, 17, 132, 1, 58, 47
 FLAGS = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16}
 HOP_BY_HOP, ROUTING, FRAGMENT, AH, DESTINATION_OPTIONS, NO_NEXT_HEADER = 0, 43, 44, 51, 60, 59
 ETHERTYPE = {4: 0x0800, 6: 0x86DD}
@@ -37,6 +37,7 @@ ADDRESSES: dict[str, tuple[str, str]] = {
     "other-node": ("192.0.2.3", "2001:db8:0:1::3"),
     "far": ("10.0.1.1", "fd00:1::1"),
     "far-too": ("10.0.1.2", "fd00:1::2"),
+    "far-last": ("10.0.1.255", "fd00:1::ffff:ffff:ffff:ffff"),
     "beyond": ("10.0.9.1", "fd00:9::1"),  # by `uplink`, too
     "unreachable": ("10.0.8.1", "fd00:8::1"),  # no route leads there
     "hairpin": ("169.254.42.1", "fdff:6761:7465::1"),

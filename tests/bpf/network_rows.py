@@ -49,10 +49,12 @@ class Row:
     events: Events = ()
     tally: str = ""
     via: int = 0
+    mark: str = ""
 
     def __call__(self, kernel: Kernel) -> None:
         summed = self.out is not None and not callable(self.out) and not self.packet.l4.zero_checksum and sums(kernel)
-        outcome = kernel.send(self.device, self.packet, self.program, self.via, summed)
+        mark = kernel.abi.constants[f"MARK_{self.mark}"] if self.mark else 0
+        outcome = kernel.send(self.device, self.packet, self.program, self.via, summed, mark)
         summary = f"{self}\ngave {outcome}"
         assert outcome.drops == ({f"DROP_{self.counted}": 1} if self.counted else {}), summary
         assert outcome.action == self.action, summary
@@ -76,9 +78,9 @@ def comes_in(packet: Packet, out: Packet, device: str = "eth") -> Row:
     return Row(device, packet, "from_network", Action.OK, out)
 
 
-def goes_on(packet: Packet, out: Packet, device: str = "eth") -> Row:
+def goes_on(packet: Packet, out: Packet, device: str = "eth", mark: str = "") -> Row:
     """From outside to another machine; a hop is taken."""
-    return Row(device, packet, "from_network", Action.REDIRECT, replace(out, ttl=packet.ttl - 1))
+    return Row(device, packet, "from_network", Action.REDIRECT, replace(out, ttl=packet.ttl - 1), mark=mark)
 
 
 def goes_out(packet: Packet, out: Packet, device: str = "eth", via: int = INTERFACES["b"]) -> Row:

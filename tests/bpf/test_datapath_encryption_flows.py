@@ -10,6 +10,7 @@ from encryption_rows import Mode, encrypts
 from frames import Packet, error, fragments, tcp, udp
 from kernel import ANY, CLOSED, Kernel, Outcome
 from map_content import INTERFACES, Listener
+from table import Change, do
 
 from agent.datapath.testrun import Action
 
@@ -184,17 +185,62 @@ def test_to_network_decides_where_it_cannot_be(pods: Kernel, change: Callable[[K
     assert is_marked(pods, pods.send("a", OUT))
 
 
-def test_an_error_goes_by_the_stack(pods: Kernel) -> None:
+def test_so_does_an_error_to_a_pod(pods: Kernel) -> None:
     arrives(pods, udp("far", "a", 1, 2), encrypted=True)
-    assert is_marked(pods, pods.send("a", error("a", "far", udp("far", "a", 1, 2))))
+    assert pods.send("a", error("a", "far", udp("far", "a", 1, 2))).action == SHORT
 
 
-# ---- strict mode, at the last place where anything can be refused
+# ---- strict mode, at the first and the last place where anything can be refused
 
 
 def strict(kernel: Kernel) -> None:
     encrypts(Mode.STRICT)(kernel)
     kernel.raise_epoch()
+
+
+def not_in_a_block(kernel: Kernel) -> None:
+    """A pod of this node has an address of none of its blocks."""
+    kernel.encryption(("a", 32, 128), flags="")
+
+
+@pytest.mark.parametrize(
+    ("there", "change"),
+    [
+        ("beyond", do("config")),
+        ("unreachable", do("config")),
+        ("far", encrypts(Mode.STRICT, ready=False)),
+        ("far", encrypts(Mode.STRICT, device=False)),
+        ("far", not_in_a_block),
+    ],
+    ids=["a node that does not encrypt", "a block of nobody", "not ready", "no device", "of no block"],
+)
+@pytest.mark.parametrize("lives", [False, True], ids=["new", "lives"])
+def test_no_plaintext_leaves_a_pod(pods: Kernel, there: str, change: Change, lives: bool) -> None:
+    """Whatever device routes lead to: it may be one without programs, or one that came just now."""
+    pods.identity("unreachable")
+    packet, answer = udp("a", there, 1000, 53), udp(there, "a", 53, 1000)
+    if lives:
+        assert pods.send("a", packet).drops == {"DROP_NONE": 1}
+        assert arrives(pods, answer, encrypted=False).drops == {"DROP_NONE": 1}
+    strict(pods)
+    change(pods)
+    for one in (packet, packet, *fragments(packet, (8, 16)), error("a", there, answer)):
+        assert pods.send("a", one).drops == {"DROP_UNENCRYPTED": 1}
+
+
+def test_a_flow_that_began_in_plaintext_goes_on_encrypted(pods: Kernel) -> None:
+    encrypts(Mode.ON, ready=False)(pods)
+    assert pods.send("a", OUT).action == Action.OK
+    strict(pods)
+    assert pods.send("a", OUT).action == SHORT
+
+
+def test_strict_mode_is_about_pods(pods: Kernel) -> None:
+    strict(pods)
+    pods.identity("unreachable")
+    for there in ("world", "other-node", "node"):
+        outcome = pods.send("a", udp("a", there, 1000, 53))
+        assert (outcome.action, outcome.drops, outcome.mark) == (Action.OK, {"DROP_NONE": 1}, 0)
 
 
 def test_no_plaintext_reaches_a_pod_by_any_way(pods: Kernel) -> None:

@@ -171,7 +171,7 @@ def test_a_hop_to_a_backend_elsewhere(node: Kernel, frontend: Change, mode: Mode
     """By SNAT in any case: WireGuard would not take a packet with the client's address."""
     run(node, [encrypts(mode), frontend])
     run(node, [left_to_tc(OUT), nat(OUT), goes_on(OUT, OUT_FAR), nat(OUT, flags="FORWARD"), left_to_tc(OUT)])
-    run(node, [goes_on(ANSWER, ANSWER_VIP), nat(OUT, flags="FORWARD ESTABLISHED")])
+    run(node, [goes_on(ANSWER, ANSWER_VIP, mark="DECRYPTED"), nat(OUT, flags="FORWARD ESTABLISHED")])
 
 
 def test_a_hop_has_the_address_that_other_nodes_know(node: Kernel) -> None:
