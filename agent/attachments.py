@@ -18,7 +18,7 @@ from agent.datapath.maps import Maps
 from agent.datapath.mounts import Unmet
 from agent.datapath.network import Network
 from agent.datapath.programs import NETWORK, PODS, SOCKET, Loaded, ProgramType, Unit
-from agent.datapath.steering import Steering
+from agent.encryption.steering import Steering
 from agent.instance import Instance
 from policies.address import Prefix
 
@@ -49,7 +49,7 @@ class Attachments:
         self._folders = socket_cgroups(config, self.pods_cgroup) if loaded.of(SOCKET) else ()
         self._network = Network(config, maps, instance.pins, loaded.of(NETWORK), node_addresses)
         self._sockets: Counter[str] = Counter()
-        self.steering = Steering(maps["encryption"])
+        self.steering = Steering(maps["encryption"], strict=config.strict_encryption)
         """Between whom packets are encrypted."""
 
     @property

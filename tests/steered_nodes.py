@@ -30,7 +30,7 @@ from agent.datapath.abi import bpf_dir
 from agent.datapath.maps import Maps
 from agent.datapath.network import Network
 from agent.datapath.programs import NETWORK, ProgramType, ensure_loaded
-from agent.datapath.steering import Steering
+from agent.encryption.steering import Steering
 from agent.plan.encryption import entries
 from agent.world.nodes import Peer
 from policies.address import Prefix, parse_address
