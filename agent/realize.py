@@ -21,7 +21,8 @@ from agent.plan.plan import Plan
 from agent.plan.state import Changes, State
 from agent.plan.step import Transition
 from agent.plan.transition import reconcile, transition
-from agent.world.world import Dirty, World
+from agent.world.dirty import Dirty
+from agent.world.world import World
 
 RETRY_S = (0.5, 30.0)
 

@@ -12,7 +12,8 @@ from agent.plan.parts import SERVICE_KEY, Part, PolicyPart
 from agent.plan.state import IPCACHE, SERVICES, Changes, Side, State
 from agent.plan.step import Transition
 from agent.plan.transition import transition
-from agent.world.world import Dirty, World
+from agent.world.dirty import Dirty
+from agent.world.world import World
 from policies.model import ObjectRef, RuleRef
 
 NAMES_KEPT = 16384

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from policies.index import PolicyIndex
 from policies.model import ObjectRef, Subject
+
+if TYPE_CHECKING:
+    from agent.world.world import World
 
 
 class SubjectBook:
@@ -40,3 +44,14 @@ class SubjectBook:
                 del self._uses[old]
                 self._index.drop_subject(old)
         return old
+
+
+def subject_of(world: World, ref: ObjectRef) -> Subject | None:
+    """What a pod is to be by what is known of it; None where it cannot be an endpoint."""
+    state = world.pods.get(ref)
+    if state is None or not state.identity or state.interface is None:
+        return None
+    if not world.is_local(ref) or not world.own_addresses(ref):
+        return None
+    names = world.index.ingress_port_names()
+    return Subject(state.identity, frozenset(p for p in state.ports if (p.protocol, p.name) in names))

@@ -6,12 +6,11 @@ the plan must be compiled again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 
 import msgspec
 
-from agent.identity.allocator import ExhaustedError
 from agent.identity.labels import LabelFilter
 from agent.objects import (
     Change,
@@ -34,6 +33,7 @@ from agent.world.allocations import Allocations, key_of
 from agent.world.attachments import Attachment, AttachmentBook
 from agent.world.config import NodeConfig
 from agent.world.declared import ClusterIdentities
+from agent.world.dirty import Dirty
 from agent.world.frontends import FrontendClaims
 from agent.world.hostports import HostPortBook, host_port_ref
 from agent.world.identities import IdentityBook, LocalIdentities
@@ -43,30 +43,19 @@ from agent.world.namespaces import NamespaceBook
 from agent.world.neighbours import Neighbours
 from agent.world.nodes import NODE_KIND, NodeBook
 from agent.world.placing import Placing
-from agent.world.pods import PodBook, PodState
+from agent.world.podlives import PodLives
+from agent.world.pods import PodBook
 from agent.world.policies import PolicyBook
 from agent.world.problems import describe_problems
 from agent.world.remotes import RemoteBook
 from agent.world.services import Derive, ServiceBook
 from agent.world.serving import all_slices_of, frontends_of, slices_of
-from agent.world.subjects import SubjectBook
+from agent.world.subjects import SubjectBook, subject_of
 from agent.world.telling import Told, endpoint_told
 from policies.address import Prefix
 from policies.index import PolicyIndex
-from policies.model import Mark, ObjectRef, Policy, RemoteClass, Subject
+from policies.model import Mark, ObjectRef, Policy, Subject
 from policies.terms import PortName
-
-
-class Dirty(msgspec.Struct):
-    """Parts of the plan to compile again. `policies`: in these classes, or (None) the subject whole."""
-
-    endpoints: set[ObjectRef]
-    prefixes: set[Prefix]
-    services: set[ObjectRef]
-    policies: dict[Subject, Set[RemoteClass] | None]
-
-    def __bool__(self) -> bool:
-        return bool(self.endpoints or self.prefixes or self.services or self.policies)
 
 
 class World:
@@ -106,13 +95,12 @@ class World:
             self.remotes,
         )
         self._neighbours = Neighbours(config, self.nodes, self.remotes, self.identities, self.addresses, self.marks)
+        self._lives = PodLives(
+            self._placing, self.allocations, self.pods, self._namespaces, self.identities, self.addresses
+        )
         self.derive = derive
         self._subjects = SubjectBook(self.index)
         self._told = Told()
-        self._failures: dict[ObjectRef, str] = {}
-        self._released_pods: set[ObjectRef] = set()
-        self._dirty_pods: set[ObjectRef] = set()
-        self._dirty_endpoints: set[ObjectRef] = set()
         self._dirty_services: set[ObjectRef] = set()
 
     # ---- changes
@@ -120,7 +108,6 @@ class World:
     def apply(self, change: Change) -> None:
         """An object is now thus, or is gone. The kind is that of `change.ref`."""
         ref, new = change.ref, change.object
-        self._failures.pop(ref, None)
         if ref.kind == "Namespace":
             self._namespaces.put(ref.name, new if isinstance(new, Namespace) else None)
         elif ref.kind == NODE_KIND:
@@ -129,10 +116,10 @@ class World:
             self._put_pod(ref, new if isinstance(new, Pod) else None)
         elif ref.kind == "NodeEndpoints":
             told = new if isinstance(new, NodeEndpoints) else None
-            self._note(self._neighbours.put_endpoints(ref.name, told))
+            self._lives.note(self._neighbours.put_endpoints(ref.name, told))
         elif ref.kind == "SecurityIdentity":
             declared = new if isinstance(new, SecurityIdentity) else None
-            self._dirty_pods |= self._neighbours.put_identity(int(ref.name), declared)
+            self._lives.unsettled |= self._neighbours.put_identity(int(ref.name), declared)
         elif ref.kind == "Service":
             self._put_service(ref, new if isinstance(new, Service) else None)
         elif ref.kind == "EndpointSlice":
@@ -144,7 +131,7 @@ class World:
             else:
                 self.secrets.pop(ref, None)
         else:
-            self._dirty_pods |= self.policies.put(ref, new if isinstance(new, Policy | PolicySet) else None)
+            self._lives.unsettled |= self.policies.put(ref, new if isinstance(new, Policy | PolicySet) else None)
 
     def apply_all(self, changes: Sequence[Change]) -> None:
         """Changes that were read together. What one of their services names is not given to another of them."""
@@ -156,13 +143,9 @@ class World:
     def set_interface(self, ref: ObjectRef, interface: Interface | None) -> None:
         """A pod of this node hangs off this interface now; None: no more. The pod must be known already."""
         self._attachments.set_interface(ref, interface)
-        state = self.pods.get(ref)
-        if state is None:
-            if interface is not None and self._attachments.get(ref) is None:
-                raise KeyError(f"{ref} has an interface but is not known: apply the pod first")
-            return
-        state.interface = interface
-        self._dirty_endpoints.add(ref)
+        known = self._lives.set_interface(ref, interface)
+        if not known and interface is not None and self._attachments.get(ref) is None:
+            raise KeyError(f"{ref} has an interface but is not known: apply the pod first")
 
     def attach(
         self, ref: ObjectRef, addresses: tuple[bytes, ...], interface: Interface | None = None, uid: str = ""
@@ -180,7 +163,7 @@ class World:
     def set_pod_blocks(self, blocks: tuple[Prefix, ...]) -> None:
         """In a cluster: this node has these blocks for its pods now, whatever it was configured with (a pool's blocks
         come and go)."""
-        self._note(self._neighbours.put_own_blocks(blocks))
+        self._lives.note(self._neighbours.put_own_blocks(blocks))
 
     def set_names(self, name: str, addresses: frozenset[bytes]) -> None:
         """The addresses a DNS name has now (16 bytes each); none: it has none that count any more."""
@@ -204,24 +187,21 @@ class World:
         self.addresses.set_prefixes(terms.prefixes)
         self._settle_marks(terms.marks)
         self._touch_ports(terms.egress_ports, terms.ingress_ports)
-        settling, self._dirty_pods = sorted(self._dirty_pods), set()
-        for ref in settling:
-            self._settle_identity(ref)
+        self._lives.settle()
         self.addresses.stand()
         prefixes = self.addresses.settle()
         for prefix in prefixes:
             if prefix.bits == 128 and (owner := self.addresses.owner(prefix.network)) is not None:
-                self._note((owner,))
-        gone = {old for ref in self._dirty_endpoints if (old := self._subjects.put(ref, self._subject_of(ref)))}
-        for ref in self._dirty_endpoints:
+                self._lives.note((owner,))
+        endpoints, self._lives.stale = self._lives.stale, set()
+        gone = {old for ref in endpoints if (old := self._subjects.put(ref, subject_of(self, ref)))}
+        for ref in endpoints:
             self._told.put(ref, endpoint_told(self, ref))
-        self._dirty_services.update(self.host_ports.of(self._dirty_endpoints))
+        services, self._dirty_services = self._dirty_services.union(self.host_ports.of(endpoints)), set()
         policies = self.index.take_dirty()
         policies.update(dict.fromkeys(gone - self._subjects.uses.keys()))
         self._release()
-        dirty = Dirty(self._dirty_endpoints, prefixes, self._dirty_services, policies)
-        self._dirty_endpoints, self._dirty_services = set(), set()
-        return dirty
+        return Dirty(endpoints, prefixes, services, policies)
 
     # ---- questions
 
@@ -288,17 +268,13 @@ class World:
 
     def problems(self) -> list[Problem]:
         """What is written but not in force: conflicts, and what could not be allocated."""
-        return describe_problems(self, self._failures)
+        return describe_problems(self, self._lives.failures)
 
     # ---- inside: objects
 
-    def _note(self, refs: Iterable[ObjectRef]) -> None:
-        """Pods whose endpoints are to be compiled again, as far as they are known here."""
-        self._dirty_endpoints.update(ref for ref in refs if self.pods.get(ref) is not None)
-
     def _put_node(self, ref: ObjectRef, node: Node | None) -> None:
         zone = self.nodes.zones.get(ref.name, "")
-        self._note(self._neighbours.put_node(ref.name, node))
+        self._lives.note(self._neighbours.put_node(ref.name, node))
         if self.nodes.zones.get(ref.name, "") != zone:
             self._set_zone(ref.name)
 
@@ -314,46 +290,21 @@ class World:
         self._dirty_services |= self.services.take(ref) if service is None else self.services.put(service)
 
     def _put_pod(self, ref: ObjectRef, pod: Pod | None) -> None:
-        old = self.pods.get(ref)
-        if old is not None:
-            for address in old.pod.addresses:
-                self._note(self.addresses.remove(address, self._placing.rank(old), ref))
-            self._dirty_services.update(self.services.selecting(ref.namespace, old.pod.labels))
-        self._dirty_pods.add(ref)
-        self._dirty_endpoints.add(ref)
-        if pod is None:
-            self._forget_pod(ref)
+        before = self.pods.get(ref)
+        self._lives.put(ref, pod)
+        after = self.pods.get(ref)
+        for state in (before, after):
+            if state is not None:
+                self._dirty_services.update(self.services.selecting(ref.namespace, state.pod.labels))
+        if after is not None and self._placing.is_here(after.pod):
+            self._dirty_services |= self.host_ports.put(after.pod)
         else:
-            placed, failure = self._placing.place(pod)
-            if failure:
-                self._failures[ref] = failure
-            state = PodState(placed, own_addresses=not pod.addresses)
-            if old is not None:
-                if old.pod.uid != pod.uid and old.pod.uid and pod.uid:
-                    self.identities.forget(old)  # another pod of the same name
-                state.key, state.identity = old.key, old.identity
-            state.interface = self._placing.interface(pod, old.interface if old is not None else None)
-            self.pods.put(state)
-            for address in state.pod.addresses:
-                self._note(self.addresses.add(address, self._placing.rank(state), ref))
-            self._dirty_services.update(self.services.selecting(ref.namespace, pod.labels))
-            if self._placing.is_here(pod):
-                self._dirty_services |= self.host_ports.put(state.pod)
-            else:
-                self._dirty_services |= self.host_ports.take(host_port_ref(ref))
-        self._namespaces.settle(ref.namespace)
+            self._dirty_services |= self.host_ports.take(host_port_ref(ref))
 
     def _place_again(self, ref: ObjectRef) -> None:
         """Something was attached to a pod, or taken down."""
         if (state := self.pods.get(ref)) is not None:
             self._put_pod(ref, state.pod)
-
-    def _forget_pod(self, ref: ObjectRef) -> None:
-        state = self.pods.take(ref)
-        if state is not None:
-            self.identities.forget(state)
-        self._dirty_services |= self.host_ports.take(host_port_ref(ref))
-        self._released_pods.add(ref)
 
     # ---- inside: what follows
 
@@ -372,45 +323,10 @@ class World:
         for remote in self.remotes.naming(egress) if egress else ():
             for address in remote.addresses:
                 self.addresses.touch(address)
-        for state in self.pods:
-            names = {(port.protocol, port.name) for port in state.ports}
-            if not names.isdisjoint(egress):
-                for address in state.pod.addresses:
-                    self.addresses.touch(address)
-            if not names.isdisjoint(ingress):
-                self._dirty_endpoints.add(state.pod.ref)
-
-    def _settle_identity(self, ref: ObjectRef) -> None:
-        state = self.pods.get(ref)
-        if state is None:
-            return
-        try:
-            changed = self.identities.settle(state)
-            if changed and state.identity:
-                self._failures.pop(ref, None)
-        except ExhaustedError as error:
-            self._failures[ref] = str(error)
-            self._dirty_pods.add(ref)  # next time there may be room
-            changed = True
-        if changed:
-            self._dirty_endpoints.add(ref)
-            for address in state.pod.addresses:
-                self.addresses.touch(address)
-
-    def _subject_of(self, ref: ObjectRef) -> Subject | None:
-        state = self.pods.get(ref)
-        if state is None or not state.identity or state.interface is None:
-            return None
-        if not self.is_local(ref) or not self.own_addresses(ref):
-            return None
-        names = self.index.ingress_port_names()
-        return Subject(state.identity, frozenset(p for p in state.ports if (p.protocol, p.name) in names))
+        self._lives.touch_ports(egress, ingress)
 
     def _release(self) -> None:
         """Only now: whatever is given up here can be given anew from the next change on."""
         self.identities.release_idle()
         self.addresses.release_idle()
-        for ref in self._released_pods:
-            if self.pods.get(ref) is None:
-                self.allocations.release_pod(ref)
-        self._released_pods.clear()
+        self._lives.release()

@@ -22,9 +22,10 @@ from agent.objects import (
     SecurityIdentity,
 )
 from agent.world.config import NodeConfig
+from agent.world.dirty import Dirty
 from agent.world.identities import Key
 from agent.world.nodes import Peer
-from agent.world.world import Dirty, World
+from agent.world.world import World
 from policies.address import Prefix, parse_address
 from policies.model import (
     SERVICE_ACCOUNT,
