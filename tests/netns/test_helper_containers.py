@@ -4,75 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import rig
 from agents import SETTLE_S, RunningAgent, kill, pod, policy
+from helper_containers import MAY, HelperContainers
 from l7_policies import CLIENT, PORT, WEB, cnp, ingress
 from web import Client, WebServer
 
 from agent.privileges import NET_RAW, ROOT, USER, capabilities
-from agent.supervisor import listener_pid
 
 FLAGS = ("--helpers", "containers", "--l7-proxy", "on", "--dns-proxy", "on", "--healthz", "127.0.0.1:10256")
-MAY = {"flows": "chown net_admin sys_admin", "dns": "net_raw", "envoy": "kill net_raw setgid setpcap setuid"}
-"""Capabilities of each container, as the chart gives them. Envoy makes do with one of its."""
-
-
-class Containers:
-    """`gatehouse helper NAME`, each in a PID namespace of its own."""
-
-    def __init__(self, agent: RunningAgent, folder: Path) -> None:
-        self.agent = agent
-        self.folder = folder
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
-
-    def start(self, *names: str) -> None:
-        for name in names:
-            few = ",".join(["-all", *(f"+{capability}" for capability in MAY[name].split())])
-            command = ["unshare", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
-            command += ["setpriv", f"--bounding-set={few}", f"--inh-caps={few}", "--no-new-privs"]
-            with (self.folder / f"{name}.container").open("ab") as log:
-                self.running[name] = self.agent.node.popen(
-                    *command, *self.agent.command("helper", name), stdout=log, stderr=log, env=self.agent.env
-                )
-
-    def stop(self, name: str) -> None:
-        """Its PID namespace ends with the first process in it, and that with `unshare`."""
-        container = self.running.pop(name)
-        container.kill()
-        container.wait()
-
-    def said(self, name: str) -> str:
-        return (self.folder / f"{name}.container").read_text()
-
-    def socket(self, name: str) -> Path:
-        instance = self.agent.instance
-        return {"flows": instance.flows_socket, "dns": instance.dns_socket, "envoy": instance.envoy_socket}[name]
-
-    def pid(self, name: str) -> int:
-        """As this machine numbers it."""
-        return listener_pid(self.socket(name))
-
-    def await_all(self) -> None:
-        rig.wait_until(lambda: not self.agent.status()["reasons"], 2 * SETTLE_S, f"all help: {self.why()}")
-
-    def why(self) -> str:
-        return "\n".join([str(self.agent.status()["reasons"]), self.agent.log(), *map(self.said, self.running)])
 
 
 @pytest.fixture
-def containers(agent: RunningAgent, tmp_path: Path) -> Iterator[Containers]:
-    made = Containers(agent, tmp_path)
-    yield made
-    for name in list(made.running):
-        made.stop(name)
+def containers(agent: RunningAgent, tmp_path: Path) -> Iterator[HelperContainers]:
+    with HelperContainers(agent, tmp_path) as made:
+        yield made
 
 
-def begin(agent: RunningAgent, containers: Containers) -> None:
+def begin(agent: RunningAgent, containers: HelperContainers) -> None:
     agent.write("pods.yaml", pod(WEB, app="web"), pod(CLIENT, app="client"))
     agent.write("policies.yaml", cnp("shop/web", {"app": "web"}, ingress=ingress({"path": "/public/.*"})))
     containers.start("flows", "dns", "envoy")  # before there is an agent: they wait for it
@@ -82,7 +35,7 @@ def begin(agent: RunningAgent, containers: Containers) -> None:
     agent.await_listeners()
 
 
-def test_they_help(agent: RunningAgent, containers: Containers) -> None:
+def test_they_help(agent: RunningAgent, containers: HelperContainers) -> None:
     begin(agent, containers)
     with WebServer(agent.netns(WEB), PORT), Client(agent.netns(CLIENT), agent.ip(WEB), PORT) as connection:
         assert [connection.get(path).status for path in ("/public/a", "/private")] == [200, 403]
@@ -100,7 +53,7 @@ def test_they_help(agent: RunningAgent, containers: Containers) -> None:
     assert ports["settings"]["result"] == "ok"
 
 
-def test_one_that_ends_is_missed_and_taken_back(agent: RunningAgent, containers: Containers) -> None:
+def test_one_that_ends_is_missed_and_taken_back(agent: RunningAgent, containers: HelperContainers) -> None:
     begin(agent, containers)
     for name, says in (("envoy", "envoy does not run"), ("flows", "the flows process does not run")):
         containers.stop(name)
@@ -109,14 +62,14 @@ def test_one_that_ends_is_missed_and_taken_back(agent: RunningAgent, containers:
         containers.start(name)
         containers.await_all()
     kill(containers.pid("dns"))  # its container ends with it, for the kubelet to start it again
-    assert containers.running.pop("dns").wait(SETTLE_S) != 0
+    assert containers.ended("dns") != 0
     containers.start("dns")
     containers.await_all()
     with WebServer(agent.netns(WEB), PORT), Client(agent.netns(CLIENT), agent.ip(WEB), PORT) as connection:
         assert connection.get("/public/a").status == 200
 
 
-def test_an_agent_that_starts_anew_finds_them(agent: RunningAgent, containers: Containers) -> None:
+def test_an_agent_that_starts_anew_finds_them(agent: RunningAgent, containers: HelperContainers) -> None:
     begin(agent, containers)
     before = {name: containers.pid(name) for name in ("flows", "dns", "envoy")}
     with WebServer(agent.netns(WEB), PORT), Client(agent.netns(CLIENT), agent.ip(WEB), PORT) as connection:
@@ -133,7 +86,7 @@ def test_an_agent_that_starts_anew_finds_them(agent: RunningAgent, containers: C
         assert containers.pid("envoy") == before["envoy"]
 
 
-def test_one_that_nothing_asks_for_is_ended(agent: RunningAgent, containers: Containers) -> None:
+def test_one_that_nothing_asks_for_is_ended(agent: RunningAgent, containers: HelperContainers) -> None:
     begin(agent, containers)
     assert agent.stop() == 0
     agent.write("policies.yaml", policy("shop/web", {"app": "web"}))
@@ -146,21 +99,21 @@ def test_one_that_nothing_asks_for_is_ended(agent: RunningAgent, containers: Con
 
 
 def test_a_container_that_may_not_end_it_ends_itself(
-    agent: RunningAgent, containers: Containers, monkeypatch: pytest.MonkeyPatch
+    agent: RunningAgent, containers: HelperContainers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(MAY, "envoy", MAY["envoy"].removeprefix("kill "))
     begin(agent, containers)
     agent.instance.order("envoy").unlink()
-    assert containers.running.pop("envoy").wait(SETTLE_S) == 1
+    assert containers.ended("envoy") == 1
     assert containers.pid("envoy") == 0
 
 
-def test_told_to_end_they_do(agent: RunningAgent, containers: Containers) -> None:
+def test_told_to_end_they_do(agent: RunningAgent, containers: HelperContainers) -> None:
     begin(agent, containers)
     inside = {name: parent_of(containers.pid(name)) for name in containers.running}
     for name, pid in inside.items():
         os.kill(pid, signal.SIGTERM)
-        assert containers.running.pop(name).wait(SETTLE_S) == 0
+        assert containers.ended(name) == 0
         assert containers.pid(name) == 0
 
 
