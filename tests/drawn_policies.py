@@ -184,14 +184,14 @@ def policies(draw: st.DrawFn, name: str) -> Policy:
 
 
 @cache
-@st.composite
-def facts(draw: st.DrawFn, entity: str) -> Facts:
+def facts(entity: str) -> st.SearchStrategy[Facts]:
     service = st.builds(ServiceFacts, st.sampled_from(NAMESPACES), st.sampled_from(SERVICES), strategies.label_maps())
-    return Facts(
-        entity,
-        node=draw(strategies.label_maps()) if entity in ("host", "remote-node") else None,
-        names=tuple(draw(st.lists(st.sampled_from(NAMES), max_size=2, unique=True))),
-        services=tuple(draw(st.just([]) | st.lists(service, max_size=2))),
+    return st.builds(
+        Facts,
+        st.just(entity),
+        node=strategies.label_maps() if entity in ("host", "remote-node") else st.none(),
+        names=st.lists(st.sampled_from(NAMES), max_size=2, unique=True).map(tuple),
+        services=st.just(()) | st.lists(service, max_size=2).map(tuple),
     )
 
 

@@ -17,6 +17,8 @@ from policies.model import DEFAULT_DENY, Direction, Policy, Verdict
 
 pytestmark = pytest.mark.timeout(420)  # of a failure, hypothesis may take five minutes to find the smallest
 
+GROUPINGS = ((0, 0), (compiler.FEW_CLASSES, 0), (0, compiler.FEW_PEERS))
+
 
 def agree(cluster: Cluster, index: PolicyIndex, policies: list[Policy], flow: Flow, *, always: bool = False) -> None:
     """Each judged side, as the datapath judges it: exact class row, else the row of any remote, else deny."""
@@ -48,36 +50,30 @@ def agree(cluster: Cluster, index: PolicyIndex, policies: list[Policy], flow: Fl
         assert {k for k in entries if k[1] == remote} == set(index.compile(subject, {remote}))
 
 
+def check(cluster: Cluster, seed: int) -> None:
+    """Both ways of grouping classes, split as sets and one by one; and --policy-enforcement always, by which a pod that
+    no policy selects is denied everything, too. One cluster is asked all of it: to draw one takes longest."""
+    policies = strategies.policies_of(cluster)
+    flows = strategies.flows_of(cluster, seed, 30)
+    for few, peers in GROUPINGS:
+        index = strategies.index_of(cluster)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compiler, "FEW_CLASSES", few)
+            patch.setattr(compiler, "FEW_PEERS", peers)
+            for flow in flows:
+                agree(cluster, index, policies, flow)
+    index = strategies.index_of(cluster, enforce_always=True)
+    for flow in flows:
+        agree(cluster, index, policies, flow, always=True)
+
+
 @given(cluster=strategies.clusters(), seed=st.integers(0, 2**32))
 @settings(max_examples=200, deadline=None, print_blob=True)
-@pytest.mark.parametrize(("few", "peers"), [(0, 0), (compiler.FEW_CLASSES, 0), (0, compiler.FEW_PEERS)])
-def test_random_clusters(few: int, peers: int, cluster: Cluster, seed: int) -> None:
-    check(few, peers, cluster, seed)
-
-
-def check(few: int, peers: int, cluster: Cluster, seed: int) -> None:
-    """Both ways of grouping classes: split as sets, and one by one."""
-    index = strategies.index_of(cluster)
-    policies = strategies.policies_of(cluster)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "FEW_CLASSES", few)
-        patch.setattr(compiler, "FEW_PEERS", peers)
-        for flow in strategies.flows_of(cluster, seed, 30):
-            agree(cluster, index, policies, flow)
+def test_random_clusters(cluster: Cluster, seed: int) -> None:
+    check(cluster, seed)
 
 
 @given(cluster=drawn_policies.clusters(), seed=st.integers(0, 2**32))
-@settings(max_examples=200, deadline=None, print_blob=True)
-@pytest.mark.parametrize(("few", "peers"), [(0, 0), (compiler.FEW_CLASSES, 0), (0, compiler.FEW_PEERS)])
-def test_random_clusters_with_policies_of_every_kind(few: int, peers: int, cluster: Cluster, seed: int) -> None:
-    check(few, peers, cluster, seed)
-
-
-@given(cluster=drawn_policies.clusters(), seed=st.integers(0, 2**32))
-@settings(max_examples=200, deadline=None, print_blob=True)
-def test_random_clusters_where_every_pod_is_isolated(cluster: Cluster, seed: int) -> None:
-    """--policy-enforcement always: a pod that no policy selects is denied everything, too."""
-    index = strategies.index_of(cluster, enforce_always=True)
-    policies = strategies.policies_of(cluster)
-    for flow in strategies.flows_of(cluster, seed, 30):
-        agree(cluster, index, policies, flow, always=True)
+@settings(max_examples=300, deadline=None, print_blob=True)
+def test_random_clusters_with_policies_of_every_kind(cluster: Cluster, seed: int) -> None:
+    check(cluster, seed)
