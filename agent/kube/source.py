@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from hashlib import blake2b
 from pathlib import Path
 
 import msgspec
@@ -20,13 +19,12 @@ from agent.kube.cache import Cache, Row
 from agent.kube.client import ApiClient
 from agent.kube.discovery import Discovery
 from agent.kube.inbox import Inbox
+from agent.kube.intake import Intake
 from agent.kube.reflector import Reflector, Timings
-from agent.kube.replica import Seen, Update
-from agent.kube.resources import OWN_ENDPOINTS, Resource, watched
-from agent.objects import Change, Object, Problem
-from agent.sources.manifest import DIGEST, Manifest, unreadable
+from agent.kube.replica import Seen
+from agent.kube.resources import watched
+from agent.objects import Problem
 from agent.sources.source import Batch
-from agent.sources.tree import Tree
 from policies.model import ObjectRef
 
 DATABASE = "objects.db"
@@ -83,18 +81,16 @@ class KubernetesSource:
         self.own_told: Callable[[], None] = lambda: None
         self._client = client
         self._api_wait_s = api_wait_s
-        self._tree = Tree()
         self._inbox = Inbox()
         self._cache = Cache(state_dir / DATABASE, node)
-        self._rewriting = False  # the cache lacks what the tree has
         self._whole: frozenset[str] = frozenset()  # resources that the cache was said to have
         discovery = Discovery(client)
         resources = watched(node, secret_namespaces)
         self._reflectors = {r.key: Reflector(client, discovery, r, self._inbox, timings) for r in resources}
         self._tasks: list[asyncio.Task[None]] = []
         self._shown: list[Problem] = []
-        self._gone: list[Change] = []
         self._own = next(r.file("", node) for r in resources if r.kind == "NodeEndpoints")
+        self._intake = Intake(self._cache, self._own)
 
     # ---- the source
 
@@ -193,15 +189,11 @@ class KubernetesSource:
         return not self._cache.problem and needed <= complete
 
     def _recall(self, row: Row) -> None:
-        reflector, body = self._reflectors.get(row.resource), row.broken or row.good or b""
+        reflector = self._reflectors.get(row.resource)
         if reflector is None:
             self._cache.remove(row.file)  # it is not watched any more
-            return
-        manifest = _manifest(row.file, body)
-        reflector.replica.seen[row.file] = Seen(row.version, row.generation, row.uid)
-        self._tree.put(manifest)
-        if row.broken and row.good:
-            self._tree.recall(manifest, _objects(_manifest(row.file, row.good)))
+        else:
+            reflector.replica.seen[row.file] = self._intake.recall(row)
 
     def _check(self) -> None:
         """Raises what ended a task that should not end: whoever follows is not to take silence for peace."""
@@ -235,45 +227,17 @@ class KubernetesSource:
             update = self._inbox.pop()
             if update is None:
                 return
-            self._take(update)
+            if update.file == self._own:
+                self.own_told()
+            self._intake.take(update)
             if time.monotonic() > until_s:
                 return
 
-    def _take(self, update: Update) -> None:
-        if update.file == self._own:
-            self.own_told()
-        if update.text is None or update.anew:
-            self._tree.remove(update.file)
-            self._cache.remove(update.file)
-        if update.text is None or update.seen is None:
-            return
-        if update.anew:
-            self._gone += self._tree.settle()  # nothing of it lives on in what has its name now
-        resource = update.resource
-        if update.file == self._own:
-            resource = msgspec.structs.replace(resource, drops=OWN_ENDPOINTS)
-        body = _kept(update.text, resource, update.version)
-        before = self._tree.manifests.get(update.file)
-        changed = before is None or before.digest != _digest(body)
-        valid = not changed and before is not None and before.items[0].object is not None
-        if changed:
-            manifest = _manifest(update.file, body)
-            valid = manifest.items[0].object is not None
-            self._tree.put(manifest)
-            if not valid and before is not None:
-                self._tree.recall(manifest, _objects(before))  # at the start none of them is in force yet
-        if changed or self._rewriting:
-            good, broken = (body, None) if valid else (None, body)
-            seen = update.seen
-            self._cache.put(
-                Row(update.file, update.resource.key, seen.version, seen.generation, seen.uid, good, broken)
-            )
-
     def _settle(self, received_ns: int) -> Batch:
-        changes, self._gone = [*self._gone, *self._tree.settle()], []
+        changes = self._intake.settle()
         if (writing := self._cache.commit()) is not None:
             asyncio.wrap_future(writing).add_done_callback(self._written)
-        problems = self._tree.problems
+        problems = self._intake.problems
         if self._cache.problem:
             message = f"what the API server says cannot be kept: {self._cache.problem}"
             effect = "this node cannot start without the API server"
@@ -299,7 +263,7 @@ class KubernetesSource:
         if len(settled) == len(self._reflectors):
             if self.from_disk:
                 log.info("everything is as the API server has it")
-            self.from_disk = self._rewriting = False
+            self.from_disk = self._intake.rewriting = False
 
     async def _renew(self) -> None:
         """A cache that could not be written is begun anew, and told of everything again."""
@@ -307,7 +271,7 @@ class KubernetesSource:
             await asyncio.sleep(RENEW_S)
             if self._cache.problem and await self._cache.renew():
                 self._inbox.wake()
-                self._rewriting, self._whole = True, frozenset()
+                self._intake.rewriting, self._whole = True, frozenset()
                 for reflector in self._reflectors.values():
                     reflector.relist()
 
@@ -321,25 +285,3 @@ class KubernetesSource:
 
 def _ago(now_s: float, then_s: float | None) -> float | None:
     return None if then_s is None else now_s - then_s
-
-
-def _digest(body: bytes) -> bytes:
-    return blake2b(body, digest_size=DIGEST).digest()
-
-
-def _manifest(file: str, body: bytes) -> Manifest:
-    try:
-        return Manifest(file, _digest(body), (text.read(body, file),))
-    except text.UNREADABLE as error:
-        return msgspec.structs.replace(unreadable(file, f"cannot be read: {error}"), digest=_digest(body))
-
-
-def _kept(given: text.Text, resource: Resource, version: str) -> bytes:
-    try:
-        return text.kept(given, resource, version)
-    except text.UNREADABLE:
-        return bytes(given)  # it will be refused
-
-
-def _objects(manifest: Manifest) -> dict[ObjectRef, Object]:
-    return {item.object.ref: item.object for item in manifest.items if item.object is not None}
