@@ -18,7 +18,9 @@ MAKEFLAGS += --no-print-directory
 DEBIAN := python3 python3-venv python3-bpfcc linux-libc-dev iproute2 procps iputils-ping make gcc libc6-dev \
           containernetworking-plugins wireguard-go wireguard-tools
 BENCH_DEBIAN := util-linux
-KERNEL_TESTS := apply bytecode cgroup devices maps network programs sockets tc
+KERNELS ?= 6.1 6.12
+KERNEL_TESTS := tests/bpf $(patsubst %,tests/agent/datapath/test_%.py,apply bytecode cgroup devices maps network programs sockets tc) \
+                tests/agent/encryption tests/netns/test_encryption_datapath.py $(patsubst %,tests/cluster/test_kube_%.py,encryption encryption_changes encryption_ways)
 PY := .venv/bin/python
 JOBS ?= auto
 ARGS ?=
@@ -71,9 +73,8 @@ bench: setup
 	@PYTHONPATH=tests:tests/bpf $(PY) -m bench $(ARGS)
 
 kernels: setup
-	@for k in 6.1 6.12; do echo "kernels: Debian's $$k, emulated"; \
-	  tests/kernels/vm.py --kernel $$k -- $(PY) -m pytest -q -p no:cacheprovider -n 3 --dist loadfile --timeout 600 \
-	    --judgements 2000 --color no tests/bpf $(KERNEL_TESTS:%=tests/agent/datapath/test_%.py) tests/agent/encryption $(ARGS) || exit 1; done
+	@for k in $(KERNELS); do echo "kernels: Debian's $$k, emulated"; \
+	  tests/kernels/vm.py --kernel $$k --memory 4096 --timeout 10800 -- tests/kernels/run $(PY) $(KERNEL_TESTS) $(ARGS) || exit 1; done
 
 insns: setup
 	@$(PY) -m agent.datapath.programs --stats

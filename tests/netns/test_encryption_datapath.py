@@ -24,7 +24,7 @@ from steered_nodes import Encrypted, Wire
 from wireguard_backends import CLUSTERS, need_all
 
 ANSWERED_S, SILENT_S = 5.0 * SLOWER, 0.5 * SLOWER
-BULK = 4 << 20
+BULK = int((4 << 20) / SLOWER)
 FORWARDING = ("snat", "dsr")
 NODE_PORT = 31_000
 PROBES = {"TCP": probes.tcp, "UDP": probes.udp}
