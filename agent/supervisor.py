@@ -23,6 +23,7 @@ BACKOFF_S = (0.2, 10.0)
 STEADY_S = 30.0
 """A process that ran for this long starts anew without delay."""
 STOP_S = 5.0
+SOON_S = 0.01
 UNSEEN = -1
 
 log = logs.get("supervisor")
@@ -220,7 +221,7 @@ def is_left(path: Path, within_s: float) -> bool:
                 return False
             except OSError:
                 return True
-        time.sleep(BACKOFF_S[0])  # whoever listens may close what only listens, too
+        time.sleep(SOON_S)  # whoever listens may close what only listens, too
     return False
 
 

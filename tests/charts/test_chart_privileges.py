@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import rig
 from agents import START_S, Document, environment
-from chart_objects import capabilities, container, mounted
+from chart_objects import capabilities, container, containers, mounted
 from container import confined
 from helm_process import NAMESPACE, Helm
 from kube_cluster import KubeAgent, KubeCluster, KubePod
@@ -29,11 +29,14 @@ from agent.datapath.abi import bpf_dir
 from agent.datapath.mounts import ensure_cgroup2
 from agent.datapath.programs import SOCKET
 from agent.encryption import userspace
+from agent.encryption.device import name_of
+from agent.helpers.order import Name
 from agent.supervisor import listener_pid
 
 VALUES = {"dnsProxy": {"startup": "always"}, "devices": ["eth0"]}
-HELPERS = ("flows", "envoy", "dns")
+HELPERS = frozenset(Name)
 RUN = Path("/run/gatehouse")
+NET_ADMIN = 12  # linux/capability.h
 SERVICE, SERVED = "10.96.0.50", 9000
 CONNECTED = """\
 import os, socket, sys
@@ -69,16 +72,25 @@ class Pod:
     def help(self) -> None:
         """Start the helpers as their containers."""
         state = self._agent.instance.state_dir
-        for name in HELPERS:
-            program, *words = container(self._objects, name)["command"][:-1]
+        for one in containers(self._objects):
+            if (name := one["name"]) not in HELPERS:
+                continue
+            program, *words = one["command"][:-1]
             assert program == "gatehouse"
             command = [sys.executable, "-m", "agent.cli.main", *words, str(state)]
             with (self._folder / f"{name}.container").open("ab") as log:
-                confinement = confined(capabilities(self._objects, name), (self._folder,))
+                confinement = confined(capabilities(self._objects, name), self._writable(one))
                 self._plain(*confinement, *command, stdout=log, stderr=log, env=environment())
 
+    def _writable(self, one: dict[str, Any]) -> list[Path]:
+        """Of a helper's container."""
+        volumes = {mount["name"] for mount in one["volumeMounts"] if not mount.get("readOnly")}
+        found = {"state": self._folder, "wireguard": userspace.SOCKETS}
+        return [folder for name, folder in found.items() if name in volumes]
+
     def said(self) -> str:
-        return self._agent.log() + "".join((self._folder / f"{name}.container").read_text() for name in HELPERS)
+        logs = sorted(self._folder.glob("*.container"))
+        return self._agent.log() + "".join(path.read_text() for path in logs)
 
 
 @pytest.fixture
@@ -134,24 +146,29 @@ def test_the_charts_rights_are_enough(helm: Helm, cluster: KubeCluster, cgroup: 
 
 @pytest.mark.skipif(not (shutil.which(userspace.PROGRAM) and shutil.which("wg")), reason="no WireGuard is installed")
 def test_the_charts_rights_are_enough_to_encrypt(helm: Helm, cgroup: Path, tmp_path: Path) -> None:
-    """By a program in the agent's container, which ends with it: the next agent has it again."""
+    """By a program in a container of its own, which goes on when the agent's ends."""
     values = {"encryption": {"enabled": True, "implementation": "userspace", "strictMode": True}}
     objects = helm.objects(values | {"devices": ["eth0"]})
     assert str(userspace.SOCKETS) in mounted(container(objects, "agent"))
-    flags = ("--config", str(config_file(objects, tmp_path)), "--cgroup", str(cgroup), "--helpers", "children")
+    flags = ("--config", str(config_file(objects, tmp_path)), "--cgroup", str(cgroup))
     with KubeCluster(tmp_path, "n1", "n2", flags=flags) as cluster:
         for agent in cluster.agents.values():
-            Pod(objects, agent, tmp_path / agent.name, userspace.SOCKETS)
+            Pod(objects, agent, tmp_path / agent.name, userspace.SOCKETS).help()
         cluster.start()
         web, client = (cluster.add(f"{node}/shop/{name}") for node, name in (("n1", "web"), ("n2", "client")))
         with WebServer(web.netns, PORT):
             assert is_reached(web, client)
             agent = cluster.agents["n1"]
-            program = userspace.socket_of(encryption(agent)["device"])
+            program = userspace.socket_of(name_of(agent.instance.short_name))
+            pid = listener_pid(program)
+            assert rights(pid) == 1 << NET_ADMIN
             agent.kill()
-            rig.wait_until(lambda: not listener_pid(program), what="the program ends with its container")
+            rig.wait_until(lambda: not listener_pid(agent.instance.agent_socket), what="the agent's container ends")
+            with Client(client.netns, web.ip(), PORT) as connection:
+                assert connection.get("/").status == 200
             agent.start()
             assert is_reached(web, client)
+            assert listener_pid(program) == pid
         for agent in cluster.agents.values():
             found = encryption(agent)
             assert (found["kernel"], found["strict"], found["plaintext_packets"]) == (False, True, 0)

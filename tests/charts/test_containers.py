@@ -8,6 +8,7 @@ import pytest
 import typer
 from chart_objects import container, containers, layers, mounted, pod, variables
 from helm_process import Helm
+from helper_containers import MAY
 
 from agent.cli.main import build
 from agent.config import merge
@@ -81,8 +82,11 @@ def test_what_a_wireguard_program_needs(helm: Helm, values: dict[str, Any], want
 
 
 def test_every_helper_has_a_container(helm: Helm) -> None:
-    names = [one["name"] for one in pod(helm.objects({"encryption": {"enabled": True}}))["spec"]["containers"]]
-    assert sorted(names) == sorted(["agent", *Name])
+    """And may do what tests/helper_containers.py lets it do."""
+    objects = helm.objects({"encryption": {"enabled": True}})
+    may = {one["name"]: one["securityContext"]["capabilities"]["add"] for one in pod(objects)["spec"]["containers"]}
+    assert may.keys() == {"agent", *Name}
+    assert {name: may[name] for name in Name} == {name: MAY[name].upper().split() for name in Name}
 
 
 def test_encryption_takes_no_more_rights(helm: Helm) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from agent import supervisor
 from agent.config import build
+from agent.encryption.choose import TUN
 from agent.helpers import elsewhere, keeping
 from agent.helpers import order as orders
 from agent.helpers.elsewhere import Elsewhere
@@ -138,6 +139,30 @@ def test_an_order_that_goes_ends_it_and_one_that_comes_starts_it(site: Site) -> 
     asyncio.run(run())
 
 
+def test_an_order_taken_back(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By who is no agent any more: what it ran has ended then, or whoever runs it does not end it."""
+
+    async def run() -> None:
+        assert not orders.withdraw(site.path)
+        orders.write(site.path, order_of(site.socket))
+        assert not orders.withdraw(site.path), "nobody ran it"
+        assert not site.path.exists()
+        site.start()
+        orders.write(site.path, order_of(site.socket))
+        await until(lambda: listener_pid(site.socket))
+        assert await asyncio.to_thread(orders.withdraw, site.path)
+        assert listener_pid(site.socket) == 0
+        await until(lambda: not site.socket.exists())
+        monkeypatch.setattr(orders, "STOP_S", 0.1)
+        with subprocess.Popen(listens(site.socket, "another's")) as other:
+            await until(lambda: listener_pid(site.socket))
+            orders.write(site.path.with_name("stays"), order_of(site.socket))
+            assert not orders.withdraw(site.path.with_name("stays"))
+            other.kill()
+
+    asyncio.run(run())
+
+
 def test_it_waits_for_what_is_needed(site: Site) -> None:
     needed = site.instance.state_dir / "maps"
 
@@ -197,6 +222,7 @@ def test_it_ends_with_what_it_runs(site: Site) -> None:
         await until(lambda: listener_pid(site.socket))
         os.kill(listener_pid(site.socket), signal.SIGKILL)
         assert await asyncio.to_thread(container.wait, WAIT_S) == 1
+        assert not site.socket.exists(), "nobody may come who removes it"
 
     asyncio.run(run())
 
@@ -305,6 +331,7 @@ def test_what_is_ordered(tmp_path: Path) -> None:
         keeping.flows,
         keeping.dns,
         lambda config, instance: keeping.envoy(config, instance, command, USER),
+        lambda config, instance: keeping.wireguard(config, instance, command, tmp_path / "d.sock", [TUN]),
     ):
         instance.order("envoy").parent.mkdir(exist_ok=True)
         kept = keep(containers, instance)
@@ -317,9 +344,10 @@ def test_what_is_ordered(tmp_path: Path) -> None:
         order = kept._order
         assert order.command == other._command
         assert Path(order.socket) == other._path
-        assert order.reduced is (kept.name != "flows")
+        assert order.reduced is (kept.name in ("envoy", "dns"))
         assert order.user == (USER if kept.name == "envoy" else ROOT)
-        assert order.needs == (() if kept.name == "envoy" else (str(instance.pins.maps),))
+        needs = {"envoy": (), "wireguard": ("/dev/net/tun",)}
+        assert order.needs == needs.get(kept.name, (str(instance.pins.maps),))
         assert kept._path == instance.order(kept.name)
 
 
