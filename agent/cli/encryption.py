@@ -12,7 +12,18 @@ import msgspec
 import typer
 
 from agent.api import client
-from agent.cli.output import STATE_DIR, Failure, Format, Output, StateDir, duration, emit_json, process, size, table
+from agent.cli.output import (
+    STATE_DIR,
+    Failure,
+    Format,
+    Output,
+    StateDir,
+    duration,
+    emit_json,
+    process_and_problem,
+    size,
+    table,
+)
 from agent.status import EncryptionPeerView, EncryptionView
 
 TITLES = ("NODE", "READY", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "PUBLIC KEY", "PROBLEM")
@@ -132,7 +143,7 @@ def lines(found: EncryptionView) -> Iterator[str]:
         "Encryption": f"{found.mode}, between {covered}",
         "Strict": "yes: what cannot be encrypted is dropped" if found.strict else "no",
         "Device": f"{found.device} ({whose}), UDP port {found.port}" if found.device else "none",
-        **({"Program": process(found.process)} if found.process else {}),
+        **({"Program": process_and_problem(found.process)} if found.process else {}),
         "Key": f"{found.public_key}, {duration(found.key_age_s)} old" if found.public_key else "none",
         "Rotation": found.rotation or "none",
         "Plaintext": f"{found.plaintext_packets} packets",

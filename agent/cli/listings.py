@@ -10,7 +10,19 @@ import msgspec
 import typer
 
 from agent.api import client
-from agent.cli.output import STATE_DIR, Column, Format, Output, StateDir, duration, emit, emit_json, labels, process
+from agent.cli.output import (
+    STATE_DIR,
+    Column,
+    Format,
+    Output,
+    StateDir,
+    duration,
+    emit,
+    emit_json,
+    labels,
+    process,
+    process_and_problem,
+)
 from agent.status import (
     EncryptionView,
     EndpointView,
@@ -214,7 +226,7 @@ def _encryption(found: EncryptionView) -> str:
     ready = sum(peer.ready for peer in found.peers)
     strict = ", strict" if found.strict else ""
     text = f"{found.mode}{strict}, {ready} of {len(found.peers)} nodes, {found.plaintext_packets} packets in plaintext"
-    return f"{text}; program {process(found.process)}" if found.process else text
+    return f"{text}; program {process_and_problem(found.process)}" if found.process else text
 
 
 def _problem(file: str, line: int, subject: str, path: str, message: str) -> str:

@@ -77,6 +77,10 @@ def process(view: ProcessView) -> str:
     return f"{view.state}{pid}, restarted {view.restarts} times"
 
 
+def process_and_problem(view: ProcessView) -> str:
+    return f"{process(view)}: {view.problem}" if view.problem else process(view)
+
+
 def size(count: int) -> str:
     """Bytes as people say them: 512 B, 1.4 MiB."""
     number, unit = float(count), "B"

@@ -20,7 +20,7 @@ from agent.api.protocol import ApiError
 from agent.api.server import serve
 from agent.cli.encryption import lines
 from agent.cli.output import size
-from agent.status import EncryptionPeerView, EncryptionView
+from agent.status import EncryptionPeerView, EncryptionView, ProcessView
 
 KEY, NEW_KEY = "a" * 43 + "=", "b" * 43 + "="
 PEER = EncryptionPeerView(
@@ -42,6 +42,8 @@ VIEW = EncryptionView(
     peers=(PEER,),
 )  # fmt: skip
 OFF = EncryptionView(mode="off")
+PROCESS = ProcessView(state="running", pid=0, restarts=1, problem="")
+"""In a container of its own."""
 
 
 class Agent:
@@ -143,6 +145,11 @@ def test_people_see_all_of_it() -> None:
     ("change", "line"),
     [
         ({"kernel": False}, "Device      ghwg1a2b3c4d (a program's), UDP port 51871"),
+        ({"process": PROCESS}, "Program     running, restarted 1 times"),
+        (
+            {"process": msgspec.structs.replace(PROCESS, state="restarting", problem="nobody answers")},
+            "Program     restarting, restarted 1 times: nobody answers",
+        ),
         ({"device": ""}, "Device      none"),
         ({"public_key": ""}, "Key         none"),
         ({"strict": False}, "Strict      no"),

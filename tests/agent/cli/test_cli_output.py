@@ -140,4 +140,9 @@ def test_status_says_whether_it_encrypts() -> None:
     view = EncryptionView(mode="wireguard", strict=True, plaintext_packets=5, peers=tuple(peers))
     shown = _describe(msgspec.structs.replace(STATUS, encryption=view)).splitlines()
     (line,) = (line for line in shown if line.startswith("Encryption"))
-    assert line.split(maxsplit=1)[1] == "wireguard, strict, 1 of 2 nodes, 5 packets in plaintext"
+    words = "wireguard, strict, 1 of 2 nodes, 5 packets in plaintext"
+    assert line.split(maxsplit=1)[1] == words
+    view = msgspec.structs.replace(view, process=ProcessView(state="running", pid=7, restarts=2, problem="it ended"))
+    shown = _describe(msgspec.structs.replace(STATUS, encryption=view)).splitlines()
+    (line,) = (line for line in shown if line.startswith("Encryption"))
+    assert line.split(maxsplit=1)[1] == f"{words}; program running, pid 7, restarted 2 times: it ended"
