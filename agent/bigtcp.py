@@ -75,7 +75,7 @@ class BigTcp:
             await asyncio.to_thread(self._start, list(pods))
 
     async def raised(self, pod: Interface) -> None:
-        """A pod's link stands."""
+        """A pod's link has come up: when it does, the kernel puts its IPv6 MTU to the link's."""
         if self._wanted:
             await asyncio.to_thread(self.apply, pod)
 

@@ -16,6 +16,8 @@ RETRY_S = (0.2, 30.0)
 
 Enforce = Callable[[ObjectRef, Interface], Awaitable[None]]
 """Returns once the kernel enforces the pod's policy on this interface."""
+Stands = Callable[[Interface], Awaitable[None]]
+"""Once the link is up: returns when it is as the pod's processes are to find it."""
 
 log = logs.get("pods")
 
@@ -34,10 +36,11 @@ class StartedPod:
 class LocalPods:
     """Used in the event loop's thread; `endpoints` has threads for what blocks."""
 
-    def __init__(self, endpoints: Endpoints, hooks: Hooks, enforce: Enforce) -> None:
+    def __init__(self, endpoints: Endpoints, hooks: Hooks, enforce: Enforce, stands: Stands) -> None:
         self._endpoints = endpoints
         self._hooks = hooks
         self._enforce = enforce
+        self._stands = stands
         self._pods: dict[ObjectRef, StartedPod] = {}
         self._leaving: dict[ObjectRef, asyncio.Task[None]] = {}
 
@@ -124,6 +127,7 @@ class LocalPods:
                 return
             self._hooks.attach(interface.index)  # it has no endpoint entry yet: everything is dropped
             await asyncio.gather(self._endpoints.activate(pod.ref), self._enforce(pod.ref, interface))
+            await self._stands(interface)
         if not local.over.is_set():
             await self._endpoints.start(pod)
 

@@ -109,16 +109,11 @@ class Agent:
             self.neighbours.routing.mtu,
             cgroup=self.attachments.pods_cgroup,
         )
-        return LocalPods(endpoints, self.hooks, self._enforce)
+        return LocalPods(endpoints, self.hooks, self.turns.enforce, self.stands)
 
-    async def _enforce(self, ref: ObjectRef, interface: Interface) -> None:
-        await asyncio.gather(self.turns.enforce(ref, interface), self.big_tcp.raised(interface))
-
-    async def attach(self, ref: ObjectRef, addresses: tuple[bytes, ...], interface: Interface, uid: str) -> None:
-        """A runtime made this network for a pod: see Attaching.attach."""
-        await asyncio.gather(
-            self.turns.attaching.attach(ref, addresses, interface, uid), self.big_tcp.raised(interface)
-        )
+    async def stands(self, interface: Interface) -> None:
+        """A pod's link is up: until it is as the pod's processes are to find it."""
+        await asyncio.gather(self.big_tcp.raised(interface), self.neighbours.met())
 
     def problems(self) -> list[Problem]:
         """What is not in force as it is written, but for what sources found."""
@@ -266,7 +261,8 @@ def _cni(agent: Agent, node: NodeConfig) -> CniService:
         links=Networks(),
         attach_programs=agent.hooks.attach,
         has_programs=lambda index: sum(one.is_current for one in agent.hooks.attached([index])) == len(agent.programs),
-        attach=agent.attach,
+        attach=agent.turns.attaching.attach,
+        stands=agent.stands,
         detach=agent.turns.attaching.detach,
         published=agent.neighbours.published,
         unreachable=agent.neighbours.unreachable,

@@ -7,10 +7,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent import log as logs
 from agent.attachments import Attachments
 from agent.config import Config
 from agent.datapath import abi
 from agent.encryption.encryption import Encryption, Surroundings
+from agent.encryption.encryption import find as find_device
 from agent.encryption.encryption import remove as remove_device
 from agent.groundwork import Api
 from agent.instance import Instance
@@ -27,6 +29,12 @@ from policies.model import ObjectRef
 
 if TYPE_CHECKING:
     from agent.member import Member
+
+LEAVE_S = 5.0
+"""How long a device that is not wanted any more takes what others still send by it, from when they can know."""
+LOOK_S = 0.2
+
+log = logs.get("encryption")
 
 
 class Neighbours:
@@ -49,6 +57,7 @@ class Neighbours:
         self.node_file = NodeFile(config.node_files, config.node, Path(config.state_dir, NOTE))
         self.encryption = _encryption(config, instance, self, attachments) if config.encryption != "off" else None
         self._steers = False
+        self._leaving = False
         self._known: tuple[Own, tuple[Peer, ...]] | None = None
         """This node and the others, as of the last turn that changed something about them."""
         self.member = _member(config, api, world, self.facts, problems_of_sources) if api else None
@@ -78,22 +87,25 @@ class Neighbours:
     async def start(self) -> None:
         """Once the World is loaded: before pods are wired, or programs attached. What is to be encrypted is so from
         the first packet on; what an earlier agent encrypted is so until nothing steers it any more."""
-        self._attachments.steering.prepare(self._entries() if self.encryption else {})
+        steering = self._attachments.steering
+        plain = not steering.encrypts and not self._config.strict_encryption  # and may be so for now
+        steering.prepare(self._entries() if self.encryption else {})
         self.turned()
-        await asyncio.to_thread(self.node_file.sync)
         if self.encryption:
             await asyncio.to_thread(self.routing.measure)
-            await self.encryption.start()
+            await self.encryption.start(meet=plain)
             self._steers = True
             self.steer()
         else:
             await self._encrypt_no_more()
+        await asyncio.to_thread(self.node_file.sync)  # others send by WireGuard as soon as they know the key
         among = self._is_among(self._peers())
         await asyncio.to_thread(self.routing.sync if among else self.routing.clear)
 
     def works(self) -> list[Coroutine[Any, Any, None]]:
         parts = [part.run() for part in (self.member, self.encryption) if part is not None]
-        return [self.routing.follow(), self.node_file.run(), *parts]
+        leaving = [self._leave_device()] if self._leaving else []
+        return [self.routing.follow(), self.node_file.run(), *parts, *leaving]
 
     async def close(self) -> None:
         """Everything stays as it is."""
@@ -126,17 +138,36 @@ class Neighbours:
 
     def _entries(self) -> dict[bytes, bytes]:
         told, world = own(self._world), self._world.config
-        ready = self.encryption.ready if self.encryption else frozenset()
+        peers, ready = self._peers(), self.encryption.ready if self.encryption else frozenset()
+        ready &= {peer.name for peer in peers if peer.public_key}  # who has no key any more has no device
         addresses = dict.fromkeys((*told.addresses, *world.addresses))
-        return entries(told.pod_cidrs, addresses, self._peers(), ready, prefixes(self._config.cluster_cidrs))
+        return entries(told.pod_cidrs, addresses, peers, ready, prefixes(self._config.cluster_cidrs))
 
     async def _encrypt_no_more(self) -> None:
-        """What an earlier agent set up for it, in the order in which nothing is led to where nothing is."""
+        """What an earlier agent set up for it, in the order in which nothing is led to where nothing is: `works` ends
+        it, as the others still encrypt what they send here."""
         self._attachments.steering.update({})
+        found = await asyncio.to_thread(find_device, self._instance) if self._config.devices else 0
+        self._attachments.set_wireguard(found)
+        self._leaving = bool(found)
+        if not found:
+            await asyncio.to_thread(remove_device, self._instance)
+
+    async def _leave_device(self) -> None:
+        """Once the others can have heard that nothing is to be sent there any more."""
+        while not self.are_told((b"", b"")):
+            await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(LEAVE_S)
         self._attachments.set_wireguard(0)
         await asyncio.to_thread(remove_device, self._instance)
+        log.info("the WireGuard device is gone, as encryption is off")
 
     # ---- for others
+
+    async def met(self) -> None:
+        """Until packets to the other nodes that encrypt are encrypted, or no node answers."""
+        if self.encryption:
+            await self.encryption.met()
 
     async def published(self, ref: ObjectRef) -> None:
         """Until the other nodes can know the pod, or cannot be told."""

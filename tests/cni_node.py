@@ -142,6 +142,7 @@ class CniNode:
             attach_programs=self._attach_programs,
             has_programs=self.programs.__contains__,
             attach=self.world.attach,
+            stands=self._stands,
             detach=self._detached,
             published=self._published,
             unreachable=lambda: self.unreachable,
@@ -154,6 +155,10 @@ class CniNode:
     def _attach_programs(self, ifindex: int) -> None:
         self.kernel.step("programs")
         self.programs.add(ifindex)
+
+    async def _stands(self, interface: Interface) -> None:
+        self.kernel.step("stands")
+        await asyncio.sleep(0)
 
     async def _published(self, ref: ObjectRef) -> None:
         await self.publish(ref)

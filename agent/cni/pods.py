@@ -220,6 +220,7 @@ class CniPods:
         told = asyncio.ensure_future(around.published(pod))  # the others may know it before it can send
         try:
             await self._linking.activate(attachment, interface)
+            await around.stands(interface)
             local.step = "waiting for the other nodes to be told of it"
             await told
         finally:
@@ -277,6 +278,7 @@ class CniPods:
         try:
             self._around.attach_programs(interface.index)  # those of an earlier agent may be there
             await self._around.attach(attachment.pod, attachment.addresses, interface, attachment.uid)
+            await self._around.stands(interface)
             await self._around.published(attachment.pod)
             local.ready()
         except (PodGone, OSError) as error:

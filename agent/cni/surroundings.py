@@ -41,6 +41,8 @@ class Surroundings(msgspec.Struct, frozen=True):
     """Whether they are all attached there."""
     attach: Callable[[ObjectRef, tuple[bytes, ...], Interface, str], Awaitable[None]]
     """Attaching.attach, with the pod's uid: returns once the kernel enforces its policy; raises agent.pods.PodGone."""
+    stands: Callable[[Interface], Awaitable[None]]
+    """Once the pod's link is up, and before its processes start: returns when it is as it is to be used."""
     detach: Callable[[ObjectRef], Awaitable[None]]
     """Attaching.detach: returns once nobody is known by the pod's addresses."""
     published: Callable[[ObjectRef], Awaitable[None]]

@@ -19,6 +19,7 @@ from agent.encryption import userspace
 from agent.encryption.device import name_of
 from agent.encryption.keys import shown
 from agent.encryption.link import NodeLink, is_of
+from agent.encryption.meeting import MEET_S, Meeting
 from agent.encryption.reconcile import FAST_S, Reconciler, silence
 from agent.encryption.rotation import Bounds, Phase
 from agent.helpers.order import Name, withdraw
@@ -61,6 +62,8 @@ class Encryption:
         self._own: Own | None = None
         self._peers: tuple[Peer, ...] = ()
         self._turning = asyncio.Lock()
+        self._met = asyncio.Event()
+        self._met.set()
         self._changes = Changes(_RTMGRP_LINK, lambda kind, body: is_of(self.name, kind, body))
         self._keeping: asyncio.Task[None] | None = None  # the program behind the device
 
@@ -85,12 +88,22 @@ class Encryption:
             self._own, self._peers = own, peers
             self._changes.notice()
 
-    async def start(self) -> None:
-        """Until the device has what `update` told. Where that cannot be, or START_S have passed, `reasons` say why."""
+    async def start(self, *, meet: bool = False) -> None:
+        """Until the device has what `update` told. Where that cannot be, or START_S have passed, `reasons` say why.
+        `meet`: nodes that are known now are `ready` once they have made a handshake."""
+        if meet:
+            self._tunnel.meeting = Meeting()
+            self._met.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(START_S):
                 while not await self._turn() and self._tunnel.making:
                     await asyncio.sleep(FAST_S)
+
+    async def met(self) -> None:
+        """Until nobody is still to be met, or is not to be waited for."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(MEET_S):
+                await self._met.wait()
 
     async def run(self) -> None:
         """Keep it so, until cancelled. The device stays."""
@@ -202,6 +215,8 @@ class Encryption:
             self._around.on_device(tunnel.ifindex)
         if tunnel.ready != ready:
             self._around.on_ready(tunnel.ready)
+        if not tunnel.meeting.goes_on or tunnel.problem:
+            self._met.set()
         if self.facts() != facts:
             self._around.on_facts()
         return done
@@ -211,6 +226,14 @@ class Encryption:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
             self._keeping = None
+
+
+def find(instance: Instance) -> int:
+    """The interface index of the instance's device, whoever left it; 0: there is none. In the calling thread's network
+    namespace; blocks."""
+    with NodeLink(name_of(instance.short_name)) as link:
+        found = link.find()
+        return found.ifindex if found and found.up else 0
 
 
 def remove(instance: Instance) -> bool:

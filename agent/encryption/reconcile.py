@@ -27,6 +27,7 @@ from agent.encryption.device import (
 from agent.encryption.greeting import Greetings
 from agent.encryption.keys import KeyFolder, shown
 from agent.encryption.link import NodeLink
+from agent.encryption.meeting import LOOK_S, Meeting
 from agent.encryption.peers import Desired, Local, after, desired, difference
 from agent.encryption.port import require_free
 from agent.encryption.rotation import Bounds, Phase, Rotation, Step
@@ -50,8 +51,9 @@ class Reconciler:
     the last `sync`.
 
     `ready`: names of nodes that the device reaches; `ifindex`: the device's, 0: there was none yet. Where it is lost
-    both stay: what is sent to one that is not there is dropped, and not sent in plain text. `making`: there will be a
-    device in a moment. `silent`: nodes that are sent packets and make no handshake.
+    both stay: what is sent to one that is not there is dropped, and not sent in plain text. `meeting`: those that are
+    to be met first. `making`: there will be a device in a moment. `silent`: nodes that are sent packets and make no
+    handshake.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Reconciler:
         self.making = False
         self.device: Device | None = None
         self.desired = Desired()
+        self.meeting = Meeting(frozenset())
         self.silent: frozenset[str] = frozenset()
         self.problem = ""
         self._config, self._mark, self._mtu, self._published = config, mark, mtu, published
@@ -146,6 +149,8 @@ class Reconciler:
         """How long what was read of the device is good for."""
         if self.rotation.phase is Phase.SWAPPED or len(self.desired.peers) > len(self.desired.keys):
             return FAST_S  # a handshake says which of a node's keys is in use
+        if self.meeting.goes_on:
+            return LOOK_S
         return POLL_S if self.rotation.phase is Phase.IDLE else min(POLL_S, self.rotation.bounds.overlap_s / 4)
 
     def pause_s(self, done: bool) -> float:
@@ -190,7 +195,7 @@ class Reconciler:
         del self._due[:AT_ONCE]
         if fresh:
             log.info("WireGuard device configured", device=self.name, ifindex=link.ifindex, peers=len(state.peers))
-        self.ifindex, self.ready = link.ifindex, frozenset(self.desired.keys)
+        self.ifindex, self.ready = link.ifindex, frozenset(self.desired.keys) - self._unmet(state)
         self._look_for_silence(state)
         self._rotate(device, state)
 
@@ -211,6 +216,13 @@ class Reconciler:
             self._state = state
         self._given = {key: want.endpoint for key, want in wanted.peers.items()}
         return came
+
+    def _unmet(self, state: DeviceState) -> frozenset[str]:
+        if not self.meeting.goes_on:
+            return frozenset()
+        handshakes = {key: peer.handshake_ns for key, peer in state.peers.items()}
+        told = self._published(self.rotation.keys.told)
+        return self.meeting.look(self.desired.keys, handshakes, told, time.time_ns(), time.monotonic())
 
     def _provoke(self, device: Device, keys: Sequence[bytes]) -> None:
         usual = {key: want.keepalive_s for key, want in self.desired.peers.items()}

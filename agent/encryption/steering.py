@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from agent.datapath import bpf
 from agent.datapath.maps import Map
-from agent.plan.encryption import ANYWHERE, difference, fitting, missing, with_departed
+from agent.plan.encryption import ANYWHERE, difference, fitting, missing, unready, with_departed
 
 
 class Steering:
@@ -24,6 +24,11 @@ class Steering:
         self._room = table.spec.max_entries - 1
         self._held: dict[bytes, bytes] | None = None  # None: not known
         self._told: dict[bytes, bytes] = {}
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether an earlier agent had packets of some nodes encrypted."""
+        return any(value != unready(value) for value in self._read().values())
 
     def prepare(self, entries: Mapping[bytes, bytes]) -> None:
         """Before anything is known of the WireGuard device: whose addresses are, so that strict mode holds. What is

@@ -1,0 +1,52 @@
+"""Which nodes are met before pods' packets to them are encrypted, where a node turns encryption on. Pure.
+
+The others drop what a node encrypts until they have heard of its key. Where plaintext may pass, and was passing, it
+goes on until the other node has made a handshake: then nothing is lost in between. Nodes that come to be known later
+need no such wait: a node tells its key once its device takes packets of all that it knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+MEET_S = 5.0
+"""From when the others can know the key. Who has made no handshake by then is not there, or out of reach."""
+LOOK_S = 0.2
+
+
+class Meeting(msgspec.Struct):
+    """`pending`: nodes still to be met; None: it has not begun, and whoever is known then is to be met. Times of
+    handshakes in ns since 1970, others in seconds of one clock."""
+
+    pending: frozenset[str] | None = None
+    since_ns: int = 0
+    told_at: float | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        return self.pending is None or bool(self.pending)
+
+    def look(
+        self,
+        nodes: Mapping[str, Iterable[bytes]],
+        handshakes: Mapping[bytes, int],
+        told: bool,
+        now_ns: int,
+        now_s: float,
+    ) -> frozenset[str]:
+        """Who is still to be met. `nodes`: their keys; `handshakes`: when each key's last one was made; `told`: whether
+        the others can know this node's key."""
+        if self.pending is None:
+            self.pending, self.since_ns = frozenset(nodes), now_ns
+        if told and self.told_at is None:
+            self.told_at = now_s
+        if self.told_at is not None and now_s - self.told_at >= MEET_S:
+            self.pending = frozenset()
+        self.pending = frozenset(
+            node
+            for node in self.pending & nodes.keys()
+            if all(handshakes.get(key, 0) < self.since_ns for key in nodes[node])
+        )
+        return self.pending
