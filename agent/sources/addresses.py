@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from agent.sources.findings import Findings
 from policies.address import V4_MAPPED, Prefix, is_v4, parse_address
 
@@ -17,6 +19,37 @@ def address_of(path: str, text: str, findings: Findings) -> bytes | None:
         findings.error(path, f"{text!r} is an IPv4-mapped IPv6 address: write it as an IPv4 address")
         return None
     return address
+
+
+def one_a_family(
+    given: Iterable[tuple[str, str]], whose: str, findings: Findings, *, special: bool = True
+) -> tuple[bytes, ...]:
+    """Addresses of pairs of path and text. `whose`: "pod"; `special`: some may be of nobody alone."""
+    addresses: list[bytes] = []
+    for path, text in given:
+        address = address_of(path, text, findings)
+        if address is None:
+            continue
+        if not special and is_special(address):
+            findings.error(path, f"{text!r} is no address of one {whose}")
+        elif any(is_v4(address) == is_v4(other) for other in addresses):
+            findings.error(path, f"a {whose} has at most one address of each family")
+        else:
+            addresses.append(address)
+    return tuple(addresses)
+
+
+def of_one_node(given: Iterable[tuple[str, str]], findings: Findings) -> tuple[bytes, ...]:
+    """Each once, in their order, of pairs of path and text. An address that many have, such as a loopback one, is
+    refused: traffic of all who have it would be taken for the node's."""
+    found: dict[bytes, None] = {}
+    for path, text in given:
+        address = address_of(path, text, findings)
+        if address is not None and is_special(address):
+            findings.error(path, f"{text!r} is no address by which other machines know one node")
+        elif address is not None:
+            found[address] = None
+    return tuple(found)
 
 
 def block_of(path: str, text: str, findings: Findings) -> Prefix | None:

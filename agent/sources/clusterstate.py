@@ -13,7 +13,7 @@ import msgspec
 
 from agent.objects import DeclaredPort, NodeEndpoint, NodeEndpoints, SecurityIdentity
 from agent.sources import schema
-from agent.sources.addresses import address_of, block_of, is_special
+from agent.sources.addresses import block_of, of_one_node, one_a_family
 from agent.sources.documents import JsonSource, YamlSource
 from agent.sources.explain import type_error
 from agent.sources.findings import (
@@ -28,7 +28,7 @@ from agent.sources.findings import (
     shared,
 )
 from agent.world.config import FIRST_IDENTITY, LAST_IDENTITY
-from policies.address import Prefix, is_v4
+from policies.address import Prefix
 from policies.model import SERVICE_ACCOUNT, ObjectRef, Origin
 
 UNUSED_SINCE = "gatehouse.io/unused-since"
@@ -76,7 +76,7 @@ def node_endpoints(source: JsonSource | YamlSource, origin: Origin, findings: Fi
     return NodeEndpoints(
         reference("NodeEndpoints", meta, findings),
         origin,
-        _node_addresses(spec.addresses or (), findings),
+        of_one_node(_placed("spec.addresses", spec.addresses or ()), findings),
         _blocks(spec.pod_cidrs or (), findings),
         _endpoints(given, findings),
         _public_key("spec.publicKey", spec.public_key or "", findings),
@@ -114,24 +114,10 @@ def _read_each(
     return doc.metadata, spec, given
 
 
-def _node_addresses(given: Sequence[str], findings: Findings) -> tuple[bytes, ...]:
-    """Each once, in their order."""
-    found: dict[bytes, None] = {}
-    for index, text in enumerate(given):
-        path = f"spec.addresses[{index}]"
-        address = address_of(path, text, findings)
-        if address is not None and is_special(address):
-            findings.error(path, f"{text!r} is no address by which other machines know one node")
-        elif address is not None:
-            found[address] = None
-    return tuple(found)
-
-
 def _blocks(given: Sequence[str], findings: Findings) -> tuple[Prefix, ...]:
     """A node may have several of a family: blocks of a pool."""
     blocks: list[Prefix] = []
-    for index, text in enumerate(given):
-        path = f"spec.podCIDRs[{index}]"
+    for path, text in _placed("spec.podCIDRs", given):
         block = block_of(path, text, findings)
         if block is None:
             continue
@@ -204,21 +190,14 @@ def _pod(text: str, findings: Findings) -> ObjectRef:
 
 
 def _addresses(given: Sequence[str], findings: Findings) -> tuple[bytes, ...]:
-    """At least one, at most one of each family."""
-    addresses: list[bytes] = []
-    for index, text in enumerate(given):
-        path = f"ips[{index}]"
-        address = address_of(path, text, findings)
-        if address is None:
-            continue
-        if is_special(address):
-            findings.error(path, f"{text!r} is no address of one pod")
-        elif any(is_v4(address) == is_v4(other) for other in addresses):
-            findings.error(path, "a pod has at most one address of each family")
-        addresses.append(address)
+    """At least one."""
     if not given:
         findings.error("ips", "must be given")
-    return tuple(addresses)
+    return one_a_family(_placed("ips", given), "pod", findings, special=False)
+
+
+def _placed(path: str, given: Sequence[str]) -> list[tuple[str, str]]:
+    return [(f"{path}[{index}]", text) for index, text in enumerate(given)]
 
 
 def _ports(given: Sequence[schema.SlicePort], findings: Findings) -> tuple[DeclaredPort, ...]:

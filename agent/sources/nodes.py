@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from sys import intern
 
 from agent.objects import Node
 from agent.sources import schema
-from agent.sources.addresses import address_of, block_of, is_special
+from agent.sources.addresses import block_of, of_one_node
 from agent.sources.findings import Findings, labels, reference
 from policies.address import Prefix
 from policies.model import Origin
@@ -19,15 +19,14 @@ LEAVING = "ToBeDeletedByClusterAutoscaler"
 
 
 def node(doc: schema.NodeDoc, origin: Origin, findings: Findings) -> Node:
-    """Host names among the addresses are passed over. An address that many have, such as a loopback one, is refused:
-    traffic of all who have it would be taken for a node's."""
+    """Host names among the addresses are passed over."""
     ref = reference("Node", doc.metadata, findings)
     given = labels("metadata.labels", doc.metadata.labels, findings)
     spec, status = doc.spec or schema.NodeSpec(), doc.status or schema.NodeStatus()
     return Node(
         ref,
         origin,
-        addresses=_addresses(status.addresses or (), findings),
+        addresses=of_one_node(_addresses(status), findings),
         pod_cidrs=_pod_cidrs(spec, findings),
         zone=intern(given.get(ZONE_LABEL, "")),
         labels=given,
@@ -35,19 +34,11 @@ def node(doc: schema.NodeDoc, origin: Origin, findings: Findings) -> Node:
     )
 
 
-def _addresses(given: Sequence[schema.NodeAddress], findings: Findings) -> tuple[bytes, ...]:
-    """Each once, in their order: the same one may be the node's inside and outside."""
-    found: dict[bytes, None] = {}
-    for index, one in enumerate(given):
-        path = f"status.addresses[{index}].address"
-        if one.type not in ADDRESS_TYPES:
-            continue
-        address = address_of(path, one.address or "", findings)
-        if address is not None and is_special(address):
-            findings.error(path, f"{one.address!r} is no address by which other machines know one node")
-        elif address is not None:
-            found[address] = None
-    return tuple(found)
+def _addresses(status: schema.NodeStatus) -> Iterator[tuple[str, str]]:
+    """The same one may be the node's inside and outside."""
+    for index, one in enumerate(status.addresses or ()):
+        if one.type in ADDRESS_TYPES:
+            yield f"status.addresses[{index}].address", one.address or ""
 
 
 def _pod_cidrs(spec: schema.NodeSpec, findings: Findings) -> tuple[Prefix, ...]:

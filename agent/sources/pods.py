@@ -7,7 +7,7 @@ from sys import intern
 
 from agent.objects import Container, DeclaredPort, Namespace, Pod
 from agent.sources import schema
-from agent.sources.addresses import address_of
+from agent.sources.addresses import address_of, one_a_family
 from agent.sources.findings import (
     Findings,
     dns_label,
@@ -18,7 +18,6 @@ from agent.sources.findings import (
     protocol,
     reference,
 )
-from policies.address import is_v4
 from policies.model import Origin, Protocol
 
 RESTART_POLICIES = ("Always", "OnFailure", "Never")
@@ -166,14 +165,7 @@ def _addresses(status: schema.PodStatus, findings: Findings) -> tuple[bytes, ...
         given = [("status.podIP", status.pod_ip)]
     elif status.pod_ip and given[0][1] != status.pod_ip:
         findings.error("status.podIP", f"must be the first of status.podIPs, {given[0][1]!r}")
-    addresses: list[bytes] = []
-    for path, text in given:
-        address = address_of(path, text, findings)
-        if address is not None and any(is_v4(address) == is_v4(other) for other in addresses):
-            findings.error(path, "a pod has at most one address of each family")
-        elif address is not None:
-            addresses.append(address)
-    return tuple(addresses)
+    return one_a_family(given, "pod", findings)
 
 
 def _ready(status: schema.PodStatus) -> bool:

@@ -7,7 +7,7 @@ from sys import intern
 
 from agent.objects import Service, ServicePort
 from agent.sources import schema
-from agent.sources.addresses import address_of
+from agent.sources.addresses import one_a_family
 from agent.sources.exposure import exposure
 from agent.sources.findings import (
     Findings,
@@ -75,14 +75,7 @@ def _cluster_ips(spec: schema.ServiceSpec, kind: str, findings: Findings) -> tup
         if kind not in ("ClusterIP", "ExternalName"):
             findings.error(where[0][0], f"must not be None where the type is {kind}")
         return True, ()
-    addresses: list[bytes] = []
-    for path, text in where:
-        address = address_of(path, text, findings)
-        if address is not None and any(is_v4(address) == is_v4(other) for other in addresses):
-            findings.error(path, "a service has at most one address of each family")
-        elif address is not None:
-            addresses.append(address)
-    return False, tuple(addresses)
+    return False, one_a_family(where, "service", findings)
 
 
 def _families(spec: schema.ServiceSpec, addresses: tuple[bytes, ...], findings: Findings) -> tuple[str, ...]:
