@@ -106,11 +106,7 @@ class Membership:
 
     async def run(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(VERIFY_S * random.uniform(0.8, 1.2)):  # noqa: S311
-                    await self._woken.wait()
-            except TimeoutError:
-                self._own.forget()
+            await self._own.due(self._woken, VERIFY_S)
             self._woken.clear()
             self._begun = self._wakes
             try:

@@ -48,11 +48,7 @@ class StatusReporter:
 
     async def run(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(VERIFY_S * random.uniform(0.8, 1.2)):  # noqa: S311
-                    await self._woken.wait()
-            except TimeoutError:
-                self._own.forget()
+            await self._own.due(self._woken, VERIFY_S)
             await asyncio.sleep(random.uniform(LEAST_S, MOST_S))  # noqa: S311
             self._woken.clear()
             report = self._report()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 from agent import log
@@ -39,6 +40,14 @@ class OwnObject:
     def forget(self) -> None:
         """Look at what the server has before the next write: it may be something else. Not while there is one."""
         self._version = None
+
+    async def due(self, changed: asyncio.Event, verify_s: float) -> None:
+        """Until it may have changed, or (every `verify_s`, more or less) it is time to see what the server has."""
+        try:
+            async with asyncio.timeout(verify_s * random.uniform(0.8, 1.2)):  # noqa: S311  # not all nodes at once
+                await changed.wait()
+        except TimeoutError:
+            self.forget()
 
     async def put(self, body: dict[str, Any]) -> bool:
         """Once it returns, the server has the object as `body` says. Raises Away and Refused.

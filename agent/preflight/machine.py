@@ -64,11 +64,14 @@ def bpf(facts: Facts, _config: Config) -> Finding:
 
 
 def btf(facts: Facts, _config: Config) -> Finding:
-    if facts.kernel.btf is None:
-        return Finding(UNKNOWN, "/sys is not to be read")
-    if facts.kernel.btf:
-        return Finding(OK, "/sys/kernel/btf/vmlinux")
-    return Finding(WARN, "none", "nothing needs it yet; a kernel with CONFIG_DEBUG_INFO_BTF is what is tested")
+    without = Finding(WARN, "none", "nothing needs it yet; a kernel with CONFIG_DEBUG_INFO_BTF is what is tested")
+    return _either(facts.kernel.btf, "/sys is not to be read", "/sys/kernel/btf/vmlinux", without)
+
+
+def _either(known: bool | None, unknown: str, yes: str, no: Finding) -> Finding:
+    if known is None:
+        return Finding(UNKNOWN, unknown)
+    return Finding(OK, yes) if known else no
 
 
 def jit(facts: Facts, _config: Config) -> Finding:
@@ -189,11 +192,9 @@ def envoy(facts: Facts, config: Config) -> Finding | None:
 
 
 def clock(facts: Facts, _config: Config) -> Finding:
-    if facts.host.clock_synchronized is None:
-        return Finding(UNKNOWN, "the kernel does not say")
-    if facts.host.clock_synchronized:
-        return Finding(OK, "synchronized")
-    return Finding(WARN, "nobody keeps it", "run chrony or systemd-timesyncd: leases, tokens and flow records go by it")
+    advice = "run chrony or systemd-timesyncd: leases, tokens and flow records go by it"
+    kept = facts.host.clock_synchronized
+    return _either(kept, "the kernel does not say", "synchronized", Finding(WARN, "nobody keeps it", advice))
 
 
 def state_dir(facts: Facts, config: Config) -> Finding:
