@@ -83,7 +83,7 @@ def test_what_the_agents_show(cluster: KubeCluster, client: KubePod, web: KubePo
     assert tcp(client.netns, web.ip(), PORT, PATIENT_S)
     meet(cluster)
     for number, agent in enumerate(cluster.agents.values(), 1):
-        found = status(agent)
+        found = agent.json("encryption", "status")
         assert (found["mode"], found["strict"], found["port"], found["plaintext_packets"]) == (
             "wireguard", True, wire.PORT, 0,
         )  # fmt: skip
