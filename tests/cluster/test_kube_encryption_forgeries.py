@@ -6,14 +6,15 @@ import json
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import rig
 from agents import GONE_S
-from encrypted_cluster import PATIENT_S, STRICT, meet, use
+from encrypted_cluster import PATIENT_S, STRICT, meet, status, use
 from kube_cluster import FAMILIES, KubeCluster, KubePod, node_ips
 from patience import SLOWER
-from probes import Server, udp
+from probes import Server, ping, udp
 
 from agent.config import build
 from agent.routing.tunnel import VNI
@@ -67,8 +68,29 @@ def tunnelled(cluster: KubeCluster, node: str, packet: bytes) -> bytes:
     return struct.pack("!II", 0x08 << 24, VNI << 8) + mac + b"\2" * 6 + struct.pack("!H", kind) + packet
 
 
-def drops(cluster: KubeCluster, node: str) -> int:
-    return sum(int(count) for count in cluster.agents[node].status()["drops"].values())
+def drops(cluster: KubeCluster, node: str, *reasons: str) -> int:
+    """All of them, or for some reasons."""
+    found = cluster.agents[node].status()["drops"]
+    return sum(int(count) for reason, count in found.items() if not reasons or reason in reasons)
+
+
+@contextmanager
+def hearing(pod: KubePod, family: str) -> Iterator[socket.socket]:
+    kind = socket.AF_INET6 if family == "v6" else socket.AF_INET
+    with pod.netns.call(socket.socket, kind, socket.SOCK_DGRAM) as heard:
+        heard.bind((pod.ip(family), PORT + 1))
+        heard.settimeout(SILENT_S)
+        yield heard
+
+
+def senders(heard: socket.socket) -> list[str]:
+    """Of all that comes, until nothing does any more."""
+    found: list[str] = []
+    while True:
+        try:
+            found.append(heard.recvfrom(100)[1][0])
+        except TimeoutError:
+            return found
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -77,17 +99,67 @@ def drops(cluster: KubeCluster, node: str) -> int:
 def test_in_a_tunnel_of_its_own(cluster: KubeCluster, forger: str, named: str, family: str) -> None:
     """It asks the node to unwrap it. That the wrapping came by WireGuard says nothing of what is in it."""
     web: KubePod = cluster.pods["n2/shop/web"]
-    kind = socket.AF_INET6 if family == "v6" else socket.AF_INET
-    with web.netns.call(socket.socket, kind, socket.SOCK_DGRAM) as heard:
-        heard.bind((web.ip(family), PORT + 1))
-        heard.settimeout(SILENT_S)
+    with hearing(web, family) as heard:
         before = drops(cluster, "n2")
         inner = datagram(cluster.pods[named].ip(family), web.ip(family), PORT + 1)
         with cluster.pods[forger].netns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sending:
             sending.sendto(tunnelled(cluster, "n2", inner), (node_ips(2)["v4"], TUNNEL_PORT))
-        with pytest.raises(TimeoutError):
-            heard.recv(100)
+        assert senders(heard) == []
         rig.wait_until(lambda: drops(cluster, "n2") > before, GONE_S, "it came, and was dropped")
     with Server(web.netns, "udp", PORT, "web"):
         answer = udp(cluster.pods["n1/shop/forger"].netns, web.ip(family), PORT, PATIENT_S)
         assert answer.seen_from == cluster.pods["n1/shop/forger"].ip(family)
+
+
+def by_device(cluster: KubeCluster, node: str, *packets: bytes) -> None:
+    """Straight into its WireGuard device, past all that a node that is honest asks."""
+    device = status(cluster.agents[node])["device"]
+    with cluster.nodes[node].call(socket.socket, socket.AF_PACKET, socket.SOCK_DGRAM) as sending:
+        for packet in packets:
+            sending.sendto(packet, (device, 0x0800 if packet[0] >> 4 == 4 else 0x86DD))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_by_a_node_that_lies(cluster: KubeCluster, family: str) -> None:
+    """In the name of a third node's pod, of one of the receiver's, of these nodes, of the world."""
+    web, own, other, near = (
+        cluster.pods[name] for name in ("n2/shop/web", "n1/shop/forger", "n3/shop/other", "n2/shop/neighbour")
+    )
+    world = {"v4": "198.51.100.7", "v6": "2001:db8:7::7"}[family]
+    forged = [other.ip(family), near.ip(family), node_ips(3)[family], node_ips(2)[family], world]
+    with hearing(web, family) as heard:
+        by_device(cluster, "n1", *(datagram(one, web.ip(family), PORT + 1) for one in (*forged, own.ip(family))))
+        assert senders(heard) == [own.ip(family)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_to_nobody_here(cluster: KubeCluster, family: str) -> None:
+    """What is for neither a pod nor the node goes no further, by whatever route the node has."""
+    own = cluster.pods["n1/shop/forger"].ip(family)
+    nobody = {"v4": "10.244.2.250", "v6": "fd00:10:244:2::250"}[family]
+    before = drops(cluster, "n2", "WRONG_DESTINATION")
+    by_device(cluster, "n1", *[datagram(own, nobody, PORT)] * 10)
+    rig.wait_until(lambda: drops(cluster, "n2", "WRONG_DESTINATION") >= before + 10, GONE_S, "they are dropped")
+
+
+def neighbours(cluster: KubeCluster, node: str, address: str) -> str:
+    (found,) = json.loads(cluster.nodes[node].run("ip", "-j", "neigh", "show", address).stdout)
+    return str(found["lladdr"])
+
+
+def test_neighbours_are_on_the_link_alone(cluster: KubeCluster) -> None:
+    """Nobody says through the tunnel which machine has an address: RFC 4861 asks for a hop limit that anybody can set."""
+    one, two, three = (node_ips(number)["v6"] for number in (1, 2, 3))
+    assert ping(cluster.nodes["n2"], three, PATIENT_S)
+    before = neighbours(cluster, "n2", three)
+    ends = socket.inet_pton(socket.AF_INET6, one) + socket.inet_pton(socket.AF_INET6, two)
+    target = socket.inet_pton(socket.AF_INET6, three)
+    body = struct.pack("!BBHI", 136, 0, 0, 0x20000000) + target + b"\2\1" + b"\2\0\0\0\6\6"
+    pseudo = ends + struct.pack("!II", len(body), socket.IPPROTO_ICMPV6)
+    body = body[:2] + struct.pack("!H", checksum(pseudo + body)) + body[4:]
+    packet = struct.pack("!IHBB", 6 << 28, len(body), socket.IPPROTO_ICMPV6, 255) + ends + body
+    with hearing(cluster.pods["n2/shop/web"], "v6") as heard:
+        own, web = cluster.pods["n1/shop/forger"].ip("v6"), cluster.pods["n2/shop/web"].ip("v6")
+        by_device(cluster, "n1", *[packet] * 3, datagram(own, web, PORT + 1))
+        assert senders(heard) == [own], "all of it has come"
+    assert neighbours(cluster, "n2", three) == before
