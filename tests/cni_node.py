@@ -10,7 +10,7 @@ from typing import Any
 
 from agent.cni.attachments import Attachments
 from agent.cni.ipam import Ipam
-from agent.cni.place import Connected, NotConnected, host_link
+from agent.cni.place import Connected, Guard, NotConnected, host_link
 from agent.cni.pods import CniPods
 from agent.cni.protocol import Key, Request
 from agent.cni.recovery import Recovered
@@ -55,7 +55,15 @@ class Kernel:
 
     # ---- agent.cni.surroundings.Links
 
-    def connect(self, netns: str, ifname: str, addresses: Sequence[bytes], pod: ObjectRef, mtu: int) -> Interface:
+    def connect(
+        self,
+        netns: str,
+        ifname: str,
+        addresses: Sequence[bytes],
+        pod: ObjectRef,
+        mtu: int,
+        guard: Guard,
+    ) -> Interface:
         self.step("connect")
         if not Path(netns).exists():
             raise NotConnected(2, f"network namespace {netns}: it has to be there")
@@ -66,6 +74,8 @@ class Kernel:
             self.links[name] = Connected(name, self._indexes, pod, ifname, False)
             try:
                 self.step("connected")
+                guard(self._indexes)
+                self.step("up")
             except OSError:
                 del self.links[name]
                 raise
@@ -74,9 +84,6 @@ class Kernel:
     def adopt(self, netns: str, ifname: str, addresses: Sequence[bytes]) -> Interface:
         self.step("adopt")
         return Interface(77, "veth-of-another", b"\2" * 6, b"\4" * 6, netns, resolves=True)
-
-    def activate(self, interface: Interface, addresses: Sequence[bytes]) -> None:
-        self.step("activate")
 
     def disconnect_all(self, names: Collection[str]) -> None:
         self.step("disconnect")

@@ -1,8 +1,9 @@
 """The record of attachments: one file each in STATE_DIR/attachments, written before anything is built.
 
-A file gets its name once it is whole, and is written over in one piece, so a killed agent leaves each as it was or as
-it is to be; what a damaged one says of others is nothing. No write waits for the disk: what a crash of the machine
-could take from the record (namespaces, links, the containers themselves) is gone with it.
+A file is written, and written over, in one piece, so a killed agent leaves each as it was or as it is to be; one that
+is empty is of an attachment of which nothing was built yet. What a damaged one says of others is nothing. No write
+waits for the disk: what a crash of the machine could take from the record (namespaces, links, the containers
+themselves) is gone with it.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class Attachments:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         notices = []
         for path in sorted(self._folder.iterdir()):
-            if path.name.startswith("."):
-                path.unlink()  # half written
+            if path.name.startswith(".") or not path.stat().st_size:
+                path.unlink()  # half written, or not at all
             elif path.suffix == ".json":
                 try:
                     found = _read(path)
@@ -92,11 +93,12 @@ class Attachments:
         """The file's part of `put`, in any thread. Written over where there is one: to replace a file costs the file
         system milliseconds where pods come by the dozen, as it passes over the inodes that were given up lately."""
         path, content = self._path(attachment.key), msgspec.json.encode(attachment)
-        if not _write_over(path, content):
-            fresh = path.with_name(f".{path.name}")
-            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-                file.write(content)
-            fresh.rename(path)
+        if (attachment.interface is None and _write_new(path, content)) or _write_over(path, content):
+            return
+        fresh = path.with_name(f".{path.name}")
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(content)
+        fresh.rename(path)
 
     def remove(self, key: Key) -> None:
         self._path(key).unlink(missing_ok=True)
@@ -111,6 +113,20 @@ def _read(path: Path) -> Attachment:
     if found.version != VERSION:
         raise ValueError(f"it is of version {found.version}, this agent writes version {VERSION}")
     return found
+
+
+def _write_new(path: Path, content: bytes) -> bool:
+    """Make the file, with this in it in one piece; False where that cannot be."""
+    if len(content) > PAGE_BYTES:
+        return False
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return False
+    try:
+        return os.write(descriptor, content) == len(content)
+    finally:
+        os.close(descriptor)
 
 
 def _write_over(path: Path, content: bytes) -> bool:

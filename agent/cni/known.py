@@ -59,6 +59,8 @@ class KnownPods:
 
     async def wait_for(self, ref: ObjectRef, uid: str, timeout_s: float = KNOWN_S) -> CniPod:
         """The pod with this uid ("": any); an older one of the same name is not meant. Raises CniError."""
+        if (known := self._pods.get(ref)) is not None and is_same(uid, known.pod.uid):
+            return known
         told = self._told.setdefault(ref, asyncio.Event())
         try:
             async with asyncio.timeout(timeout_s):

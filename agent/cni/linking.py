@@ -22,8 +22,22 @@ from agent.objects import Interface
 P = ParamSpec("P")
 T = TypeVar("T")
 
-BUILDERS = 4
-"""Threads. One removes: the kernel takes as long for many links as for one."""
+BUILDERS = 2
+"""Threads: more of them wait for the interpreter and for the kernel's one lock of all links, and burn time doing so.
+One removes: the kernel takes as long for many links as for one."""
+
+
+class _Building:
+    """A link to be made, and what came of it."""
+
+    def __init__(self, attachment: Attachment, mtu: int) -> None:
+        self.attachment, self.mtu = attachment, mtu
+        self.made: Interface | OSError = OSError("it was not built")
+
+    def result(self) -> Interface:
+        if isinstance(self.made, OSError):
+            raise self.made
+        return self.made
 
 
 class Linking:
@@ -33,7 +47,9 @@ class Linking:
         self._links = links
         self._record = record
         self._attach_programs = attach_programs
-        # Building waits for nothing, least of all for removals, which take longer.
+        # Building waits for nothing, least of all for removals, which take longer. Links that are asked for meanwhile
+        # are made, told to the World and published together: most of that costs no more for many than for one.
+        self._links_to_be: Batch[_Building] = Batch(self._build)
         self._builders = ThreadPoolExecutor(BUILDERS, "cni-build", initializer=namespaces.join_machine_mounts)
         self._remover = ThreadPoolExecutor(1, "cni-remove", initializer=namespaces.join_machine_mounts)
         self._removals: Batch[str] = Batch(self._disconnect)
@@ -47,12 +63,10 @@ class Linking:
         return {one.name: one for one in await self._in(self._builders, self._links.existing)}
 
     async def link(self, attachment: Attachment, mtu: int) -> Interface:
-        """Put on file, built, and given the programs. Nothing passes yet; where another plugin made the link, from when
-        they are attached."""
-        return await self._in(self._builders, self._link, attachment, mtu)
-
-    async def activate(self, attachment: Attachment, interface: Interface) -> None:
-        await self._in(self._builders, self._links.activate, interface, attachment.addresses)
+        """Put on file, built, and given the programs, which let nothing pass before the pod is known."""
+        one = _Building(attachment, mtu)
+        await carried_through(self._links_to_be.begin(one))
+        return one.result()
 
     async def remove(self, attachment: Attachment) -> None:
         """Another plugin's stays."""
@@ -74,14 +88,25 @@ class Linking:
         """Whether it is complete, and its link and the very namespace are there. `links`: those existing."""
         return await self._in(self._builders, _stands, attachment, links)
 
+    async def _build(self, wanted: Collection[_Building]) -> None:
+        shares = [share for first in range(BUILDERS) if (share := list(wanted)[first::BUILDERS])]
+        await asyncio.gather(*(self._in(self._builders, self._build_all, share) for share in shares))
+
+    def _build_all(self, share: Collection[_Building]) -> None:
+        for one in share:
+            try:
+                one.made = self._link(one.attachment, one.mtu)
+            except OSError as error:
+                one.made = error
+
     def _link(self, attachment: Attachment, mtu: int) -> Interface:
         self._record.write(attachment)
         where, ifname, addresses = attachment.netns, attachment.key.ifname, attachment.addresses
-        if attachment.chained:
-            interface = self._links.adopt(where, ifname, addresses)
-        else:
-            interface = self._links.connect(where, ifname, addresses, attachment.pod, mtu)
-        self._attach_programs(interface.index)  # it has no endpoint entry yet: everything is dropped
+        guard = self._attach_programs  # it has no endpoint entry yet: everything is dropped
+        if not attachment.chained:
+            return self._links.connect(where, ifname, addresses, attachment.pod, mtu, guard)
+        interface = self._links.adopt(where, ifname, addresses)
+        guard(interface.index)
         return interface
 
     async def _disconnect(self, names: Collection[str]) -> None:

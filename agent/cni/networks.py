@@ -1,8 +1,8 @@
 """Networks of pods whose namespaces a container runtime made: a veth into each, wired as agent.endpoints.wiring says.
 
-Built in two steps, as a directory-mode pod's network is: `connect` leaves the host side down, so that nothing passes
-while the datapath is attached; `activate` brings it up. The host side's name is derived from the pod's first address,
-which is no other pod's: so what a killed ADD left is known by what was on record before it began.
+The host side is down until the datapath stands on it, which lets nothing pass before it knows the pod. Its name is
+derived from the pod's first address, which is no other pod's: so what a killed ADD left is known by what was on record
+before it began.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from agent.cni import chained, recovery
-from agent.cni.place import Connected, NotConnected, Place, find, host_link, opened
+from agent.cni.place import Connected, Guard, NotConnected, Place, find, host_link, opened
 from agent.cni.recovery import Recovered
 from agent.endpoints import links, namespaces, routes, wiring
 from agent.endpoints.links import Link
-from agent.endpoints.netlink import NetlinkError, RouteSocket
+from agent.endpoints.netlink import NetlinkError, Request, RouteSocket
 from agent.endpoints.routes import Neighbour
-from agent.endpoints.wiring import HOST_SIDE, read_sysctl, write_sysctls
+from agent.endpoints.wiring import HOST_SIDE, write_sysctls
 from agent.objects import Interface
 from policies.address import format_address, is_v4
 from policies.model import ObjectRef
@@ -29,14 +30,14 @@ LOOPBACK = "lo"
 _ALIAS = re.compile(r"([^/]+)/([^/ ]+) ([^/ ]+)")  # NAMESPACE/POD INTERFACE
 
 # Of the pod's interface. What else there is in a namespace is the runtime's and the pod's to say.
-# Those of IPv4 go by netlink.
-_SYSCTLS_V6 = ("accept_ra", "accept_dad", "accept_redirects")
+# Those of IPv4 go by netlink; there is no duplicate address detection where no address asks for it.
+_SYSCTLS_V6 = ("accept_ra", "accept_redirects")
 
 
 class Networks:
     """Around one node's network namespace: that of the thread that makes this object.
 
-    Calls block (`connect` some 5 ms, `disconnect` 20 ms), and may be made by many threads at once, about one pod by
+    Calls block (`connect` some 3 ms, `disconnect` 20 ms), and may be made by many threads at once, about one pod by
     one. Errors are OSError (NotConnected where the runtime or its settings are at fault).
     """
 
@@ -50,42 +51,45 @@ class Networks:
             self._idle.pop().close()
         os.close(self._node)
 
-    def connect(self, netns: str, ifname: str, addresses: Sequence[bytes], pod: ObjectRef, mtu: int) -> Interface:
-        """A veth into the namespace at the path `netns`; `lo` there is up, the pod's side is up, the host's is not.
+    def connect(
+        self,
+        netns: str,
+        ifname: str,
+        addresses: Sequence[bytes],
+        pod: ObjectRef,
+        mtu: int,
+        guard: Guard,
+    ) -> Interface:
+        """A veth into the namespace at the path `netns`, by which the pod can send and receive; `lo` there is up.
+
+        `guard` is given the index of the host side while that is down, and has all that passes judged from then on.
 
         What stands already is returned as it is, if it is complete, and else built anew; an interface of that name that
         is not ours, or has other addresses, is refused.
         """
         if not addresses:
             raise ValueError(f"{pod} has no address")
-        name = host_link(addresses)
+        veth = _Veth(ifname, tuple(addresses), f"{pod.namespace}/{pod.name} {ifname}", mtu)
         with opened(netns) as place, self._routes() as route:
-            place.inside.request(links.set_up_named(LOOPBACK))
-            if (found := find(place.inside, ifname)) is not None:
-                standing = _standing(route, place, found, addresses)
-                if standing is not None:
+            ends = _make(route, place, veth)
+            if ends is None:
+                if (standing := _standing(route, place, veth)) is not None:
+                    guard(standing.index)
                     return standing
+                route.remove(links.delete_link(veth.name))
+                ends = _make(route, place, veth)
+            if ends is None:
+                raise OSError(errno.EEXIST, f"{veth.name} is made by somebody else all the time")
             try:
-                host = self._make(route, place, ifname, addresses, pod, mtu)
-                return self._wire(place, ifname, host, addresses)
+                return self._wire(route, place, veth, ends, guard)
             except OSError:
-                route.remove(links.delete_link(name))
+                route.remove(links.delete_link(veth.name))
                 raise
 
     def adopt(self, netns: str, ifname: str, addresses: Sequence[bytes]) -> Interface:
         """The veth that a plugin before us in the chain made, as its result tells (see agent.cni.chained)."""
         with opened(netns) as place, self._routes() as route:
             return chained.adopt(route, place, ifname, addresses)
-
-    def activate(self, interface: Interface, addresses: Sequence[bytes]) -> None:
-        """Host side up, routes and neighbours to the pod; returns when the pod can send. May be repeated.
-
-        Of what was adopted, that is its maker's.
-        """
-        if interface.resolves:
-            return
-        with self._routes() as route:
-            wiring.activate(route, interface, addresses)
 
     def disconnect(self, link: Interface | str) -> bool:
         """Remove a pod's veth, by its interface or the name of its host side; False where it is gone already.
@@ -126,7 +130,7 @@ class Networks:
             return list(recovery.recover(route, orphans))
 
     def check(self, netns: str, ifname: str, addresses: Sequence[bytes], interface: Interface) -> list[str]:
-        """What of a pod's network is not as `connect` and `activate` left it, one sentence each (CNI CHECK)."""
+        """What of a pod's network is not as `connect` left it, one sentence each (CNI CHECK)."""
         try:
             with opened(netns) as place, self._routes() as route:
                 found = find(place.inside, ifname)
@@ -151,62 +155,92 @@ class Networks:
                 route = RouteSocket()
         try:
             yield route
-        except OSError:
+        except BaseException:
             route.close()  # answers to what was given up may still come
             raise
         self._idle.append(route)
 
-    def _make(
-        self, route: RouteSocket, place: Place, ifname: str, addresses: Sequence[bytes], pod: ObjectRef, mtu: int
-    ) -> Link:
-        """The veth's host side. One that an ADD left which was killed gives way."""
-        name, (_, host_mac) = host_link(addresses), wiring.macs(addresses)
-        requests = (
-            links.add_veth(name, ifname, place.netns, mtu),
-            links.configure_host_side(name, host_mac, f"{pod.namespace}/{pod.name} {ifname}"),
-            links.get_link(name),
+    def _wire(self, route: RouteSocket, place: Place, veth: _Veth, ends: tuple[int, int], guard: Guard) -> Interface:
+        """All but the link itself, of which `ends` are the indexes. The thread is in the pod's namespace."""
+        (index, peer), (mac, host_mac) = ends, wiring.macs(veth.addresses)
+        interface = Interface(index, veth.name, mac, host_mac, place.path, place.inside.netns_cookie)
+        if veth.has_v6:
+            write_sysctls({f"net/ipv6/conf/{veth.ifname}/{key}": "0" for key in _SYSCTLS_V6})
+        _fill(place, veth, [links.set_up_pod_side(peer), *wiring.pod_side(peer, host_mac, veth.addresses)])
+        namespaces.enter(self._node)
+        write_sysctls({f"net/ipv6/conf/{veth.name}/accept_ra": "0"})
+        guard(index)
+        route.request(*wiring.host_side(interface, veth.addresses))
+        wiring.await_ready(place.inside, peer, veth.addresses)
+        return interface
+
+
+class _Veth(NamedTuple):
+    """What is to lead into a pod's namespace. `alias`: of the host side."""
+
+    ifname: str
+    addresses: tuple[bytes, ...]
+    alias: str
+    mtu: int
+
+    @property
+    def name(self) -> str:
+        """Of the host side."""
+        return host_link(self.addresses)
+
+    @property
+    def has_v6(self) -> bool:
+        return not all(map(is_v4, self.addresses))
+
+
+def _make(route: RouteSocket, place: Place, veth: _Veth) -> tuple[int, int] | None:
+    """Both sides, down: index of the host's, and of the pod's. None where one of that name is there."""
+    mac, host_mac = wiring.macs(veth.addresses)
+    try:
+        reply, *_ = route.request(
+            links.add_veth(veth.name, veth.ifname, place.netns, veth.mtu, host_mac, mac),
+            links.configure_host_side(veth.name, veth.alias),
+            links.get_link(veth.name),
         )
-        try:
-            *_, reply = route.request(*requests)
-        except NetlinkError as error:
-            if error.errno != errno.EEXIST or not route.remove(links.delete_link(name)):
-                raise
-            *_, reply = route.request(*requests)
-        return links.read_link(reply)
-
-    def _wire(self, place: Place, ifname: str, host: Link, addresses: Sequence[bytes]) -> Interface:
-        mac, host_mac = wiring.macs(addresses)
-        with namespaces.entered(self._node):
-            write_sysctls(wiring.host_side_sysctls(host.name))
-            namespaces.enter(place.netns)
-            if not all(map(is_v4, addresses)):
-                _enable_ipv6(ifname)
-        place.inside.request(links.set_up_pod_side(host.peer), *wiring.pod_side(host.peer, mac, host_mac, addresses))
-        return Interface(host.ifindex, host.name, mac, host_mac, place.path, place.inside.netns_cookie)
+    except NetlinkError as error:
+        if error.errno == errno.EEXIST:
+            return None
+        route.remove(links.delete_link(veth.name))
+        raise
+    return links.read_ends(reply)
 
 
-def _standing(route: RouteSocket, place: Place, found: Link, addresses: Sequence[bytes]) -> Interface | None:
+def _fill(place: Place, veth: _Veth, requests: Sequence[Request]) -> None:
+    """Have this done in the pod's namespace, with `lo` up and IPv6 enabled. Mostly it is: to look first, or to say so
+    again, would be to queue up once more with all who change links anywhere on the machine. The thread is there."""
+    requests = (links.set_up_named(LOOPBACK), links.get_link(LOOPBACK), *requests)
+    try:
+        enabled = links.has_ipv6(place.inside.request(*requests)[0])
+    except NetlinkError as error:
+        if error.errno != errno.EACCES:  # what is said of an IPv6 address while IPv6 is disabled
+            raise
+        enabled = False
+    if veth.has_v6 and not enabled:
+        # Of all interfaces first, for that sets it for each: what the pod sends to itself goes by lo.
+        write_sysctls({f"net/ipv6/conf/{name}/disable_ipv6": "0" for name in ("all", veth.ifname)})
+        place.inside.request(*requests)
+
+
+def _standing(route: RouteSocket, place: Place, veth: _Veth) -> Interface | None:
     """What an earlier call built; None if it did not come to its end. Raises NotConnected for anybody else's."""
-    name, (mac, host_mac) = host_link(addresses), wiring.macs(addresses)
-    host = find(route, name)
+    if (found := find(place.inside, veth.ifname)) is None:
+        return None
+    addresses = veth.addresses
+    (mac, host_mac), host = wiring.macs(addresses), find(route, veth.name)
     if host is None or (host.ifindex, host.peer) != (found.peer, found.ifindex):
         raise NotConnected(
             errno.EEXIST,
             f"{place.path} has an interface {found.name} already that is not this pod's with these addresses: "
             "delete it first (CNI DEL), or name another",
         )
-    interface = Interface(host.ifindex, name, mac, host_mac, place.path, place.inside.netns_cookie)
-    whole = host.mac == host_mac and not _pod_side(place.inside, found, addresses, interface)
-    return interface if whole else None
-
-
-def _enable_ipv6(ifname: str) -> None:
-    """In the calling thread's namespace. Mostly it is enabled; to say so again would be to queue up with all who change
-    links anywhere on the machine."""
-    if any(read_sysctl(f"net/ipv6/conf/{name}/disable_ipv6") != "0" for name in ("all", LOOPBACK, ifname)):
-        # Of all interfaces first, for that sets it for each: what the pod sends to itself goes by lo.
-        write_sysctls({f"net/ipv6/conf/{name}/disable_ipv6": "0" for name in ("all", ifname)})
-    write_sysctls({f"net/ipv6/conf/{ifname}/{key}": "0" for key in _SYSCTLS_V6})
+    interface = Interface(host.ifindex, veth.name, mac, host_mac, place.path, place.inside.netns_cookie)
+    differ = _pod_side(place.inside, found, addresses, interface) or _host_side(route, found, addresses, interface)
+    return None if differ else interface
 
 
 def _pod_side(inside: RouteSocket, found: Link, addresses: Sequence[bytes], interface: Interface) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -15,6 +15,9 @@ from agent.endpoints import links, namespaces
 from agent.endpoints.links import Link
 from agent.endpoints.netlink import NetlinkError, RouteSocket, is_gone
 from policies.model import ObjectRef
+
+Guard = Callable[[int], None]
+"""Has all judged that passes at the interface with this index."""
 
 
 class NotConnected(OSError):
@@ -44,7 +47,8 @@ class Place(NamedTuple):
 
 @contextmanager
 def opened(path: str) -> Iterator[Place]:
-    """The namespace at a path such as /run/netns/NAME or /proc/PID/ns/net. Raises NotConnected."""
+    """The namespace at a path such as /run/netns/NAME or /proc/PID/ns/net, with the calling thread in it meanwhile.
+    Raises NotConnected."""
     try:
         netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -53,16 +57,23 @@ def opened(path: str) -> Iterator[Place]:
             error.errno, f"network namespace {path}: {why}: it has to be there, and visible to the agent"
         ) from None
     try:
-        with _socket_in(path, netns) as inside:
-            yield Place(path, netns, inside)
+        home = namespaces.open_current()
+        try:
+            _enter(path, netns)
+            try:
+                with RouteSocket() as inside:
+                    yield Place(path, netns, inside)
+            finally:
+                namespaces.enter(home)
+        finally:
+            os.close(home)
     finally:
         os.close(netns)
 
 
-def _socket_in(path: str, netns: int) -> RouteSocket:
+def _enter(path: str, netns: int) -> None:
     try:
-        with namespaces.entered(netns):
-            return RouteSocket()
+        namespaces.enter(netns)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise

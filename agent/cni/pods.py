@@ -215,16 +215,11 @@ class CniPods:
         local.step = "making its link"
         interface = await self._linking.link(attachment, around.mtu())
         self._told[pod] = attachment
+        await around.stands(interface)
         local.step = "waiting for its identity, and for its policy to be in the kernel"
         await around.attach(pod, attachment.addresses, interface, attachment.uid)
-        told = asyncio.ensure_future(around.published(pod))  # the others may know it before it can send
-        try:
-            await self._linking.activate(attachment, interface)
-            await around.stands(interface)
-            local.step = "waiting for the other nodes to be told of it"
-            await told
-        finally:
-            told.cancel()
+        local.step = "waiting for the other nodes to be told of it"
+        await around.published(pod)
         if self._told.get(pod) is not attachment:
             raise PodGone(f"{pod} was deleted")
         complete = msgspec.structs.replace(attachment, interface=interface)

@@ -8,8 +8,8 @@ through: half a deletion helps nobody.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,8 +19,6 @@ import msgspec
 from agent import log as logs
 from agent.api.listen import listen
 from agent.cni.protocol import (
-    CONFIG_BYTES,
-    ENVIRONMENT_BYTES,
     HEADER,
     INTERNAL,
     IO_FAILURE,
@@ -38,6 +36,9 @@ CLOSING_S = 0.5
 """What requests under way are given when the server closes. Those that are cut off are not lost: an ADD is undone, a
 DEL is left in the queue by its plugin."""
 
+RETRY_S = 1.0
+RECEIVE_BYTES = 1 << 16
+
 Handler = Callable[[Request], Awaitable[bytes]]
 """Returns what the plugin is to print; raises CniError. Anything else it raises ends in the log, and as an error."""
 
@@ -53,20 +54,21 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Server:
-    """Use as `async with`. Raises agent.api.protocol.ApiError where the path cannot be taken."""
+    """Use as `async with`. Raises agent.api.protocol.ApiError where the path cannot be taken.
+
+    Sockets are read and written as they are: asyncio's streams take longer than all else that is done for an ADD here.
+    """
 
     def __init__(self, path: Path, handler: Handler, limits: Limits | None = None) -> None:
         self.path = path
         self._handler = handler
         self._limits = limits or Limits()
-        self._listener: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._connections: set[asyncio.Task[None]] = set()
-        self._closing = False
 
     async def __aenter__(self) -> Self:
-        listener = listen(self.path)
-        limit = HEADER.size + ENVIRONMENT_BYTES + CONFIG_BYTES
-        self._listener = await asyncio.start_unix_server(self._accept, sock=listener, limit=limit)
+        self._listener = listen(self.path)
+        self._listen()
         return self
 
     async def __aexit__(
@@ -74,13 +76,10 @@ class Server:
     ) -> None:
         """Whoever asks from now on finds nobody: its plugin says so, or leaves a DEL in the queue."""
         assert self._listener is not None
-        self._closing = True
+        listener, self._listener = self._listener, None
         self.path.unlink(missing_ok=True)
-        # asyncio loses a connection that it has accepted when its server closes, but not yet handed over.
-        asyncio.get_running_loop().remove_reader(self._listener.sockets[0].fileno())
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        self._listener.close()
+        asyncio.get_running_loop().remove_reader(listener)
+        listener.close()
         if self._connections:
             _, late = await asyncio.wait(self._connections, timeout=CLOSING_S)
             for task in late:
@@ -88,28 +87,37 @@ class Server:
             if late:
                 await asyncio.wait(late)
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._closing:  # it was in the backlog
-            writer.transport.abort()
+    def _listen(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            connection, _ = listener.accept()
+        except (BlockingIOError, ConnectionError):
             return
-        task = asyncio.ensure_future(self._connection(reader, writer))
+        except OSError as error:  # such as too many open files
+            log.error("CNI clients cannot be accepted", reason=str(error), again_in_s=RETRY_S)
+            loop.remove_reader(listener)
+            loop.call_later(RETRY_S, self._listen)
+            return
+        connection.setblocking(False)
+        task = loop.create_task(self._serve(connection))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
 
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            answer = await self._answer(reader)
-            if answer:
-                writer.transport.set_write_buffer_limits(high=0)
-                async with asyncio.timeout(self._limits.stall_s):
-                    writer.write(answer)
-                    await writer.drain()
-        except (ConnectionError, TimeoutError) as error:
-            log.info("a CNI client left without its answer", reason=str(error) or type(error).__name__)
-        finally:
-            writer.transport.abort()
+    async def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            try:
+                answer = await self._answer(connection)
+                if answer:
+                    async with asyncio.timeout(self._limits.stall_s):
+                        await asyncio.get_running_loop().sock_sendall(connection, answer)
+            except (ConnectionError, TimeoutError) as error:
+                log.info("a CNI client left without its answer", reason=str(error) or type(error).__name__)
 
-    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
+    async def _answer(self, connection: socket.socket) -> bytes:
         """Empty where the client has left."""
         config = b""
         try:
@@ -117,32 +125,44 @@ class Server:
                 raise CniError(TRY_AGAIN_LATER, f"{self._limits.connections} requests are under way already")
             try:
                 async with asyncio.timeout(self._limits.handshake_s):
-                    environment, config = await _read(reader)
+                    environment, config = await _read(connection)
             except TimeoutError:
                 raise CniError(IO_FAILURE, f"no request came within {self._limits.handshake_s:g} s") from None
-            except asyncio.IncompleteReadError:
+            except EOFError:
                 return b""
-            return await self._serve(parse_request(environment, config), reader)
+            return await self._carry_out(parse_request(environment, config), connection)
         except CniError as error:
             return frame_answer(1, error_body(version_of(config), error))
 
-    async def _serve(self, request: Request, reader: asyncio.StreamReader) -> bytes:
+    async def _carry_out(self, request: Request, connection: socket.socket) -> bytes:
+        loop = asyncio.get_running_loop()
         work = asyncio.ensure_future(self._handler(request))
-        left = asyncio.ensure_future(_until_closed(reader))
+        loop.add_reader(connection, _hear, connection, request, work)
         try:
-            await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                log.info("a CNI client left", command=request.command, container=request.key.container_id)
-                if request.command == "ADD":
-                    work.cancel()
-                await asyncio.wait({work})
+            await asyncio.wait({work})
         except asyncio.CancelledError:
             work.cancel()
             await asyncio.wait({work})
             raise
         finally:
-            left.cancel()
+            loop.remove_reader(connection)
         return _told(request, work)
+
+
+def _hear(connection: socket.socket, request: Request, work: asyncio.Future[bytes]) -> None:
+    """What comes besides is not asked for, and not kept; that nothing will come any more tells that the client left."""
+    try:
+        left = not connection.recv(RECEIVE_BYTES)
+    except BlockingIOError:
+        return
+    except ConnectionError:
+        left = True
+    if left:
+        asyncio.get_running_loop().remove_reader(connection)
+        if not work.done():
+            log.info("a CNI client left", command=request.command, container=request.key.container_id)
+            if request.command == "ADD":
+                work.cancel()
 
 
 def _told(request: Request, work: asyncio.Future[bytes]) -> bytes:
@@ -160,13 +180,17 @@ def _told(request: Request, work: asyncio.Future[bytes]) -> bytes:
     return frame_answer(1, error_body(request.version, error))
 
 
-async def _read(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    environment, config = request_lengths(await reader.readexactly(HEADER.size))
-    return await reader.readexactly(environment), await reader.readexactly(config)
-
-
-async def _until_closed(reader: asyncio.StreamReader) -> None:
-    """What comes besides is not asked for, and not kept."""
-    with suppress(ConnectionError):
-        while await reader.read(1 << 12):
-            pass
+async def _read(connection: socket.socket) -> tuple[bytes, bytes]:
+    """Environment and configuration. Raises EOFError where the client leaves before it has sent all of it."""
+    loop = asyncio.get_running_loop()
+    data, wanted, environment = bytearray(), HEADER.size, 0
+    while len(data) < wanted:
+        some = await loop.sock_recv(connection, RECEIVE_BYTES)
+        if not some:
+            raise EOFError
+        data += some
+        if wanted == HEADER.size <= len(data):
+            environment, config = request_lengths(bytes(data[: HEADER.size]))
+            wanted += environment + config
+    rest = HEADER.size + environment
+    return bytes(data[HEADER.size : rest]), bytes(data[rest:wanted])

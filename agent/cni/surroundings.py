@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from agent.cni.place import Connected
+from agent.cni.place import Connected, Guard
 from agent.cni.recovery import Recovered
 from agent.objects import Interface
 from policies.model import ObjectRef
@@ -16,11 +16,17 @@ from policies.model import ObjectRef
 class Links(Protocol):
     """agent.cni.networks.Networks. Calls block, for many threads at once; errors are OSError."""
 
-    def connect(self, netns: str, ifname: str, addresses: Sequence[bytes], pod: ObjectRef, mtu: int) -> Interface: ...
+    def connect(
+        self,
+        netns: str,
+        ifname: str,
+        addresses: Sequence[bytes],
+        pod: ObjectRef,
+        mtu: int,
+        guard: Guard,
+    ) -> Interface: ...
 
     def adopt(self, netns: str, ifname: str, addresses: Sequence[bytes]) -> Interface: ...
-
-    def activate(self, interface: Interface, addresses: Sequence[bytes]) -> None: ...
 
     def disconnect_all(self, names: Collection[str]) -> None: ...
 

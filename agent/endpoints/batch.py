@@ -20,10 +20,14 @@ class Batch(Generic[T]):
 
     async def add(self, item: T) -> None:
         """Returns when the item has been worked on; raises what the work raised. Goes on if the caller is cancelled."""
+        await asyncio.shield(self.begin(item))
+
+    def begin(self, item: T) -> asyncio.Task[None]:
+        """The same as a task that others wait for, too: it is not to be cancelled."""
         self._items.add(item)
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._run())
-        await asyncio.shield(self._next)
+        return self._next
 
     async def _run(self) -> None:
         async with self._working:

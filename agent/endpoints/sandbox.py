@@ -104,7 +104,8 @@ class Sandboxes:
         blank = self._blanks.pop() if self._blanks else self._make_blank()
         with contextlib.closing(blank):
             self._route.request(links.name_host_side(blank.link.ifindex, host_mac, f"{pod.namespace}/{pod.name}"))
-            blank.inside.request(*wiring.pod_side(blank.pod_ifindex, mac, host_mac, addresses))
+            inside = links.set_mac(blank.pod_ifindex, mac), *wiring.pod_side(blank.pod_ifindex, host_mac, addresses)
+            blank.inside.request(*inside)
             path = namespaces.give_name(blank.netns, namespaces.netns_name(self._instance, pod))
             cookie = blank.inside.netns_cookie
         return Interface(blank.link.ifindex, blank.link.name, mac, host_mac, str(path), cookie)

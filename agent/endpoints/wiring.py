@@ -44,11 +44,10 @@ def macs(addresses: Sequence[bytes]) -> tuple[bytes, bytes]:
     return derive_mac("pod", addresses[0]), derive_mac("host", addresses[0])
 
 
-def pod_side(index: int, mac: bytes, host_mac: bytes, addresses: Sequence[bytes]) -> list[Request]:
-    """To the pod's namespace: what its link, which may be up already, is to have."""
+def pod_side(index: int, host_mac: bytes, addresses: Sequence[bytes]) -> list[Request]:
+    """To the pod's namespace: what its link, which is up, is to have besides its MAC."""
     gateways = gateways_of(addresses)
     return [
-        links.set_mac(index, mac),
         *(links.add_address(index, address) for address in addresses),
         *(links.add_neighbour(index, gateway, host_mac) for gateway in gateways),
         *(links.default_route(index, gateway) for gateway in gateways),
@@ -64,40 +63,48 @@ def host_side_sysctls(name: str) -> dict[str, str]:
     return {f"net/ipv6/conf/{name}/{key}": "0" for key in ("accept_ra", "accept_dad")}
 
 
+def host_side(interface: Interface, addresses: Sequence[bytes]) -> list[Request]:
+    """To the node's namespace: host side up, routes and neighbours to the pod."""
+    index = interface.index
+    return [
+        links.set_up(index),
+        *(links.route_to_host(index, address) for address in addresses),
+        *(links.add_neighbour(index, address, interface.mac) for address in addresses),
+    ]
+
+
 def activate(route: RouteSocket, interface: Interface, addresses: Sequence[bytes]) -> None:
     """Host side up, routes and neighbours to the pod; returns when the pod can send. May be repeated.
 
     `route`: a socket to the node's namespace.
     """
-    index = interface.index
-    *_, reply = route.request(
-        links.set_up(index),
-        *(links.route_to_host(index, address) for address in addresses),
-        *(links.add_neighbour(index, address, interface.mac) for address in addresses),
-        links.get_link_by_index(index),  # see _await_ready
-    )
+    *_, reply = route.request(*host_side(interface, addresses), links.get_link_by_index(interface.index))
     with opened(interface.netns) as netns, route_in(netns) as inside:
-        _await_ready(inside, links.read_link(reply).peer, addresses)
+        await_ready(inside, links.read_ends(reply)[1], addresses)
 
 
-def _await_ready(inside: RouteSocket, pod_index: int, addresses: Iterable[bytes]) -> None:
+def await_ready(inside: RouteSocket, pod_index: int, addresses: Iterable[bytes]) -> None:
     """Wait until the pod sends and receives. Two things the kernel puts off to a worker:
 
     The carrier is there at once, but the link watch connects the queue a moment later; since 6.7 asking for the link
     makes it do so at once. And an IPv6 address is never tentative here, but the route that delivers to it comes later.
     """
-    inside.join(RTNLGRP_LINK)
-    inside.join(RTNLGRP_IPV6_ROUTE)
     checks = [links.get_link_by_index(pod_index), *map(links.get_route, addresses)]
     deadline = time.monotonic() + TIMEOUT_S
+    joined = False
     while True:
-        reply, *routes = inside.request(*checks)
-        link = links.read_link(reply)
-        if link.operational and all(map(links.is_local_route, routes)):
+        link, *routes = inside.request(*checks)
+        if links.is_operational(link) and all(map(links.is_local_route, routes)):
             return
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{link.name} of the pod was not ready in {TIMEOUT_S:.0f} s: see `ip -d link` inside")
-        inside.await_notification()
+            name = links.link_name(link.body)
+            raise TimeoutError(f"{name} of the pod was not ready in {TIMEOUT_S:.0f} s: see `ip -d link` inside")
+        if joined:
+            inside.await_notification()
+        else:  # and look again: it may have been told already
+            inside.join(RTNLGRP_LINK)
+            inside.join(RTNLGRP_IPV6_ROUTE)
+            joined = True
 
 
 def delete_links(route: RouteSocket, indexes: Iterable[int]) -> None:
@@ -125,15 +132,6 @@ def write_sysctls(values: dict[str, str]) -> None:
             raise OSError(error.errno, f"set {key} to {value}: {os.strerror(error.errno or 0)}") from error
         finally:
             os.close(descriptor)
-
-
-def read_sysctl(key: str) -> str:
-    """Of the calling thread's network namespace; see write_sysctls."""
-    descriptor = os.open(f"/proc/sys/{key}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(descriptor, 64).decode().strip()
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

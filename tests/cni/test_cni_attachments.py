@@ -59,3 +59,10 @@ def test_what_is_noted_is_on_file_once_it_is_written(tmp_path: Path) -> None:
     assert list(opened(tmp_path / "attachments")) == [attachment()]
     record.remove(Key("c", "eth0"))
     assert not list(opened(tmp_path / "attachments")) and not list(record)
+
+
+def test_an_agent_killed_before_it_wrote_leaves_nothing(tmp_path: Path) -> None:
+    opened(tmp_path / "attachments")
+    (tmp_path / "attachments" / "c@eth0.json").touch()
+    assert not list(opened(tmp_path / "attachments"))
+    assert not list((tmp_path / "attachments").iterdir())

@@ -13,12 +13,12 @@ from typing import Any
 import probes
 import pytest
 import rig
-from cni_node import CniNode, Kernel, pod
+from cni_node import CniNode, Kernel, Killed, pod
 from cni_plugin import Run, ask, config, environment
 from coroutines import on_a_loop
 
 from agent.cni.networks import Networks
-from agent.cni.place import Connected
+from agent.cni.place import Connected, Guard, host_link
 from agent.cni.recovery import Recovered
 from agent.cni.server import Server
 from agent.endpoints import namespaces
@@ -38,19 +38,23 @@ class RealLinks(Kernel):
         super().__init__()
         self.networks = networks
 
-    def connect(self, netns: str, ifname: str, addresses: Sequence[bytes], pod: ObjectRef, mtu: int) -> Interface:
+    def connect(
+        self,
+        netns: str,
+        ifname: str,
+        addresses: Sequence[bytes],
+        pod: ObjectRef,
+        mtu: int,
+        guard: Guard,
+    ) -> Interface:
         self.step("connect")
-        made = self.networks.connect(netns, ifname, addresses, pod, mtu)
-        self.step("connected")
+        made = self.networks.connect(netns, ifname, addresses, pod, mtu, guard)
+        self.step("up")
         return made
 
     def adopt(self, netns: str, ifname: str, addresses: Sequence[bytes]) -> Interface:
         self.step("adopt")
         return self.networks.adopt(netns, ifname, addresses)
-
-    def activate(self, interface: Interface, addresses: Sequence[bytes]) -> None:
-        self.step("activate")
-        self.networks.activate(interface, addresses)
 
     def disconnect_all(self, names: Collection[str]) -> None:
         self.step("disconnect")
@@ -86,6 +90,10 @@ def env(command: str, number: int, sandbox: rig.Netns) -> dict[str, str]:
 
 def names(kernel: RealLinks) -> list[str]:
     return sorted(one.name for one in kernel.existing())
+
+
+def _killed(index: int) -> None:
+    raise Killed
 
 
 async def every(command: str, sandboxes: list[rig.Netns], stdin: bytes) -> list[Run]:
@@ -219,11 +227,14 @@ async def test_a_record_that_was_lost(kernel: RealLinks, sandboxes: list[rig.Net
             file.write_text("damaged")
         else:
             file.unlink()
-    half = kernel.networks.connect(sandboxes[5].path, "eth0", (bytes(15) + b"\7",), PODS[5].ref, 1500)  # never up
+    half = (bytes(15) + b"\7",)
+    with pytest.raises(Killed):  # before it is up
+        kernel.networks.connect(sandboxes[5].path, "eth0", half, PODS[5].ref, 1500, _killed)
+    assert host_link(half) in names(kernel)
     following = await CniNode(tmp_path, kernel).begin(*PODS)
     assert "c3@eth0.json" in following.pods.notices[0]
     assert "4 were put on it, 1 removed" in following.pods.notices[1]
-    assert half.name not in names(kernel)
+    assert host_link(half) not in names(kernel)
     for one in following.record:
         earlier = before[one.pod]
         assert (set(one.addresses), one.interface) == (set(earlier.addresses), earlier.interface)

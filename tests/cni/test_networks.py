@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -53,10 +53,15 @@ def show(netns: rig.Netns, *command: str) -> list[dict[str, Any]]:
     return [entry for entry in found if entry]
 
 
-def connected(networks: Networks, pod: rig.Netns, ifname: str = "eth0") -> Interface:
-    interface = networks.connect(pod.path, ifname, ADDRESSES, POD, MTU)
-    networks.activate(interface, ADDRESSES)
-    return interface
+def connected(
+    networks: Networks,
+    pod: rig.Netns,
+    ifname: str = "eth0",
+    addresses: Sequence[bytes] = ADDRESSES,
+    guard: Callable[[int], None] = lambda index: None,
+    name: str = "web",
+) -> Interface:
+    return networks.connect(pod.path, ifname, addresses, ObjectRef("Pod", "shop", name), MTU, guard)
 
 
 def names(netns: rig.Netns) -> list[str]:
@@ -82,23 +87,38 @@ def test_the_pods_side(networks: Networks, pod: rig.Netns) -> None:
 
 
 def test_the_hosts_side(networks: Networks, routing: rig.Node, pod: rig.Netns) -> None:
-    interface = networks.connect(pod.path, "eth0", ADDRESSES, POD, MTU)
+    guarded = []
+
+    def guard(index: int) -> None:
+        (link,) = show(routing, "-d", "link", "show", "dev", host_link(ADDRESSES))
+        assert "UP" not in link["flags"], "nothing passes yet"
+        assert (link["ifindex"], link["mtu"]) == (index, MTU)
+        guarded.append(index)
+
+    interface = connected(networks, pod, guard=guard)
+    assert guarded == [interface.index]
     (link,) = show(routing, "-d", "link", "show", "dev", interface.name)
-    assert "UP" not in link["flags"], "nothing passes yet"
-    assert (link["ifindex"], link["address"], link["mtu"]) == (interface.index, interface.host_mac.hex(":"), MTU)
-    assert interface.name == host_link(ADDRESSES)
-    assert networks.existing() == [Connected(interface.name, interface.index, POD, "eth0", False)]
-    networks.activate(interface, ADDRESSES)
-    networks.activate(interface, ADDRESSES)
+    assert (link["ifindex"], link["address"]) == (interface.index, interface.host_mac.hex(":"))
     assert networks.existing() == [Connected(interface.name, interface.index, POD, "eth0", True)]
     assert {r["dst"] for r in show(routing, "route") + show(routing, "-6", "route")} >= {V4, V6}
+    conf = "net.ipv6.conf.{}.accept_ra", "net.ipv4.conf.{}.rp_filter", "net.ipv4.conf.{}.send_redirects"
+    assert routing.run("sysctl", "-n", *(one.format(interface.name) for one in conf)).stdout == "0\n0\n0\n"
+
+
+def test_what_is_not_guarded_does_not_stand(networks: Networks, routing: rig.Node, pod: rig.Netns) -> None:
+    def refuse(index: int) -> None:
+        raise OSError("no programs")
+
+    with pytest.raises(OSError, match="no programs"):
+        connected(networks, pod, guard=refuse)
+    assert (names(pod), names(routing)) == (["lo"], ["lo"])
 
 
 def test_traffic_from_the_first_packet_on(networks: Networks, routing: rig.Node, pod: rig.Netns) -> None:
     with rig.Netns("other") as other:
         mine = (parse_address("10.244.0.8"), parse_address("fd00:10:244::8"))
         connected(networks, pod)
-        networks.activate(networks.connect(other.path, "eth0", mine, ObjectRef("Pod", "shop", "two"), MTU), mine)
+        connected(networks, other, addresses=mine, name="two")
         for target in (V4, V6):
             assert probes.ping(other, target)
         with probes.Server(pod, "tcp", 80, "web"):
@@ -107,8 +127,12 @@ def test_traffic_from_the_first_packet_on(networks: Networks, routing: rig.Node,
             assert probes.tcp(pod, V6, 80), "and a pod reaches itself"
 
 
-def test_a_namespace_where_the_runtime_turned_ipv6_off(networks: Networks, routing: rig.Node, pod: rig.Netns) -> None:
-    pod.sysctl(ipv6__conf__all__disable_ipv6="1", ipv6__conf__default__disable_ipv6="1")
+@pytest.mark.parametrize("off", [("all", "default"), ("default",), ("lo",)])
+def test_a_namespace_where_the_runtime_turned_ipv6_off(
+    networks: Networks, routing: rig.Node, pod: rig.Netns, off: tuple[str, ...]
+) -> None:
+    for where in off:
+        pod.sysctl(**{f"ipv6__conf__{where}__disable_ipv6": "1"})
     connected(networks, pod)
     with probes.Server(pod, "tcp", 80, "web"):
         assert probes.tcp(routing, V6, 80)
@@ -124,36 +148,37 @@ def test_what_a_runtime_set_stays(networks: Networks, pod: rig.Netns) -> None:
 @pytest.mark.parametrize("only", [0, 1])
 def test_one_family(networks: Networks, routing: rig.Node, pod: rig.Netns, only: int) -> None:
     addresses = ADDRESSES[only : only + 1]
-    interface = networks.connect(pod.path, "eth0", addresses, POD, MTU)
-    networks.activate(interface, addresses)
+    interface = connected(networks, pod, addresses=addresses)
     assert probes.ping(routing, (V4, V6)[only])
     assert networks.check(pod.path, "eth0", addresses, interface) == []
 
 
 def test_twice_is_once(networks: Networks, routing: rig.Node, pod: rig.Netns) -> None:
     first = connected(networks, pod)
-    assert networks.connect(pod.path, "eth0", ADDRESSES, POD, MTU) == first
+    guarded: list[int] = []
+    assert connected(networks, pod, guard=guarded.append) == first
+    assert guarded == [first.index], "the programs may be others by now"
     assert len(networks.existing()) == 1
 
 
 def test_a_path_of_a_process_is_as_good(networks: Networks, pod: rig.Netns) -> None:
     process = pod.popen("sleep", "60")
-    interface = networks.connect(f"/proc/{process.pid}/ns/net", "eth0", ADDRESSES, POD, MTU)
-    assert interface.netns == f"/proc/{process.pid}/ns/net"
+    path = f"/proc/{process.pid}/ns/net"
+    assert networks.connect(path, "eth0", ADDRESSES, POD, MTU, lambda index: None).netns == path
     assert "eth0" in names(pod)
 
 
 def test_an_interface_of_somebody_else_is_refused(networks: Networks, routing: rig.Node, pod: rig.Netns) -> None:
     pod.ip("link add eth0 type veth peer name other")
     with pytest.raises(NotConnected, match="has an interface eth0 already"):
-        networks.connect(pod.path, "eth0", ADDRESSES, POD, MTU)
+        connected(networks, pod)
     assert networks.existing() == []
 
 
 def test_other_addresses_are_refused(networks: Networks, pod: rig.Netns) -> None:
     interface = connected(networks, pod)
     with pytest.raises(NotConnected, match="not this pod's with these addresses"):
-        networks.connect(pod.path, "eth0", (parse_address("10.244.0.9"),), POD, MTU)
+        connected(networks, pod, addresses=(parse_address("10.244.0.9"),))
     assert networks.check(pod.path, "eth0", ADDRESSES, interface) == []
 
 
@@ -163,7 +188,7 @@ def test_what_is_half_made_is_made_anew(networks: Networks, routing: rig.Node, p
     interface = connected(networks, pod)
     assert networks.check(pod.path, "eth0", ADDRESSES, interface) == []
     pod.ip("route delete default")
-    assert networks.connect(pod.path, "eth0", ADDRESSES, POD, MTU) != interface, "the link is another"
+    assert connected(networks, pod) != interface, "the link is another"
 
 
 def test_a_leftover_of_a_pod_that_had_the_address_goes(networks: Networks, pod: rig.Netns) -> None:
@@ -194,10 +219,10 @@ def test_disconnect_after_the_namespace_is_gone(networks: Networks, routing: rig
 
 def test_a_path_that_leads_nowhere(networks: Networks, tmp_path: Path) -> None:
     with pytest.raises(NotConnected, match="No such file"):
-        networks.connect("/run/netns/never-was", "eth0", ADDRESSES, POD, MTU)
+        networks.connect("/run/netns/never-was", "eth0", ADDRESSES, POD, MTU, lambda index: None)
     (tmp_path / "file").touch()
     with pytest.raises(NotConnected, match="HostToContainer"):
-        networks.connect(str(tmp_path / "file"), "eth0", ADDRESSES, POD, MTU)
+        networks.connect(str(tmp_path / "file"), "eth0", ADDRESSES, POD, MTU, lambda index: None)
 
 
 def test_a_failure_leaves_nothing(
@@ -208,7 +233,7 @@ def test_a_failure_leaves_nothing(
 
     monkeypatch.setattr(wiring, "pod_side", fail)
     with pytest.raises(OSError, match="as if"):
-        networks.connect(pod.path, "eth0", ADDRESSES, POD, MTU)
+        connected(networks, pod)
     assert (names(pod), names(routing)) == (["lo"], ["lo"])
 
 
@@ -254,9 +279,7 @@ def test_check_without_the_namespace(networks: Networks, pod: rig.Netns) -> None
 def test_fifty_at_once_from_many_threads(networks: Networks, routing: rig.Node) -> None:
     def one(number: int) -> Interface:
         addresses = (parse_address(f"10.244.1.{number}"), parse_address(f"fd00:10:244:1::{number:x}"))
-        interface = networks.connect(pods[number].path, "eth0", addresses, ObjectRef("Pod", "shop", f"p{number}"), MTU)
-        networks.activate(interface, addresses)
-        return interface
+        return connected(networks, pods[number], addresses=addresses, name=f"p{number}")
 
     with ExitStack() as stack:
         pods = {number: stack.enter_context(rig.Netns(f"p{number}")) for number in range(1, 51)}

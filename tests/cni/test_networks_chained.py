@@ -67,7 +67,6 @@ def test_a_routed_veth(networks: Networks, routing: rig.Node, pod: rig.Netns) ->
     assert (interface.index, interface.name, interface.resolves) == (host["ifindex"], "host0", True)
     assert (interface.mac.hex(":"), interface.host_mac.hex(":")) == (eth0["address"], host["address"])
     assert interface.netns_cookie
-    networks.activate(interface, ADDRESSES)
     assert networks.check(pod.path, "eth0", ADDRESSES, interface) == []
     assert networks.existing() == [], "it is not ours"
     assert networks.disconnect(interface) is False
@@ -172,6 +171,5 @@ def test_behind_debians_ptp(networks: Networks, routing: rig.Node, pod: rig.Netn
 
 def test_a_pod_of_ours_is_no_veth_of_another_plugin(networks: Networks, pod: rig.Netns) -> None:
     """Chained behind ourselves by mistake: it has no need to resolve anything, and is adopted as what it is."""
-    interface = networks.connect(pod.path, "eth0", ADDRESSES, ObjectRef("Pod", "shop", "web"), 1500)
-    networks.activate(interface, ADDRESSES)
+    interface = networks.connect(pod.path, "eth0", ADDRESSES, ObjectRef("Pod", "shop", "web"), 1500, lambda index: None)
     assert networks.adopt(pod.path, "eth0", ADDRESSES).index == interface.index
