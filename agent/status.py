@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import msgspec
 
-# `waiting`: it has no address or was not begun yet; `remote`: another node runs it.
-ENDPOINT_STATES = ("waiting", "creating", "ready", "failed", "remote")
-
 
 class Revision(msgspec.Struct, frozen=True):
     """`desired`: the newest change read that may concern it; `realized`: the newest that is in force in the kernel."""
@@ -27,7 +24,7 @@ class EndpointView(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str]
     netns: str  # path, "" where it has none of its own
     interface: str  # host side of the veth
-    state: str  # one of ENDPOINT_STATES
+    state: str  # waiting (no address yet, or not begun) | creating | ready | failed | remote (of another node)
     policy_revision: Revision
     node: str
     host_network: bool
@@ -49,14 +46,10 @@ class LastChangeView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     text: str
 
 
-# `serving`: it terminates and still serves; `terminating`: it does no more.
-BACKEND_STATES = ("ready", "serving", "terminating", "not ready")
-
-
 class BackendView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     address: str
     port: int
-    state: str = "ready"  # one of BACKEND_STATES
+    state: str = "ready"  # ready | serving (it terminates, and still serves) | terminating | not ready
     inside: bool = True  # new flows of clients inside the cluster (pods, this node) can get it
     outside: bool = True  # new flows of everybody else can
     node: str = ""  # "" where it is not known

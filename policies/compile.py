@@ -29,8 +29,6 @@ from policies.model import (
 )
 from policies.multimap import MultiMap
 
-NOT_ISOLATED_ROW: Row = flatten((), isolated=False)
-
 NO_PORTS: frozenset[ContainerPort] = frozenset()
 
 

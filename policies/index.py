@@ -179,11 +179,6 @@ class PolicyIndex:
         policy = self._policies.get(ref)
         return set() if policy is None else set(self._applying.selected(policy.subject))
 
-    def selected_identities(self, ref: ObjectRef) -> list[int]:
-        """Identities, local or not, that a policy selects; sorted."""
-        policy = self._policies.get(ref)
-        return [] if policy is None else list(self._selectors.matched(policy.subject))
-
     def problems(self) -> list[Policy]:
         """Policies that could not be understood, and only isolate."""
         return sorted((p for p in self._policies.values() if p.problem), key=lambda p: p.ref)

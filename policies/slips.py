@@ -12,9 +12,10 @@ import msgspec
 from policies.cilium import policy as cilium
 from policies.cilium.slips import cilium_slips
 from policies.describe import pods_text
-from policies.evaluate import Namespaces, PodFacts, selects
+from policies.facts import Namespaces, PodFacts
 from policies.kinds import PolicyKind
 from policies.l7 import NamePattern
+from policies.matching import selects
 from policies.model import Direction, NamedPort, PodSelector, Policy, Protocol, Rule
 from policies.networkpolicy import KIND
 

@@ -25,7 +25,7 @@ from agent.world.config import NodeConfig
 from agent.world.identities import Key
 from agent.world.world import World
 from policies.address import Prefix, parse_address
-from policies.evaluate import HOST, Party, PodFacts
+from policies.facts import HOST, Party, PodFacts
 from policies.model import SERVICE_ACCOUNT, ContainerPort, ObjectRef, Origin
 
 ORIGIN = Origin("drawn", 0)
@@ -244,6 +244,12 @@ def change_world(world: World, old: Scene | None, new: Scene) -> None:
             world.attach(ref, one.addresses, one.interface, one.uid)
 
 
+def identities_in_use(world: World) -> dict[int, Key]:
+    """Numbers that pods of this node have, and what they have them for."""
+    book = world.identities
+    return {identity.number: identity.labels for identity in book if book.pods_of(identity.number)}
+
+
 def remember(fresh: World, world: World, settle: Callable[[], object]) -> list[ObjectRef]:
     """Have a new world know which numbers pods had: as it would be had it seen them get these, each label that may be
     left out counting. Returns what is to go again. `settle`: after each step."""
@@ -255,7 +261,7 @@ def remember(fresh: World, world: World, settle: Callable[[], object]) -> list[O
     })  # fmt: skip
     fresh.apply(Change(every.ref, every))
     gone = [every.ref]
-    for number in sorted(world.identities.in_use(), reverse=True):  # of several for one key the last is the smallest
+    for number in sorted(identities_in_use(world), reverse=True):  # of several for one key the last is the smallest
         identity = world.identities.get(number)
         assert identity is not None
         labels = {key: value for key, value in identity.workload.labels.items() if key != SERVICE_ACCOUNT}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from strategies import BLOCKS, KEYS, NAMESPACES, PORT_NAMES, PORTS, VALUES, Cluster, Facts
 
 from policies.address import Prefix
-from policies.evaluate import ServiceFacts
+from policies.facts import ServiceFacts
 from policies.l7 import L7, HttpRule, NamePattern
 from policies.model import (
     Action,

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from policies.address import Prefix, is_v4, parse_address
 from policies.entities import LOCAL_MIN
-from policies.evaluate import HOST, Flow, Party, PodFacts, ServiceFacts, peer_selects
+from policies.facts import HOST, Flow, Party, PodFacts, ServiceFacts
 from policies.index import PolicyIndex
+from policies.matching import peer_selects
 from policies.model import ContainerPort, ObjectRef, Origin, Policy, Protocol, RemoteClass, Subject, Workload
 from policies.networkpolicy import parse
 

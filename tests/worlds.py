@@ -9,6 +9,7 @@ import drawn_policies
 import msgspec
 import strategies as drawn
 from hypothesis import strategies as st
+from planned import compile_dirty
 
 from agent.objects import (
     Change,
@@ -26,7 +27,6 @@ from agent.objects import (
     SliceEndpoint,
     SlicePort,
 )
-from agent.plan.compile import compile_dirty
 from agent.plan.plan import Plan
 from agent.sources.slices import derive
 from agent.world.config import NodeConfig, ServiceConfig
@@ -62,7 +62,6 @@ CONFIGS = (
 zone of its own."""
 
 Objects = dict[ObjectRef, Object]
-Saved = dict[str, dict[str, int]]
 
 
 class Scene(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ from agent.sources.watches import Watches
 from agent.sources.yaml_reader import BadYaml
 from agent.world.namespaces import METADATA_NAME
 from agent.world.world import World
-from policies.evaluate import Namespaces, PodFacts
+from policies.facts import Namespaces, PodFacts
 from policies.model import SERVICE_ACCOUNT, ContainerPort, Origin
 
 

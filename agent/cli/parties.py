@@ -10,7 +10,7 @@ from agent.objects import Service
 from agent.services.endpoints import REFUSED, candidates
 from agent.world.world import World
 from policies.address import format_address, is_v4, parse_address
-from policies.evaluate import HOST, Flow, Party, ServiceFacts
+from policies.facts import HOST, Flow, Party, ServiceFacts
 from policies.model import Entity, ObjectRef, Protocol
 
 ECHO = {True: (1, 8), False: (58, 128)}

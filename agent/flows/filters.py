@@ -9,20 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
 
-from agent.datapath.abi import Abi, be16
+from agent.datapath.abi import Abi
 from agent.flows import l7filters
-from agent.flows.flow import Endpoint, Flow, FlowType, Verdict
-from agent.flows.names import reserved_labels
-from agent.flows.record import PORT_PROTOCOLS, drop_reasons, event_types, hook_names, verdict_of
-from policies.address import Prefix
-
-EventTest = Callable[[Any], bool]
-FlowTest = Callable[[Flow], bool]
+from agent.flows.eventfilters import event_makers
+from agent.flows.flow import Flow
+from agent.flows.l7filters import EventTest, FlowTest
+from agent.flows.recordfilters import FLOW_TESTS, OF_L7
 
 
 class FilterError(ValueError):
@@ -104,7 +100,7 @@ def parse(options: Mapping[str, Sequence[str]], now_ns: int, abi: Abi) -> Filter
         raise FilterError(f"there is no filter {', '.join(unknown)}; there are {', '.join(o.name for o in OPTIONS)}")
     events = event_makers(abi)
     event_tests = [_each(name, values, events[name]) for name, values in given.items() if name in events]
-    flow_tests = [_each(name, values, _FLOW_TESTS[name]) for name, values in given.items() if name in _FLOW_TESTS]
+    flow_tests = [_each(name, values, FLOW_TESTS[name]) for name, values in given.items() if name in FLOW_TESTS]
     if given.keys() & OF_L7:
         event_tests.insert(0, l7filters.is_l7)
     if "protocol" in given:
@@ -132,52 +128,6 @@ def _each(name: str, values: Sequence[str], make: Callable[[str], Callable[[Any]
     return lambda subject: any(test(subject) for test in tests)
 
 
-# ---- on the event --------------------------------------------------------------------------------------------
-
-
-def event_makers(abi: Abi) -> dict[str, Callable[[str], EventTest]]:
-    """By option: value → test of an event. The makers raise ValueError."""
-    reasons = {name: number for number, name in drop_reasons(abi).items()}
-    hooks = {name: number for number, name in hook_names(abi).items()}
-    types = {kind.value: number for number, kind in event_types(abi).items()}
-    verdict = verdict_of(abi)
-    reserved = {labels[0].removeprefix("reserved:"): number for number, labels in reserved_labels(abi).items()}
-
-    def by_verdict(text: str) -> EventTest:
-        wanted = Verdict(_one_of(text.upper(), Verdict))
-        return lambda event: verdict(event) is wanted
-
-    def by_reason(text: str) -> EventTest:
-        wanted = reasons[_one_of(text.upper().removeprefix("DROP_"), reasons)]
-        return lambda event: event.reason == wanted
-
-    def by_type(text: str) -> EventTest:
-        wanted = types[_one_of(text.lower(), FlowType)]
-        return lambda event: event.type == wanted
-
-    def by_hook(text: str) -> EventTest:
-        wanted = hooks[_one_of(text.lower().replace("_", "-"), hooks)]
-        return lambda event: event.hook == wanted
-
-    def by_identity(text: str) -> EventTest:
-        wanted = reserved.get(text.lower())
-        if wanted is None:
-            wanted = _number(text, 0, 2**32 - 1)
-        return lambda event: wanted in (event.source_identity, event.destination_identity)
-
-    return {
-        "verdict": by_verdict,
-        "drop_reason": by_reason,
-        "type": by_type,
-        "hook": by_hook,
-        "identity": by_identity,
-        "port": _by_port,
-        "to_port": _by_to_port,
-        "from_ip": _by_from_ip,
-        "to_ip": _by_to_ip,
-    }
-
-
 def _protocols(values: Sequence[str]) -> tuple[EventTest, FlowTest | None]:
     try:
         return l7filters.protocols(values)
@@ -185,119 +135,7 @@ def _protocols(values: Sequence[str]) -> tuple[EventTest, FlowTest | None]:
         raise FilterError(f"--protocol {' '.join(values)}: {error}") from None
 
 
-def _by_port(text: str) -> EventTest:
-    wanted = be16(_number(text, 1, 65535))
-    return lambda e: wanted in (e.source_port_be, e.destination_port_be) and e.protocol in PORT_PROTOCOLS
-
-
-def _by_to_port(text: str) -> EventTest:
-    wanted = be16(_number(text, 1, 65535))
-    return lambda event: event.destination_port_be == wanted and event.protocol in PORT_PROTOCOLS
-
-
-def _by_from_ip(text: str) -> EventTest:
-    block = Prefix.parse(text)
-    return lambda event: block.contains(event.source)
-
-
-def _by_to_ip(text: str) -> EventTest:
-    block = Prefix.parse(text)
-    return lambda event: block.contains(event.destination)
-
-
-# ---- on the record -------------------------------------------------------------------------------------------
-
-
-def _by_pod(text: str) -> FlowTest:
-    wanted = _pattern(text)
-    return lambda flow: _is_pod(flow.source, wanted) or _is_pod(flow.destination, wanted)
-
-
-def _by_from_pod(text: str) -> FlowTest:
-    wanted = _pattern(text)
-    return lambda flow: _is_pod(flow.source, wanted)
-
-
-def _by_to_pod(text: str) -> FlowTest:
-    wanted = _pattern(text)
-    return lambda flow: _is_pod(flow.destination, wanted)
-
-
-def _by_namespace(text: str) -> FlowTest:
-    return lambda flow: text in (flow.source.namespace, flow.destination.namespace)
-
-
-def _by_from_label(text: str) -> FlowTest:
-    wanted = _labels(text)
-    return lambda flow: wanted(flow.source.labels)
-
-
-def _by_to_label(text: str) -> FlowTest:
-    wanted = _labels(text)
-    return lambda flow: wanted(flow.destination.labels)
-
-
-def _by_policy(text: str) -> FlowTest:
-    wanted = _pattern(text)
-    return lambda flow: flow.policy is not None and fnmatchcase(f"{flow.policy.namespace}/{flow.policy.name}", wanted)
-
-
-def _by_service(text: str) -> FlowTest:
-    wanted = _pattern(text)
-    return lambda flow: (
-        flow.service is not None
-        and flow.service.name is not None
-        and fnmatchcase(f"{flow.service.namespace}/{flow.service.name}", wanted)
-    )
-
-
-_FLOW_TESTS: dict[str, Callable[[str], FlowTest]] = {
-    "pod": _by_pod,
-    "from_pod": _by_from_pod,
-    "to_pod": _by_to_pod,
-    "namespace": _by_namespace,
-    "from_label": _by_from_label,
-    "to_label": _by_to_label,
-    "policy": _by_policy,
-    "service": _by_service,
-    "http_method": l7filters.by_method,
-    "http_path": l7filters.by_path,
-    "http_status": l7filters.by_status,
-    "dns_query": l7filters.by_query,
-}
-OF_L7 = frozenset({"http_method", "http_path", "http_status", "dns_query"})
-"""Options that only records of proxies can meet."""
-
-
-def _is_pod(side: Endpoint, wanted: str) -> bool:
-    return side.pod is not None and fnmatchcase(f"{side.namespace}/{side.pod}", wanted)
-
-
-def _pattern(text: str) -> str:
-    """NS/NAME as a wildcard pattern: a name alone is meant in any namespace, NS/ is the whole namespace."""
-    if text.count("/") > 1 or not text.strip("/"):
-        raise ValueError("give NAME or NAMESPACE/NAME")
-    if "/" not in text:
-        return f"*/{text}"
-    return text + "*" if text.endswith("/") else text
-
-
-def _labels(text: str) -> Callable[[Iterable[str]], bool]:
-    terms = [term.strip() for term in text.split(",")]
-    if not all(terms):
-        raise ValueError("give KEY=VALUE or KEY")
-
-    def holds(labels: Iterable[str]) -> bool:
-        present = tuple(labels)
-        return all(
-            term in present if "=" in term else any(label.partition("=")[0] == term for label in present)
-            for term in terms
-        )
-
-    return holds
-
-
-# ---- values --------------------------------------------------------------------------------------------------
+# ---- times ---------------------------------------------------------------------------------------------------
 
 _UNITS_NS = {"d": 86_400 * 10**9, "h": 3_600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6}
 _PART = re.compile(r"(\d+)(ms|[dhms])")
@@ -323,16 +161,3 @@ def _bound(
         return widest([parse_time(text, now_ns) for text in given[name]])
     except ValueError as error:
         raise FilterError(f"--{name} {' '.join(given[name])}: {error}") from None
-
-
-def _one_of(text: str, names: Iterable[str]) -> str:
-    known = list(names)
-    if text not in known:
-        raise ValueError(f"give one of {', '.join(known)}")
-    return text
-
-
-def _number(text: str, low: int, high: int) -> int:
-    if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
-        raise ValueError(f"give a number from {low} to {high}")
-    return int(text)

@@ -53,9 +53,6 @@ class Allocator:
     def get(self, key: str) -> int | None:
         return self._numbers.get(key)
 
-    def key_of(self, number: int) -> str | None:
-        return self._keys.get(number)
-
     def release(self, key: str) -> None:
         number = self._numbers.pop(key, None)
         if number is not None:

@@ -6,15 +6,10 @@ from agent.services import endpoints
 from agent.services.model import Backend, Frontend, Kind, Target
 from agent.services.node import Node
 from agent.services.places import is_loopback
-from agent.services.trace import Packet, Place, Trace, trace
+from agent.services.trace import Place
 from agent.world.world import World
 from policies.address import is_v4
 from policies.model import ObjectRef
-
-
-def trace_in(world: World, packet: Packet) -> Trace:
-    """Where this node would take a new flow."""
-    return trace(WorldView(world), packet)
 
 
 class WorldView:

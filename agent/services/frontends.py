@@ -26,24 +26,6 @@ EXTERNAL = (Kind.NODE_PORT, Kind.EXTERNAL_IP, Kind.LOAD_BALANCER, Kind.LOOPBACK)
 DSR_KINDS = (Kind.NODE_PORT, Kind.EXTERNAL_IP, Kind.LOAD_BALANCER)
 
 
-def frontend_keys(
-    service: Service, addresses: tuple[bytes, ...], node_ports: NodePorts, node: Node
-) -> list[FrontendKey]:
-    """Every (address, protocol, port) the service asks for, once each; none of a service that is not ours to serve.
-
-    `addresses`: its cluster addresses, given or allocated.
-    """
-    if not is_served(service):
-        return []
-    return list(
-        dict.fromkeys(
-            (address, port.protocol, number)
-            for port in service.ports
-            for address, number, _ in places(service, port, addresses, node_ports, node)
-        )
-    )
-
-
 def frontends(
     service: Service,
     addresses: tuple[bytes, ...],

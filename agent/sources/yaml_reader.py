@@ -7,25 +7,16 @@ PyYAML's composer recurses in C and can be made to overflow the stack; its event
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import Any
 
 import msgspec
 import yaml
 
+from agent.sources.yaml_words import kind_of, plain
+
 MAX_DEPTH = 64
 MAX_ALIASED_NODES = 10_000
 
-_INT = re.compile(r"[-+]?(?:0b[01_]*[01]|0x[0-9a-fA-F_]*[0-9a-fA-F]|0o?[0-7_]*[0-7]|[1-9][0-9_]*|0)\Z")
-_FLOAT = re.compile(
-    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|\.inf|\.Inf|\.INF)\Z"
-)
-_WORDS: dict[str, bool | None] = {
-    **{form: True for word in ("true", "yes", "on") for form in (word, word.title(), word.upper())},
-    **{form: False for word in ("false", "no", "off") for form in (word, word.title(), word.upper())},
-    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
-}
-_MAX_DIGITS = 64  # longer ones stay text: they fit no field
 _TAB_INDENT = re.compile(rb" *\t")
 _STANDARD = "tag:yaml.org,2002:"
 _PLAIN_TAGS = frozenset(_STANDARD + name for name in ("int", "bool", "float", "null"))
@@ -119,26 +110,6 @@ def _fault(error: yaml.MarkedYAMLError, text: bytes) -> Fault:
     return Fault(line, f"not valid YAML: {context}{error.problem}")
 
 
-@lru_cache(maxsize=4096)
-def _plain(text: str) -> Any:
-    """The value of an unquoted scalar. Cached, so that equal strings are one string."""
-    if text in _WORDS:
-        return _WORDS[text]
-    if text[0] in "+-.0123456789" and len(text) < _MAX_DIGITS:
-        if _INT.match(text):
-            return _integer(text)
-        if _FLOAT.match(text):
-            return float(text.replace("_", "").lower().replace(".inf", "inf"))
-    return text
-
-
-def _integer(text: str) -> int:
-    digits = text.replace("_", "").lower()
-    unsigned = digits.lstrip("+-")
-    octal = len(unsigned) > 1 and unsigned[0] == "0" and unsigned[1].isdigit()
-    return int(digits, 8 if octal else 0)
-
-
 class _Frame:
     """A collection being read. `key` is the mapping key whose value comes next; `path` its own field path."""
 
@@ -216,7 +187,7 @@ class _Builder:
         key = _scalar(event)
         line: int = event.start_mark.line
         if not isinstance(key, str):
-            message = f"the key {event.value or 'null'} is read as {_kind(key)}: put it in quotes"
+            message = f"the key {event.value or 'null'} is read as {kind_of(key)}: put it in quotes"
             self.faults.append(Fault(line, message, self._where(event.value)))
             key = event.value
         frame.repeated = key in frame.value
@@ -307,15 +278,9 @@ def _merged(frame: _Frame, value: Any) -> list[dict[str, Any]]:
 
 def _scalar(event: Any) -> Any:
     if event.tag is None:
-        return _plain(event.value) if event.implicit[0] else event.value
+        return plain(event.value) if event.implicit[0] else event.value
     if event.tag in _PLAIN_TAGS:
-        return _plain(event.value)
+        return plain(event.value)
     if event.tag in (_STANDARD + "str", "!"):
         return event.value
     raise _Fatal(event.start_mark.line, f"the tag {event.tag.replace(_STANDARD, '!!')} is not supported")
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    return "a boolean" if isinstance(value, bool) else "a number"

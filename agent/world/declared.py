@@ -45,9 +45,6 @@ class ClusterIdentities(IdentityBook):
     def meaning(self, number: int) -> Key | None:
         return self._stands.get(number)
 
-    def in_use(self) -> dict[int, Key]:
-        return {number: self._by_number[number].labels for number in self._having}
-
     def pods_of(self, number: int) -> int:
         return len(self._having.get(number, ()))
 

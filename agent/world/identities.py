@@ -89,10 +89,6 @@ class IdentityBook(ABC):
         return None if identity is None else identity.labels
 
     @abstractmethod
-    def in_use(self) -> dict[int, Key]:
-        """Numbers that pods have, and what they have them for."""
-
-    @abstractmethod
     def pods_of(self, number: int) -> int:
         """How many pods have a number; in a cluster, of this node's."""
 
@@ -156,9 +152,6 @@ class LocalIdentities(IdentityBook):
     def numbers(self, key: Key) -> Collection[int]:
         identity = self._used.get(key)
         return () if identity is None else (identity.number,)
-
-    def in_use(self) -> dict[int, Key]:
-        return {identity.number: key for key, identity in self._used.items() if self._pods[identity.number]}
 
     def pods_of(self, number: int) -> int:
         return self._pods[number]

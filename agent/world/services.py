@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from agent.identity.allocator import ExhaustedError
-from agent.objects import EndpointSlice, Pod, Service, ServicePort
+from agent.objects import EndpointSlice, Pod, Service
 from agent.services.model import Kind
 from agent.services.places import FAMILIES, is_served, places
 from agent.world.allocations import Allocations, key_of
@@ -68,10 +68,6 @@ class ServiceBook:
         """Its healthCheckNodePort, given or allocated; 0 where it has none, or another service has it."""
         number = self._numbers.of(ref).health
         return number if number and self._claims.owner(b"", TCP, number) == ref else 0
-
-    def owns(self, service: Service, address: bytes, port: ServicePort) -> bool:
-        """Whether no other service has the better claim to this cluster address and port."""
-        return self._claims.owner(address, port.protocol, port.port) == service.ref
 
     # ---- changes. Each returns the services whose frontends or backends may differ now.
 

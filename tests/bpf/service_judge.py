@@ -14,17 +14,17 @@ import strategies as drawn
 import worlds
 from drawn_node import DEVICE, PORTS, DrawnNode, Ends, Fate, frame
 from frames import ADDRESSES, SCTP, TCP, UDP
+from planned import compile_dirty, trace_in
 
 from agent.datapath.abi import be16
 from agent.datapath.testrun import Action
-from agent.plan.compile import compile_dirty
 from agent.plan.ids import NUMBERS
 from agent.plan.parts import SERVICE_KEY
 from agent.plan.plan import Plan
 from agent.plan.pools import SERVICE_VALUE
 from agent.plan.state import SERVICES
 from agent.plan.step import Transition
-from agent.plan.tracing import WorldView, trace_in
+from agent.plan.tracing import WorldView
 from agent.services.model import Backend, Frontend
 from agent.services.trace import SCTP_PORT, Delivery, Outcome, Packet, Source, Trace, View
 from agent.services.trace import trace as trace_packet

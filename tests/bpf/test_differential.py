@@ -21,6 +21,7 @@ import worlds
 from frames import checksum
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from planned import compile_dirty
 
 from agent.datapath import apply, testrun
 from agent.datapath.abi import load
@@ -29,12 +30,12 @@ from agent.datapath.pins import Pins
 from agent.datapath.programs import Programs, ensure_loaded
 from agent.datapath.ring import Ring
 from agent.datapath.testrun import Action
-from agent.plan.compile import compile_dirty
 from agent.plan.plan import Plan
 from agent.realize import Realizer
 from agent.world.world import World
 from policies.address import format_address, is_v4, parse_address
-from policies.evaluate import HOST, Decision, Flow, evaluate
+from policies.evaluate import Decision, evaluate
+from policies.facts import HOST, Flow
 from policies.model import DEFAULT_DENY, Policy, Verdict
 
 ABI = load()

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from policies.address import parse_address
 from policies.check import check
-from policies.evaluate import HOST, Flow, Party, PodFacts, evaluate
+from policies.evaluate import evaluate
 from policies.explain import explain, lines
+from policies.facts import HOST, Flow, Party, PodFacts
 from policies.fields import InvalidPolicy
 from policies.model import Action, ContainerPort, Origin, Policy, Verdict
 from policies.networkpolicy import parse, salvage

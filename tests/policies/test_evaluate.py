@@ -7,7 +7,8 @@ import pytest
 import strategies
 
 from policies.address import Prefix, parse_address
-from policies.evaluate import HOST, Flow, Party, PodFacts, ServiceFacts, evaluate
+from policies.evaluate import evaluate
+from policies.facts import HOST, Flow, Party, PodFacts, ServiceFacts
 from policies.l7 import L7, HttpRule, NamePattern
 from policies.model import (
     NODE,

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from strategies import Cluster
 
 import policies.compile as compiler
-from policies.evaluate import Flow, ends, evaluate_side, exempt
+from policies.evaluate import evaluate_side, exempt
+from policies.facts import Flow, ends
 from policies.flatten import allows_everything, lookup
 from policies.index import PolicyIndex
 from policies.model import DEFAULT_DENY, Direction, Policy, Verdict

@@ -11,9 +11,10 @@ import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.evaluate import PodFacts, selects
+from policies.facts import PodFacts
 from policies.fields import Field
 from policies.labelselector import parse_selector
+from policies.matching import selects
 from policies.model import LabelSelector, Operator, PodSelector, Requirement, Workload
 from policies.selectors import SelectorIndex
 

@@ -32,7 +32,8 @@ from agent.world.config import NodeConfig, ServiceConfig
 from agent.world.namespaces import METADATA_NAME
 from agent.world.world import World
 from policies.address import Prefix, is_v4, parse_address
-from policies.evaluate import HOST, Flow, Party, evaluate
+from policies.evaluate import evaluate
+from policies.facts import HOST, Flow, Party
 from policies.model import Verdict
 
 CASES = sorted(path for path in Path(__file__).parent.glob("cases/*.yaml") if not path.name.endswith(".plan.yaml"))

@@ -9,9 +9,10 @@ from flow_events import ABI, EVENT, C, drop, event, known_names
 
 from agent.datapath.abi import be16
 from agent.flows.clock import WallClock
-from agent.flows.filters import OF_L7, OPTIONS, FilterError, parse, parse_time
+from agent.flows.filters import OPTIONS, FilterError, parse, parse_time
 from agent.flows.flow import Flow
 from agent.flows.record import Recorder
+from agent.flows.recordfilters import OF_L7
 from policies.address import parse_address
 
 NOW = 1_700_000_000 * 10**9

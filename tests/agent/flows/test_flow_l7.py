@@ -16,13 +16,14 @@ from l7_records import CALL, FORBIDDEN, GET, HELLO, LISTENER, QUERY, REFUSED, WA
 
 from agent.datapath.maps import Maps
 from agent.flows.clock import WallClock
-from agent.flows.filters import OF_L7, FilterError, parse
+from agent.flows.filters import FilterError, parse
 from agent.flows.flow import Flow as FlowRecord
 from agent.flows.flow import Lost
 from agent.flows.l7 import BURST, RECORDS_PER_S, L7Intake
 from agent.flows.names import Names
 from agent.flows.observe import Observer
 from agent.flows.record import Recorder
+from agent.flows.recordfilters import OF_L7
 from agent.flows.render import line
 from agent.flows.store import Store
 from l7proxy.records import L7Record

@@ -6,21 +6,22 @@ from __future__ import annotations
 import os
 from itertools import product
 
-from cluster_scenes import CONFIGS, Scene, change_world, histories, key_of, parties, remember
+from cluster_scenes import CONFIGS, Scene, change_world, histories, identities_in_use, key_of, parties, remember
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from map_model import MapModel
+from planned import compile_dirty
 from strategies import RESERVED
 
 from agent.identity.labels import LabelFilter, identity_key
 from agent.objects import Change, Namespace, Pod
-from agent.plan.compile import compile_dirty
 from agent.plan.plan import Plan
 from agent.plan.state import INTERFACES
 from agent.world.config import NodeConfig
 from agent.world.world import World
 from policies.address import is_v4
-from policies.evaluate import HOST, Flow, Party, evaluate
+from policies.evaluate import evaluate
+from policies.facts import HOST, Flow, Party
 from policies.model import SERVICE_ACCOUNT, Verdict
 
 EXAMPLES = int(os.environ.get("GATEHOUSE_EXAMPLES", "30"))
@@ -44,7 +45,7 @@ def test_a_cluster_s_plan_is_the_plan_from_scratch(scenes: list[Scene], config: 
         assert dict(fresh.nodes.peers()) == dict(world.nodes.peers())
         assert fresh.local_endpoints() == world.local_endpoints()
         assert fresh.identities.wanted() == world.identities.wanted()
-        assert fresh.identities.in_use() == world.identities.in_use()
+        assert identities_in_use(fresh) == identities_in_use(world)
         assert {one.number: one.labels for one in fresh.identities} == {n.number: n.labels for n in world.identities}
     assert not compile_dirty(world, plan), "nothing has changed"
 
@@ -131,7 +132,7 @@ def assert_numbers_are_right(world: World, scene: Scene) -> None:
         assert (state.identity == 0) is (state.key == ())
         if state.identity:
             assert meanings.get(state.identity, state.key) == state.key
-            assert state.identity in world.identities.in_use()
+            assert state.identity in identities_in_use(world)
         pod = scene.objects[state.pod.ref]
         assert isinstance(pod, Pod)
         if pod.host_network or (pod.finished and not state.pod.addresses):

@@ -7,10 +7,10 @@ import os
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from map_model import MapModel
+from planned import compile_dirty
 from served_clusters import histories as served
 from worlds import CONFIGS, EVERY_KIND, Scene, built, change_world, histories
 
-from agent.plan.compile import compile_dirty
 from agent.plan.plan import Plan
 from agent.plan.state import State
 from agent.plan.transition import reconcile

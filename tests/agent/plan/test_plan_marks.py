@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from planned import compile_dirty
 from worlds import CONFIG, ORIGIN
 
 from agent.objects import Change, Interface, Pod
 from agent.plan import plan as plans
-from agent.plan.compile import compile_dirty
 from agent.plan.describe import describe
 from agent.plan.ids import class_id
 from agent.plan.plan import Plan

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import msgspec
+from planned import compile_dirty
 from worlds import ORIGIN
 
 from agent.datapath import abi
 from agent.objects import Change, Interface, Pod
-from agent.plan.compile import compile_dirty
 from agent.plan.plan import Plan
 from agent.plan.state import INTERFACES, NAMESPACES
 from agent.world.config import NodeConfig

@@ -7,11 +7,11 @@ import os
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from map_model import MapModel
+from planned import compile_dirty
 from served_clusters import histories as served
 from worlds import ABOUT_SERVICES, CONFIGS, Scene, built, change_world, histories
 
 from agent.datapath import abi
-from agent.plan.compile import compile_dirty
 from agent.plan.parts import SERVICE_KEY
 from agent.plan.plan import Plan
 from agent.plan.state import SERVICES, State

@@ -13,9 +13,9 @@ import strategies as drawn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from map_model import Asks, MapModel
+from planned import compile_dirty
 from worlds import CONFIG, CONFIGS, EVERY_KIND, Scene, built, change_world, histories, interfaces_of, pod_ref
 
-from agent.plan.compile import compile_dirty
 from agent.plan.ids import Names
 from agent.plan.plan import Plan
 from agent.plan.state import State
@@ -26,7 +26,7 @@ from agent.world.config import NodeConfig
 from agent.world.namespaces import METADATA_NAME
 from agent.world.world import World
 from policies.address import is_v4, parse_address
-from policies.evaluate import Flow, Party
+from policies.facts import Flow, Party
 from policies.l7 import NamePattern
 from policies.model import (
     ContainerPort,

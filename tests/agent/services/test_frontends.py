@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from agent.objects import DeclaredPort, EndpointSlice, Exposure, Pod, Service, ServicePort, SliceEndpoint, SlicePort
-from agent.services.frontends import NOBODY, frontend_keys, frontends, host_ports
+from agent.services.frontends import NOBODY, frontends, host_ports
 from agent.services.model import Frontend, Kind
 from agent.world.config import NodeConfig, ServiceConfig
 from policies.address import Prefix, format_address, parse_address
@@ -37,10 +37,6 @@ def slices(count: int = 2) -> list[EndpointSlice]:
 
 def found(one: Service, at: NodeConfig = NODE, addresses: tuple[bytes, ...] = (V4,)) -> dict[str, Frontend]:
     made = frontends(one, addresses, PORTS, slices(), at)
-    keys = frontend_keys(one, addresses, PORTS, at)
-    assert keys == [(f.address, f.protocol, f.port) for f in made], (
-        "the keys are those of the frontends, in their order"
-    )
     return {f"{f.kind} {format_address(f.address)} {f.port}": f for f in made}
 
 

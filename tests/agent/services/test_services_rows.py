@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 from map_model import MapModel
+from planned import trace_in
 from services_rows import ROWS, Row, packets_of, said, world_of
 
 from agent.plan.plan import Plan
-from agent.plan.tracing import WorldView, trace_in
+from agent.plan.tracing import WorldView
 from agent.services.trace import INSIDE, SCTP_PORT, Outcome, Place
 
 IDS = [row.name for row in ROWS]

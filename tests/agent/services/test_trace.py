@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from frames import address
+from planned import trace_in
 from services_rows import NODE_PORT, Row, Svc, exposed, world_of
 
-from agent.plan.tracing import trace_in
 from agent.services.endpoints import ELSEWHERE, NOT_READY, NOT_SERVING, OTHER_HINTS, TERMINATING
 from agent.services.maglev import assign, client_hash, flow_hash
 from agent.services.trace import Outcome, Packet, Trace

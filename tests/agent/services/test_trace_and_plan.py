@@ -7,16 +7,16 @@ import os
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from map_model import MapModel
+from planned import compile_dirty, trace_in
 from served_clusters import histories as served
 from strategies import HOST_ADDRESSES
 from worlds import ABOUT_SERVICES, CONFIGS, Scene, change_world, histories
 
 from agent.datapath import abi
-from agent.plan.compile import compile_dirty
 from agent.plan.parts import SERVICE_KEY
 from agent.plan.plan import Plan
 from agent.plan.state import SERVICES
-from agent.plan.tracing import WorldView, trace_in
+from agent.plan.tracing import WorldView
 from agent.services.trace import INSIDE, SCTP_PORT, Outcome, Packet, Place
 from agent.sources.slices import derive
 from agent.world.config import NodeConfig

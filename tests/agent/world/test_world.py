@@ -25,6 +25,7 @@ from policies.model import (
     Requirement,
     Rule,
     RuleRef,
+    Subject,
 )
 
 CONFIG = NodeConfig(
@@ -125,7 +126,9 @@ def test_a_policy_that_names_a_noisy_label_tells_replicas_apart_for_as_long_as_i
     assert identity(world, "a") == identity(world, "b")
     put(world, policy("p", job_name="x"))
     assert identity(world, "a") != identity(world, "b")
-    assert world.index.selected_identities(ObjectRef("NetworkPolicy", "shop", "p")) == [identity(world, "a")]
+    named = ObjectRef("NetworkPolicy", "shop", "p")
+    assert [p.ref for p in world.index.policies_of(Subject(identity(world, "a")))] == [named]
+    assert world.index.policies_of(Subject(identity(world, "b"))) == []
     remove(world, ObjectRef("NetworkPolicy", "shop", "p"))
     assert identity(world, "a") == identity(world, "b")
 
@@ -288,7 +291,7 @@ def test_an_allocated_frontend_stays_whatever_is_written_later() -> None:
     address = format_address(world.services.addresses(ObjectRef("Service", "shop", "z"))[0])
     rival = service("a", address)
     put(world, rival)
-    assert not world.services.owns(rival, parse_address(address), rival.ports[0])
+    assert world.frontends(rival.ref) == ()
     assert "belongs to Service shop/z" in world.problems()[0].message
 
 

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from policies.address import parse_address
-from policies.evaluate import Flow, Party, PodFacts, evaluate
+from policies.evaluate import evaluate
+from policies.facts import Flow, Party, PodFacts
 from policies.kinds import KINDS
 from policies.model import SERVICE_ACCOUNT, ContainerPort, Origin, Verdict
 

@@ -9,7 +9,7 @@ import yaml
 
 from policies.check import check
 from policies.cilium.policy import API_VERSION, CLUSTERWIDE, NAMESPACED
-from policies.evaluate import PodFacts
+from policies.facts import PodFacts
 from policies.model import ContainerPort, Origin
 from policies.slips import Surroundings
 
