@@ -73,8 +73,9 @@ def withdraw(path: Path) -> bool:
     order = None
     with suppress(ValueError):
         order = read(path)
+    runs = order is not None and listener_pid(Path(order.socket)) != 0
     path.unlink(missing_ok=True)
-    return order is not None and listener_pid(Path(order.socket)) != 0 and is_left(Path(order.socket), STOP_S)
+    return order is not None and runs and is_left(Path(order.socket), STOP_S)
 
 
 def missing(needs: Sequence[str]) -> str:
