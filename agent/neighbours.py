@@ -12,8 +12,9 @@ from agent.attachments import Attachments
 from agent.config import Config
 from agent.datapath import abi
 from agent.encryption.encryption import Encryption, Surroundings
-from agent.encryption.encryption import find as find_device
 from agent.encryption.encryption import remove as remove_device
+from agent.encryption.leaving import find as find_device
+from agent.encryption.leaving import unused
 from agent.groundwork import Api
 from agent.instance import Instance
 from agent.kube.bodies import NodeFacts
@@ -29,10 +30,6 @@ from policies.model import ObjectRef
 
 if TYPE_CHECKING:
     from agent.member import Member
-
-LEAVE_S = 5.0
-"""How long a device that is not wanted any more takes what others still send by it, from when they can know."""
-LOOK_S = 0.2
 
 log = logs.get("encryption")
 
@@ -154,10 +151,8 @@ class Neighbours:
             await asyncio.to_thread(remove_device, self._instance)
 
     async def _leave_device(self) -> None:
-        """Once the others can have heard that nothing is to be sent there any more."""
-        while not self.are_told((b"", b"")):
-            await asyncio.sleep(LOOK_S)
-        await asyncio.sleep(LEAVE_S)
+        """Once the others have heard that nothing is to be sent there any more."""
+        await unused(self._instance, lambda: self.are_told((b"", b"")))
         self._attachments.set_wireguard(0)
         await asyncio.to_thread(remove_device, self._instance)
         log.info("the WireGuard device is gone, as encryption is off")

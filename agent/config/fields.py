@@ -188,6 +188,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int, Meta(ge=0, le=65535), _doc("Seconds between packets that keep ways through NAT open; 0: none.")
     ] = 0
     key_rotation_days: Annotated[float, Meta(ge=0), _doc("Age at which a node makes itself a new key; 0: never.")] = 0.0
+    key_overlap_s: Annotated[
+        float,
+        Meta(gt=0),
+        _doc("How long other nodes are given to hear of a node's next key before it is used."),
+    ] = 20.0
     node_files: Annotated[
         str,
         _doc("Folder for what this node tells others, with --source directory: one that all of them read."),

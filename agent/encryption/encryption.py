@@ -19,7 +19,7 @@ from agent.encryption import userspace
 from agent.encryption.device import name_of
 from agent.encryption.keys import shown
 from agent.encryption.link import NodeLink, is_of
-from agent.encryption.meeting import MEET_S, Meeting
+from agent.encryption.meeting import PATIENT_S, Meeting
 from agent.encryption.reconcile import FAST_S, Reconciler, silence
 from agent.encryption.rotation import Bounds, Phase
 from agent.helpers.order import Name, withdraw
@@ -56,7 +56,12 @@ class Encryption:
     def __init__(self, config: Config, instance: Instance, around: Surroundings, bounds: Bounds | None = None) -> None:
         self._config, self._instance, self._around = config, instance, around
         self._tunnel = Reconciler(
-            config, instance, around.mark, around.mtu, around.published, bounds if bounds is not None else Bounds()
+            config,
+            instance,
+            around.mark,
+            around.mtu,
+            around.published,
+            bounds if bounds is not None else Bounds(config.key_overlap_s),
         )
         self.name = self._tunnel.name
         self._own: Own | None = None
@@ -100,9 +105,9 @@ class Encryption:
                     await asyncio.sleep(FAST_S)
 
     async def met(self) -> None:
-        """Until nobody is still to be met, or is not to be waited for."""
+        """Until nobody is to be waited for who is still to be met."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(MEET_S):
+            async with asyncio.timeout(PATIENT_S):
                 await self._met.wait()
 
     async def run(self) -> None:
@@ -215,7 +220,7 @@ class Encryption:
             self._around.on_device(tunnel.ifindex)
         if tunnel.ready != ready:
             self._around.on_ready(tunnel.ready)
-        if not tunnel.meeting.goes_on or tunnel.problem:
+        if not tunnel.meeting.is_waited_for(time.monotonic()) or tunnel.problem:
             self._met.set()
         if self.facts() != facts:
             self._around.on_facts()
@@ -226,14 +231,6 @@ class Encryption:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
             self._keeping = None
-
-
-def find(instance: Instance) -> int:
-    """The interface index of the instance's device, whoever left it; 0: there is none. In the calling thread's network
-    namespace; blocks."""
-    with NodeLink(name_of(instance.short_name)) as link:
-        found = link.find()
-        return found.ifindex if found and found.up else 0
 
 
 def remove(instance: Instance) -> bool:

@@ -37,6 +37,10 @@ class NodeLink:
                 raise
             return None
 
+    def received(self) -> int:
+        """How many packets it has brought. Raises NetlinkError."""
+        return links.received(self._route.request(links.get_link(self.name))[0])
+
     def add(self) -> None:
         """Of the kernel's WireGuard; down. Nothing where there is one already. Raises NetlinkError."""
         try:

@@ -11,9 +11,12 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-MEET_S = 5.0
-"""From when the others can know the key. Who has made no handshake by then is not there, or out of reach."""
-LOOK_S = 0.2
+MEET_S = 60.0
+"""From when the others can know the key. Who has made no handshake by then has no agent that runs, or is not there, or
+out of reach: what goes there is encrypted from then on all the same."""
+PATIENT_S = 5.0
+"""So long what is new here waits for the others, and it is looked often."""
+OFTEN_S, SELDOM_S = 0.2, 1.0
 
 
 class Meeting(msgspec.Struct):
@@ -27,6 +30,13 @@ class Meeting(msgspec.Struct):
     @property
     def goes_on(self) -> bool:
         return self.pending is None or bool(self.pending)
+
+    def is_waited_for(self, now_s: float) -> bool:
+        return self.goes_on and (self.told_at is None or now_s - self.told_at < PATIENT_S)
+
+    def pause_s(self, now_s: float) -> float:
+        """Until it is to be looked again."""
+        return OFTEN_S if self.is_waited_for(now_s) else SELDOM_S
 
     def look(
         self,

@@ -27,7 +27,7 @@ from agent.encryption.device import (
 from agent.encryption.greeting import Greetings
 from agent.encryption.keys import KeyFolder, shown
 from agent.encryption.link import NodeLink
-from agent.encryption.meeting import LOOK_S, Meeting
+from agent.encryption.meeting import Meeting
 from agent.encryption.peers import Desired, Local, after, desired, difference
 from agent.encryption.port import require_free
 from agent.encryption.rotation import Bounds, Phase, Rotation, Step
@@ -150,7 +150,7 @@ class Reconciler:
         if self.rotation.phase is Phase.SWAPPED or len(self.desired.peers) > len(self.desired.keys):
             return FAST_S  # a handshake says which of a node's keys is in use
         if self.meeting.goes_on:
-            return LOOK_S
+            return self.meeting.pause_s(time.monotonic())
         return POLL_S if self.rotation.phase is Phase.IDLE else min(POLL_S, self.rotation.bounds.overlap_s / 4)
 
     def pause_s(self, done: bool) -> float:

@@ -41,7 +41,7 @@ class Bounds(msgspec.Struct, frozen=True):
     """`overlap_s`: how long the others are given to learn of the next key, from when it is told; `swapped_s`: how long
     at most they are given to turn to it."""
 
-    overlap_s: float = 20.0
+    overlap_s: float
     swapped_s: float = 60.0
 
 

@@ -29,7 +29,7 @@ from policies.address import V4_MAPPED, format_address, is_v4
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWNEIGH = 20, 21, 22, 24, 26, 28
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_OPERSTATE, IFLA_LINKINFO = 1, 3, 4, 5, 10, 16, 18
-IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 20, 26, 27, 28, 29
+IFLA_IFALIAS, IFLA_STATS64, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 20, 23, 26, 27, 28, 29
 RTEXT_FILTER_SKIP_STATS = 8
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_LINK_NETNSID = 31, 32, 37
 IFLA_GSO_MAX_SIZE, IFLA_GRO_MAX_SIZE, IFLA_TSO_MAX_SIZE = 41, 58, 59
@@ -322,6 +322,12 @@ def read_limits(reply: Reply) -> Limits:
         IFLA_GSO_MAX_SIZE, IFLA_GRO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE, IFLA_TSO_MAX_SIZE,
     )  # fmt: skip
     return Limits(*(_number(found, kind) if kind in found else None for kind in kinds))
+
+
+def received(reply: Reply) -> int:
+    """How many packets have come by a link."""
+    packets = dict(attributes(reply.body[_LINK.size :]))[IFLA_STATS64][:8]  # linux/if_link.h rtnl_link_stats64
+    return int.from_bytes(packets, sys.byteorder)
 
 
 def read_ends(reply: Reply) -> tuple[int, int]:

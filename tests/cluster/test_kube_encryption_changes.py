@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import rig
@@ -17,23 +18,43 @@ from steady import Steady
 
 PORT = 8080
 ROTATED_S = 90.0 * SLOWER
+OVERLAP = ("--key-overlap-s", "2")
 
 
 @pytest.fixture(scope="module")
 def cluster(backends: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeCluster]:
-    """Agents are started by tests, with settings of theirs."""
-    with KubeCluster(tmp_path_factory.mktemp("kube"), "n1", "n2") as cluster:
+    """Tests say with which settings agents run."""
+    with KubeCluster(tmp_path_factory.mktemp("kube"), "n1", "n2", flags=OVERLAP) as cluster:
         use(cluster, backends)
-        cluster.start(*STRICT)
+        cluster.start(*ON)
         client, web = cluster.add("n1/shop/client", app="client"), cluster.add("n2/shop/web", app="web")
         with Server(web.netns, "tcp", PORT, "web"):
             assert tcp(client.netns, web.ip(), PORT, PATIENT_S)
-            meet(cluster)
             yield cluster
 
 
 def pods(cluster: KubeCluster) -> tuple[KubePod, KubePod]:
     return cluster.pods["n1/shop/client"], cluster.pods["n2/shop/web"]
+
+
+def begin(cluster: KubeCluster, *flags: str) -> None:
+    """All agents have these settings, and have met: whatever an earlier test left."""
+    others = [agent for agent in cluster.agents.values() if not runs(agent, flags)]
+    for agent in others:
+        if agent in cluster.running():
+            agent.stop()
+    for agent in others:
+        agent.start(*flags, settle=False)
+    for agent in others:
+        agent.settle(START_S)
+    meet(cluster)
+
+
+def runs(agent: KubeAgent, flags: tuple[str, ...]) -> bool:
+    process = agent.process
+    if process is None or process.poll() is not None:
+        return False
+    return isinstance(process.args, list) and tuple(process.args[-len(flags) :]) == flags
 
 
 def again(agent: KubeAgent, *flags: str) -> None:
@@ -42,15 +63,21 @@ def again(agent: KubeAgent, *flags: str) -> None:
     agent.start(*flags)
 
 
+def has_device(cluster: KubeCluster, node: str) -> bool:
+    return "ghwg" in cluster.nodes[node].run("ip", "link").stdout
+
+
 def audit(agent: KubeAgent) -> list[dict[str, str]]:
     return [json.loads(line) for line in (agent.instance.state_dir / "audit.jsonl").read_text().splitlines()]
 
 
 def test_both_nodes_change_their_keys(cluster: KubeCluster) -> None:
     """At once. No connection stands still for longer than it takes TCP to send a packet again."""
+    begin(cluster, *ON)
     client, web = pods(cluster)
     agents = cluster.agents.values()
     before = {agent.name: status(agent)["public_key"] for agent in agents}
+    plain = plaintext(cluster)
     with (
         listen(cluster) as seen,
         Steady(client.netns, web.ip("v4"), PORT) as one,
@@ -65,7 +92,7 @@ def test_both_nodes_change_their_keys(cluster: KubeCluster) -> None:
             steady.go_on()
             assert steady.retransmits <= 1, steady
     assert seen.seen() == []
-    assert plaintext(cluster) == 0
+    assert plaintext(cluster) == plain
     for agent in agents:
         assert status(agent)["public_key"] not in before.values()
         assert [entry["event"] for entry in audit(agent)] == ["key rotation begun", "key swapped", "old key destroyed"]
@@ -77,19 +104,18 @@ def test_both_nodes_change_their_keys(cluster: KubeCluster) -> None:
 
 def test_off_and_on_again(cluster: KubeCluster) -> None:
     """Not strict, node after node: while one does not encrypt it is counted; once both do, nothing is plain."""
+    begin(cluster, *ON)
     client, web = pods(cluster)
     with Steady(client.netns, web.ip(), PORT) as steady:
-        for flags in (ON, OFF, ON):
+        for flags in (OFF, ON):
             for agent in cluster.agents.values():
                 again(agent, *flags)
                 steady.go_on()
-            with listen(cluster) as seen:
-                if flags is ON:
-                    meet(cluster)
-                else:
+            if flags is OFF:
+                with listen(cluster) as seen:
                     steady.go_on()
                     assert client.ip() in "".join(seen.seen()), "it is off"
-                    assert "ghwg" not in cluster.nodes["n1"].run("ip", "link").stdout
+        meet(cluster)
         with listen(cluster) as seen:
             before = plaintext(cluster)
             steady.go_on()
@@ -98,11 +124,37 @@ def test_off_and_on_again(cluster: KubeCluster) -> None:
         assert steady.retransmits <= 1, steady
 
 
+@pytest.mark.parametrize("node", ["n1", "n2"])
+def test_the_other_node_hears_of_it_late(cluster: KubeCluster, node: str) -> None:
+    """That a node encrypts no more, or does so again: until the other one knows, each takes what the other sends."""
+    begin(cluster, *ON)
+    client, web = pods(cluster)
+    (other,) = cluster.agents.keys() - {node}
+
+    def believes(encrypts: bool) -> bool:
+        return bool(status(cluster.agents[other])["peers"][0]["ready"]) is encrypts
+
+    with Steady(client.netns, web.ip(), PORT) as steady:
+        for flags, encrypts in ((OFF, False), (ON, True)):
+            cluster.api.faults.stall("nodeendpoints")
+            again(cluster.agents[node], *flags)
+            steady.go_on()
+            assert believes(not encrypts)
+            cluster.api.faults.flow("nodeendpoints")
+            rig.wait_until(partial(believes, encrypts), START_S, "it is known")
+            steady.go_on()
+            if flags is OFF:
+                rig.wait_until(lambda: not has_device(cluster, node), START_S, "nobody sends there any more")
+                steady.go_on()
+        assert steady.retransmits <= 1, steady
+
+
 def test_strict_and_back(cluster: KubeCluster) -> None:
     """Nothing passes in plain text from the first node's start on, whatever the other one does."""
+    begin(cluster, *ON)
     client, web = pods(cluster)
     with Steady(client.netns, web.ip(), PORT) as steady, listen(cluster) as seen:
-        for flags in (ON, STRICT):
+        for flags in (STRICT, ON):
             for agent in cluster.agents.values():
                 again(agent, *flags)
                 steady.go_on()
@@ -112,6 +164,7 @@ def test_strict_and_back(cluster: KubeCluster) -> None:
 
 def test_strict_against_a_node_that_does_not_encrypt(cluster: KubeCluster) -> None:
     """Nothing passes, either way; and all goes on once it does."""
+    begin(cluster, *STRICT)
     client, web = pods(cluster)
     again(cluster.agents["n2"], *OFF)
     with listen(cluster, "n1") as seen:
@@ -124,17 +177,15 @@ def test_strict_against_a_node_that_does_not_encrypt(cluster: KubeCluster) -> No
     assert tcp(client.netns, web.ip(), PORT, PATIENT_S)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_nodes_and_pods(cluster: KubeCluster, family: str) -> None:
+@pytest.mark.parametrize("flags", [STRICT, (*STRICT, "--node-encryption")], ids=["pods", "nodes, too"])
+def test_nodes_and_pods(cluster: KubeCluster, flags: tuple[str, ...]) -> None:
     """What a node itself and a pod of another send each other is encrypted by a setting of its own."""
+    begin(cluster, *flags)
     _, web = pods(cluster)
     node = cluster.nodes["n1"]
-    for flags, encrypted in ((STRICT, False), ((*STRICT, "--node-encryption"), True)):
-        for agent in cluster.agents.values():
-            again(agent, *flags)
-        meet(cluster)
+    for family in FAMILIES:
         with listen(cluster) as seen:
             assert ping(node, web.ip(family), PATIENT_S)
             assert tcp(node, web.ip(family), PORT, PATIENT_S).seen_from == node_ips(1)[family]
             assert ping(web.netns, node_ips(1)[family], PATIENT_S)
-            assert (seen.seen() == []) is encrypted
+            assert (seen.seen() == []) is (flags != STRICT)

@@ -57,7 +57,9 @@ def test_written_changed_and_taken_back(maps: Maps) -> None:
     wanted = entries(BLOCKS, ADDRESSES, [peer(2), peer(3)], {"n2"})
     steering.prepare(wanted)
     assert dict(table.items()) == {key: unready(value) for key, value in wanted.items()}
+    assert not steering.encrypts
     steering.update(wanted)
+    assert Steering(maps["encryption"]).encrypts  # as the next agent finds it
     assert dict(table.items()) == wanted
     fewer = entries(BLOCKS, ADDRESSES, [peer(3)], {"n3"})
     steering.update(fewer)
