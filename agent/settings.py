@@ -73,6 +73,7 @@ def config_value(config: Config, addresses: Sequence[bytes], host_netns: int) ->
             features=features,
             port_min=port_min,
             port_max=port_max,
+            tunnel_port=config.tunnel_port if config.routing == "vxlan" else 0,
         )
     )
 

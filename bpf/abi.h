@@ -105,7 +105,7 @@ enum drop_reason {
 	DROP_UNKNOWN_ENDPOINT = 1,  /* the interface is not (or no longer) an endpoint's */
 	DROP_SPOOFED_SOURCE = 2,    /* the source address is not the endpoint's own */
 	DROP_WRONG_DESTINATION = 3, /* delivered to an interface that does not own the address */
-	DROP_UNSUPPORTED_PROTOCOL = 4, /* neither IP nor ARP, or a VLAN tag */
+	DROP_UNSUPPORTED_PROTOCOL = 4, /* neither IP nor ARP, a VLAN tag, or a pod's VXLAN for a node */
 	DROP_MALFORMED = 5,         /* truncated or contradictory headers */
 	DROP_SOURCE_ROUTE = 6,      /* IPv4 source route, IPv6 routing header */
 	DROP_EXTENSION_HEADERS = 7, /* more IPv6 extension headers than are followed */
@@ -385,6 +385,8 @@ struct config {
 	__u16 port_max;
 	__u32 wireguard_ifindex;    /* 0: nothing can be encrypted */
 	__u32 decrypted_ifindex;    /* the device of the node by which decrypted packets go on as if they had come by it */
+	__u16 tunnel_port;          /* of VXLAN between nodes; 0: there is none */
+	__u8 pad[6];
 };
 
 /* An event is about one packet; addresses are those after service translation, in the

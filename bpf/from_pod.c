@@ -128,6 +128,17 @@ INLINE enum drop_reason admit_sender(struct packet *p, const struct endpoint *ne
 	return DROP_NONE;
 }
 
+/* A pod's VXLAN for a node, which would take what is in it for another node's: whose its source is nobody would look. */
+INLINE bool is_for_tunnel(const struct packet *p)
+{
+	__u32 to = p->destination.identity, zero = 0;
+	const struct config *config = LOOKUP(config, &zero);
+
+	return p->tuple.protocol == PROTO_UDP && !p->is_reply && config && config->tunnel_port &&
+	       p->after.destination_port_be == bpf_htons(config->tunnel_port) &&
+	       (to == IDENTITY_HOST || to == IDENTITY_REMOTE_NODE || to == IDENTITY_APISERVER);
+}
+
 /* Also whether it goes by a proxy. */
 INLINE enum drop_reason judge_again_from_pod(struct packet *p, const struct endpoint *near, const struct endpoint *far,
 					     struct conntrack *known)
@@ -136,6 +147,8 @@ INLINE enum drop_reason judge_again_from_pod(struct packet *p, const struct endp
 
 	p->first_icmp_type = known ? known->icmp_type : p->icmp_type;
 	reason = judge_from_pod(p, near, far);
+	if (!reason && is_for_tunnel(p))
+		reason = DROP_UNSUPPORTED_PROTOCOL;
 	if (!reason)
 		reason = join_proxy(p, known);
 	if (known)

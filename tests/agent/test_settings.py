@@ -19,6 +19,7 @@ def test_struct_config() -> None:
     assert (plain.timeout_tcp_ns, plain.timeout_other_ns) == (21600 * 10**9, 30 * 10**9)
     assert (plain.port_min, plain.port_max) == (61000, 65535)
     assert plain.features == NUMBERS.FEATURE_SOCKET_PODS
+    assert plain.tunnel_port == 0, "there is no tunnel"
     texts = {
         "manifests": "m",
         "devices": "eth0",
@@ -38,7 +39,7 @@ def test_struct_config() -> None:
 
 def test_every_member_of_struct_config_is_set() -> None:
     """A member that is added to the ABI must be given its value here."""
-    texts = {"manifests": "m", "devices": "eth0", "masquerade": "true"}
+    texts = {"manifests": "m", "devices": "eth0", "masquerade": "true", "routing": "vxlan"}
     record = abi.load().records["config"]
     value = record.unpack(config_value(build(texts), (V4, V6), 1))
     of_devices = {"wireguard_ifindex", "decrypted_ifindex"}

@@ -35,6 +35,7 @@ ADDRESSES: dict[str, tuple[str, str]] = {
     "vip": ("192.0.2.100", "2001:db8:0:1::100"),
     "uplink": ("203.0.113.1", "2001:db8:0:2::1"),
     "other-node": ("192.0.2.3", "2001:db8:0:1::3"),
+    "control-plane": ("192.0.2.4", "2001:db8:0:1::4"),  # where the API server is
     "far": ("10.0.1.1", "fd00:1::1"),
     "far-too": ("10.0.1.2", "fd00:1::2"),
     "far-last": ("10.0.1.255", "fd00:1::ffff:ffff:ffff:ffff"),

@@ -54,6 +54,7 @@ IDENTITIES = {
     "free": 3,
     "link-local": 2,
     "other-node": 6,
+    "control-plane": 7,
     "far": 1005,
     "far-too": 1005,
     "beyond": 1005,

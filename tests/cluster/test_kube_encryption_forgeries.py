@@ -6,24 +6,16 @@ import json
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import rig
 from agents import GONE_S
 from encrypted_cluster import PATIENT_S, STRICT, meet, status, use
+from forged import TUNNEL_PORT, checksum, datagram, hearing, senders, tunnelled
 from kube_cluster import FAMILIES, KubeCluster, KubePod, node_ips
-from patience import SLOWER
 from probes import Server, ping, udp
 
-from agent.config import build
-from agent.routing.tunnel import VNI
-
 PORT = 8080
-TUNNEL_PORT = build({"manifests": "m"}).tunnel_port
-TUNNEL = "gatehouse_vxlan"
-SILENT_S = 0.5 * SLOWER
-WORDS = b"forged"
 
 
 @pytest.fixture(scope="module", params=[(), ("--node-encryption",)], ids=["pods", "nodes too"])
@@ -40,57 +32,10 @@ def cluster(
         yield cluster
 
 
-def checksum(data: bytes) -> int:
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
-def datagram(source: str, destination: str, port: int) -> bytes:
-    """An IP packet."""
-    body = struct.pack("!HHHH", 5000, port, 8 + len(WORDS), 0) + WORDS
-    if ":" not in source:
-        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 1, 0, 64, socket.IPPROTO_UDP, 0)
-        head += socket.inet_aton(source) + socket.inet_aton(destination)
-        return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + body
-    ends = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, destination)
-    pseudo = ends + struct.pack("!II", len(body), socket.IPPROTO_UDP)
-    body = body[:6] + struct.pack("!H", checksum(pseudo + body)) + body[8:]
-    return struct.pack("!IHBB", 6 << 28, len(body), socket.IPPROTO_UDP, 64) + ends + body
-
-
-def tunnelled(cluster: KubeCluster, node: str, packet: bytes) -> bytes:
-    """The packet as another node would send it to this one in VXLAN (RFC 7348)."""
-    (link,) = json.loads(cluster.nodes[node].run("ip", "-j", "link", "show", TUNNEL).stdout)
-    mac = bytes.fromhex(link["address"].replace(":", ""))
-    kind = 0x0800 if packet[0] >> 4 == 4 else 0x86DD
-    return struct.pack("!II", 0x08 << 24, VNI << 8) + mac + b"\2" * 6 + struct.pack("!H", kind) + packet
-
-
 def drops(cluster: KubeCluster, node: str, *reasons: str) -> int:
     """All of them, or for some reasons."""
     found = cluster.agents[node].status()["drops"]
     return sum(int(count) for reason, count in found.items() if not reasons or reason in reasons)
-
-
-@contextmanager
-def hearing(pod: KubePod, family: str) -> Iterator[socket.socket]:
-    kind = socket.AF_INET6 if family == "v6" else socket.AF_INET
-    with pod.netns.call(socket.socket, kind, socket.SOCK_DGRAM) as heard:
-        heard.bind((pod.ip(family), PORT + 1))
-        heard.settimeout(SILENT_S)
-        yield heard
-
-
-def senders(heard: socket.socket) -> list[str]:
-    """Of all that comes, until nothing does any more."""
-    found: list[str] = []
-    while True:
-        try:
-            found.append(heard.recvfrom(100)[1][0])
-        except TimeoutError:
-            return found
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -99,7 +44,7 @@ def senders(heard: socket.socket) -> list[str]:
 def test_in_a_tunnel_of_its_own(cluster: KubeCluster, forger: str, named: str, family: str) -> None:
     """It asks the node to unwrap it. That the wrapping came by WireGuard says nothing of what is in it."""
     web: KubePod = cluster.pods["n2/shop/web"]
-    with hearing(web, family) as heard:
+    with hearing(web, family, PORT + 1) as heard:
         before = drops(cluster, "n2")
         inner = datagram(cluster.pods[named].ip(family), web.ip(family), PORT + 1)
         with cluster.pods[forger].netns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sending:
@@ -127,7 +72,7 @@ def test_by_a_node_that_lies(cluster: KubeCluster, family: str) -> None:
     )
     world = {"v4": "198.51.100.7", "v6": "2001:db8:7::7"}[family]
     forged = [other.ip(family), near.ip(family), node_ips(3)[family], node_ips(2)[family], world]
-    with hearing(web, family) as heard:
+    with hearing(web, family, PORT + 1) as heard:
         by_device(cluster, "n1", *(datagram(one, web.ip(family), PORT + 1) for one in (*forged, own.ip(family))))
         assert senders(heard) == [own.ip(family)]
 
@@ -148,7 +93,7 @@ def neighbours(cluster: KubeCluster, node: str, address: str) -> str:
 
 
 def test_neighbours_are_on_the_link_alone(cluster: KubeCluster) -> None:
-    """Nobody says through the tunnel which machine has an address: RFC 4861 asks for a hop limit that anybody can set."""
+    """Nobody says through the tunnel which machine has an address: RFC 4861 asks for a hop limit anybody can set."""
     one, two, three = (node_ips(number)["v6"] for number in (1, 2, 3))
     assert ping(cluster.nodes["n2"], three, PATIENT_S)
     before = neighbours(cluster, "n2", three)
@@ -158,7 +103,7 @@ def test_neighbours_are_on_the_link_alone(cluster: KubeCluster) -> None:
     pseudo = ends + struct.pack("!II", len(body), socket.IPPROTO_ICMPV6)
     body = body[:2] + struct.pack("!H", checksum(pseudo + body)) + body[4:]
     packet = struct.pack("!IHBB", 6 << 28, len(body), socket.IPPROTO_ICMPV6, 255) + ends + body
-    with hearing(cluster.pods["n2/shop/web"], "v6") as heard:
+    with hearing(cluster.pods["n2/shop/web"], "v6", PORT + 1) as heard:
         own, web = cluster.pods["n1/shop/forger"].ip("v6"), cluster.pods["n2/shop/web"].ip("v6")
         by_device(cluster, "n1", *[packet] * 3, datagram(own, web, PORT + 1))
         assert senders(heard) == [own], "all of it has come"
