@@ -21,7 +21,7 @@ log = logs.get("health")
 
 
 class HealthChecks:
-    """`healthz`, `metrics`: as in Config; `exposition` answers GET /metrics. `behind_since`: see Turns."""
+    """`healthz`, `metrics`: as in Config; `exposition` answers GET /metrics. `behind_since`: see agent.revisions."""
 
     def __init__(
         self,

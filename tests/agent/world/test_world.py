@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from small_worlds import put, remove
 from worlds import ORIGIN
 
 from agent.objects import Change, DeclaredPort, Interface, Namespace, Object, Pod, Service, ServicePort
@@ -41,20 +42,6 @@ def world_of(*objects: Object, config: NodeConfig = CONFIG) -> World:
     world = World(config, derive)
     put(world, *objects)
     return world
-
-
-def put(world: World, *objects: Object) -> None:
-    for one in objects:
-        world.apply(Change(one.ref, one))
-        if isinstance(one, Pod):
-            world.set_interface(one.ref, Interface(1 + len(one.ref.name), "v", bytes(6), bytes(6), ""))
-    world.take_dirty()
-
-
-def remove(world: World, *refs: ObjectRef) -> None:
-    for ref in refs:
-        world.apply(Change(ref, None))
-    world.take_dirty()
 
 
 def pod(name: str, *addresses: str, node: str = "", host_network: bool = False, port: str = "", **labels: str) -> Pod:

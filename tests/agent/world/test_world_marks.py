@@ -8,12 +8,11 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_worlds import put, remove
 from worlds import BACKENDS, CONFIGS, EVERY_KIND, NAMED, ORIGIN, Scene, change_world, histories
 
 from agent.objects import (
-    Change,
     EndpointSlice,
-    Interface,
     Node,
     Object,
     Pod,
@@ -97,20 +96,6 @@ def slice_of(name: str, *addresses: str, namespace: str = "shop", proxied: bool 
     endpoints = tuple(SliceEndpoint((parse_address(address),)) for address in addresses)
     ref = ObjectRef("EndpointSlice", namespace, f"{name}-1")
     return EndpointSlice(ref, ORIGIN, name, (SlicePort("p", 6, 8080),), endpoints, proxied)
-
-
-def put(world: World, *objects: Object) -> None:
-    for one in objects:
-        world.apply(Change(one.ref, one))
-        if isinstance(one, Pod) and world.is_local(one.ref):
-            world.set_interface(one.ref, Interface(1 + len(one.ref.name), "v", bytes(6), bytes(6), ""))
-    world.take_dirty()
-
-
-def remove(world: World, *refs: ObjectRef) -> None:
-    for ref in refs:
-        world.apply(Change(ref, None))
-    world.take_dirty()
 
 
 def world_of(*objects: Object, config: NodeConfig = CONFIG) -> World:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+import small_worlds
 from worlds import ORIGIN
 
-from agent.objects import Change, Exposure, Interface, Node, NodeEndpoints, Object, Pod, Service, ServicePort
+from agent.objects import Change, Exposure, Node, NodeEndpoints, Object, Pod, Service, ServicePort
 from agent.sources.slices import derive
 from agent.world.config import NodeConfig
 from agent.world.world import World
@@ -46,11 +47,7 @@ def world_of(*objects: Object, config: NodeConfig = CONFIG) -> World:
 
 def put(world: World, *objects: Object) -> set[ObjectRef]:
     """Returns the services that are dirty then."""
-    for one in objects:
-        world.apply(Change(one.ref, one))
-        if isinstance(one, Pod) and not one.node:
-            world.set_interface(one.ref, Interface(1 + len(one.ref.name), "v", bytes(6), bytes(6), ""))
-    return world.take_dirty().services
+    return small_worlds.put(world, *objects).services
 
 
 def identity(world: World, address: str) -> int | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import small_worlds
 from worlds import ORIGIN
 
 from agent.objects import (
@@ -48,17 +49,11 @@ def world_of(*objects: Object, config: NodeConfig = CONFIG) -> World:
 
 def put(world: World, *objects: Object) -> set[ObjectRef]:
     """Returns the services that are dirty then."""
-    for one in objects:
-        world.apply(Change(one.ref, one))
-        if isinstance(one, Pod) and one.node in ("", "here"):
-            world.set_interface(one.ref, Interface(1 + len(one.ref.name), "v", bytes(6), bytes(6), ""))
-    return world.take_dirty().services
+    return small_worlds.put(world, *objects).services
 
 
 def remove(world: World, *refs: ObjectRef) -> set[ObjectRef]:
-    for ref in refs:
-        world.apply(Change(ref, None))
-    return world.take_dirty().services
+    return small_worlds.remove(world, *refs).services
 
 
 def ref_of(name: str, kind: str = "Service") -> ObjectRef:
