@@ -27,9 +27,9 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def datagram(source: str, destination: str, port: int) -> bytes:
+def datagram(source: str, destination: str, port: int, words: bytes = WORDS) -> bytes:
     """An IP packet."""
-    body = struct.pack("!HHHH", 5000, port, 8 + len(WORDS), 0) + WORDS
+    body = struct.pack("!HHHH", 5000, port, 8 + len(words), 0) + words
     if ":" not in source:
         head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 1, 0, 64, socket.IPPROTO_UDP, 0)
         head += socket.inet_aton(source) + socket.inet_aton(destination)

@@ -12,7 +12,7 @@ import rig
 from agents import GONE_S
 from encrypted_cluster import PATIENT_S, STRICT, meet, status, use
 from forged import TUNNEL_PORT, checksum, datagram, hearing, senders, tunnelled
-from kube_cluster import FAMILIES, KubeCluster, KubePod, node_ips
+from kube_cluster import FAMILIES, KubeCluster, node_ips
 from probes import Server, ping, udp
 
 PORT = 8080
@@ -40,17 +40,17 @@ def drops(cluster: KubeCluster, node: str, *reasons: str) -> int:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("forger", ["n1/shop/forger", "n2/shop/neighbour"])
-@pytest.mark.parametrize("named", ["n3/shop/other", "n1/shop/forger", "n2/shop/neighbour"])
-def test_in_a_tunnel_of_its_own(cluster: KubeCluster, forger: str, named: str, family: str) -> None:
-    """It asks the node to unwrap it. That the wrapping came by WireGuard says nothing of what is in it."""
-    web: KubePod = cluster.pods["n2/shop/web"]
+def test_a_pod_s_own_tunnel(cluster: KubeCluster, forger: str, family: str) -> None:
+    """It asks a node to unwrap it."""
+    web, other = cluster.pods["n2/shop/web"], cluster.pods["n3/shop/other"]
+    node = forger.split("/", maxsplit=1)[0]
     with hearing(web, family, PORT + 1) as heard:
-        before = drops(cluster, "n2")
-        inner = datagram(cluster.pods[named].ip(family), web.ip(family), PORT + 1)
+        before = drops(cluster, node)
+        inner = datagram(other.ip(family), web.ip(family), PORT + 1)
         with cluster.pods[forger].netns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sending:
             sending.sendto(tunnelled(cluster, "n2", inner), (node_ips(2)["v4"], TUNNEL_PORT))
         assert senders(heard) == []
-        rig.wait_until(lambda: drops(cluster, "n2") > before, GONE_S, "it came, and was dropped")
+        rig.wait_until(lambda: drops(cluster, node) > before, GONE_S, "it is dropped")
     with Server(web.netns, "udp", PORT, "web"):
         answer = udp(cluster.pods["n1/shop/forger"].netns, web.ip(family), PORT, PATIENT_S)
         assert answer.seen_from == cluster.pods["n1/shop/forger"].ip(family)
@@ -75,6 +75,21 @@ def test_by_a_node_that_lies(cluster: KubeCluster, family: str) -> None:
     with hearing(web, family, PORT + 1) as heard:
         by_device(cluster, "n1", *(datagram(one, web.ip(family), PORT + 1) for one in (*forged, own.ip(family))))
         assert senders(heard) == [own.ip(family)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("named", ["n3/shop/other", "n1/shop/forger", "n2/shop/neighbour"])
+@pytest.mark.parametrize("sender", ["pod", "node"])
+def test_a_tunnel_within_the_tunnel(cluster: KubeCluster, sender: str, named: str, family: str) -> None:
+    """That the wrapping came by WireGuard says nothing of what is in it: whose that may be nobody has looked."""
+    web = cluster.pods["n2/shop/web"]
+    outer = cluster.pods["n1/shop/forger"].ip() if sender == "pod" else node_ips(1)["v4"]
+    with hearing(web, family, PORT + 1) as heard:
+        before = drops(cluster, "n2", "UNENCRYPTED")
+        inner = tunnelled(cluster, "n2", datagram(cluster.pods[named].ip(family), web.ip(family), PORT + 1))
+        by_device(cluster, "n1", datagram(outer, node_ips(2)["v4"], TUNNEL_PORT, inner))
+        assert senders(heard) == []
+        rig.wait_until(lambda: drops(cluster, "n2", "UNENCRYPTED") > before, GONE_S, "it came, and was dropped")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
