@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 import rig
 from agents import GONE_S
-from encrypted_cluster import PATIENT_S, STRICT, meet, status, use
-from forged import TUNNEL_PORT, checksum, datagram, hearing, senders, tunnelled
+from encrypted_cluster import PATIENT_S, STRICT, meet, use
+from forged import TUNNEL_PORT, by_device, checksum, datagram, hearing, senders, tunnelled
 from kube_cluster import FAMILIES, KubeCluster, node_ips
 from probes import Server, ping, udp
 
@@ -54,14 +54,6 @@ def test_a_pod_s_own_tunnel(cluster: KubeCluster, forger: str, family: str) -> N
     with Server(web.netns, "udp", PORT, "web"):
         answer = udp(cluster.pods["n1/shop/forger"].netns, web.ip(family), PORT, PATIENT_S)
         assert answer.seen_from == cluster.pods["n1/shop/forger"].ip(family)
-
-
-def by_device(cluster: KubeCluster, node: str, *packets: bytes) -> None:
-    """Straight into its WireGuard device, past all that a node that is honest asks."""
-    device = status(cluster.agents[node])["device"]
-    with cluster.nodes[node].call(socket.socket, socket.AF_PACKET, socket.SOCK_DGRAM) as sending:
-        for packet in packets:
-            sending.sendto(packet, (device, 0x0800 if packet[0] >> 4 == 4 else 0x86DD))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
