@@ -162,7 +162,8 @@ def test_off_and_on_again(nodes: Nodes) -> None:
         nodes.have(ON)
         steady.go_on()
         nodes.have(OFF)
-        assert (nodes.pid(), nodes.link(), path.exists()) == (0, False, False)
+        gone = (0, False, False)  # once the other sends nothing there
+        rig.wait_until(lambda: (nodes.pid(), nodes.link(), path.exists()) == gone, START_S, "all of it is gone")
         assert not nodes.agent.instance.order(Name.WIREGUARD).exists()
         assert nodes.helpers.running[Name.WIREGUARD].poll() is None
         steady.go_on()
