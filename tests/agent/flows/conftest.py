@@ -1,11 +1,13 @@
-"""Maps that only this test has, and a program that puts events into their ring."""
+"""Maps that only this test has, a program that puts events into their ring, and flows processes on them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from flow_feed import FEED, Feed
+from flow_processes import Process, Starter
 from small_datapath import SMALL_SIZES, write_source
 
 from agent.datapath.maps import Maps
@@ -27,3 +29,25 @@ def feed(maps: Maps, pins: Pins, tmp_path_factory: pytest.TempPathFactory) -> It
     specs = (ProgramSpec("feed", ProgramType.SCHED_CLS, Hook.INGRESS),)
     with ensure_loaded(maps, pins, source, specs) as programs:
         yield Feed(programs["feed"])
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def start(state_dir: Path, maps: Maps, pins: Pins) -> Iterator[Starter]:
+    started: list[Process] = []
+
+    def start(*options: str) -> Process:
+        process = Process(state_dir, pins.maps, *options)
+        started.append(process)
+        process.logged("flows process runs")
+        return process
+
+    yield start
+    for process in started:
+        process.close()
