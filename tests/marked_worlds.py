@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from small_worlds import put
 from worlds import ORIGIN
 
@@ -36,8 +34,6 @@ from policies.model import (
     Rule,
     RuleRef,
 )
-
-EXAMPLES = int(os.environ.get("GATEHOUSE_EXAMPLES", "60"))
 
 CONFIG = NodeConfig(
     name="here",

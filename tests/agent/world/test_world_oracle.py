@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from marked_worlds import (
-    EXAMPLES,
     WILD,
     labels,
     marks_of,
@@ -36,6 +37,8 @@ from policies.model import (
     Subject,
     Tier,
 )
+
+EXAMPLES = int(os.environ.get("GATEHOUSE_EXAMPLES", "60"))
 
 
 def test_policies_select_by_service_account_and_no_label_passes_for_it() -> None:
