@@ -153,6 +153,13 @@ INLINE bool is_plaintext_refused(struct __sk_buff *skb, const struct packet *p)
 	return config && config->features & FEATURE_STRICT && whose(packet_source(p)) & ENCRYPTION_PEER_PODS;
 }
 
+/* Another node says through the tunnel what only this one, or a pod of its own, can say. WireGuard takes of a node all
+ * addresses that it tells to be its own, and one may tell of such as are this node's, too. */
+INLINE bool is_own_source_forged(const struct __sk_buff *skb, const struct packet *p)
+{
+	return was_encrypted(skb) && whose(packet_source(p)) & (ENCRYPTION_OWN_NODE | ENCRYPTION_OWN_PODS);
+}
+
 /* The flow's packets come encrypted now and did not before, or the other way round. What proxies send is no sign. */
 INLINE bool has_encryption_changed(const struct __sk_buff *skb, const struct conntrack *e)
 {

@@ -179,6 +179,8 @@ INLINE struct conntrack *consider_to_pod(struct __sk_buff *skb, struct packet *p
 	reason = admit_receiver(p, near, reason, mark);
 	if (!reason && is_plaintext_refused(skb, p))
 		reason = DROP_UNENCRYPTED;
+	if (!reason && is_own_source_forged(skb, p))
+		reason = DROP_SPOOFED_SOURCE;
 	*act = -reason;
 	if (reason || !near)
 		return NULL;

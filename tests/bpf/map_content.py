@@ -49,6 +49,7 @@ IDENTITIES = {
     "c": 1003,
     "d": 1004,
     "node": 1,
+    "uplink": 1,
     "world": 2,
     "router": 2,
     "free": 3,

@@ -251,6 +251,18 @@ def test_no_plaintext_reaches_a_pod_by_any_way(pods: Kernel) -> None:
         assert arrives(pods, packet, encrypted=True).drops == {"DROP_NONE": 1}
 
 
+@pytest.mark.parametrize("mode", [Mode.ON, Mode.STRICT, Mode.NODES])
+def test_another_node_says_nothing_in_this_one_s_name(pods: Kernel, mode: Mode) -> None:
+    """Nor in that of its pods, whether they are known or not."""
+    pods.identity("uplink")
+    encrypts(mode)(pods)
+    for name in ("node", "uplink", "free"):
+        for packet in (udp(name, "a", 1, 2), error(name, "a", udp("a", "far", 1, 2))):
+            assert arrives(pods, packet, encrypted=True).drops == {"DROP_SPOOFED_SOURCE": 1}
+    assert arrives(pods, udp("other-node", "a", 1, 2), encrypted=True).drops == {"DROP_NONE": 1}
+    assert arrives(pods, udp("node", "a", 1, 2), encrypted=False, via=0).drops == {"DROP_NONE": 1}
+
+
 def test_a_flow_that_was_encrypted_stays_so(pods: Kernel) -> None:
     strict(pods)
     for packet in (udp("far", "a", 1, 2), BACK):
