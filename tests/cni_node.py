@@ -81,6 +81,9 @@ class Kernel:
                 raise
             return Interface(self._indexes, name, b"\2" * 6, b"\4" * 6, netns)
 
+    def await_ready(self, interface: Interface) -> None:
+        self.step("ready")
+
     def adopt(self, netns: str, ifname: str, addresses: Sequence[bytes]) -> Interface:
         self.step("adopt")
         return Interface(77, "veth-of-another", b"\2" * 6, b"\4" * 6, netns, resolves=True)

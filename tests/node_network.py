@@ -66,7 +66,7 @@ class RoutedNode:
         for link in self.networks.existing():
             self.networks.disconnect(link.name)
         ref = ObjectRef("Pod", "shop", f"of-{self.name}")
-        self.networks.connect(self.pod.path, "eth0", addresses, ref, mtu, lambda index: None)
+        self.networks.await_ready(self.networks.connect(self.pod.path, "eth0", addresses, ref, mtu, lambda index: None))
 
     def set_routing(self, mode: str, *settings: str) -> Routing:
         """As an agent does that is started again with other settings."""

@@ -98,6 +98,12 @@ class Linking:
                 one.made = self._link(one.attachment, one.mtu)
             except OSError as error:
                 one.made = error
+        for one in share:
+            try:
+                if not isinstance(one.made, OSError):
+                    self._links.await_ready(one.made)
+            except OSError as error:
+                one.made = error
 
     def _link(self, attachment: Attachment, mtu: int) -> Interface:
         self._record.write(attachment)

@@ -44,11 +44,13 @@ class Networks:
     def __init__(self) -> None:
         self._node = namespaces.open_current()
         self._idle: list[RouteSocket] = []
+        self._fresh: dict[int, tuple[RouteSocket, int, tuple[bytes, ...]]] = {}
+        """By index of the host side: links that may not be ready yet, with a socket to the pod's namespace."""
 
     def close(self) -> None:
         """Networks stay."""
-        while self._idle:
-            self._idle.pop().close()
+        for route in (*self._idle, *(inside for inside, *_ in self._fresh.values())):
+            route.close()
         os.close(self._node)
 
     def connect(
@@ -60,7 +62,8 @@ class Networks:
         mtu: int,
         guard: Guard,
     ) -> Interface:
-        """A veth into the namespace at the path `netns`, by which the pod can send and receive; `lo` there is up.
+        """A veth into the namespace at the path `netns`, by which the pod can send and receive once `await_ready` has
+        returned; `lo` there is up.
 
         `guard` is given the index of the host side while that is down, and has all that passes judged from then on.
 
@@ -85,6 +88,13 @@ class Networks:
             except OSError:
                 route.remove(links.delete_link(veth.name))
                 raise
+
+    def await_ready(self, interface: Interface) -> None:
+        """Of what was connected: returns when the pod can send and receive. The kernel sees to that meanwhile, so when
+        there are many it is waited for once all are connected."""
+        if (fresh := self._fresh.pop(interface.index, None)) is not None:
+            with fresh[0]:
+                wiring.await_ready(*fresh)
 
     def adopt(self, netns: str, ifname: str, addresses: Sequence[bytes]) -> Interface:
         """The veth that a plugin before us in the chain made, as its result tells (see agent.cni.chained)."""
@@ -171,7 +181,8 @@ class Networks:
         write_sysctls({f"net/ipv6/conf/{veth.name}/accept_ra": "0"})
         guard(index)
         route.request(*wiring.host_side(interface, veth.addresses))
-        wiring.await_ready(place.inside, peer, veth.addresses)
+        place.kept = True
+        self._fresh[index] = place.inside, peer, veth.addresses
         return interface
 
 

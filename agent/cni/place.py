@@ -7,7 +7,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import msgspec
 
@@ -39,10 +38,12 @@ def host_link(addresses: Sequence[bytes]) -> str:
     return f"gh{hashlib.sha256(b'link' + addresses[0]).hexdigest()[:12]}"
 
 
-class Place(NamedTuple):
-    path: str
-    netns: int  # descriptor
-    inside: RouteSocket
+class Place:
+    """`netns`: descriptor. `inside` is closed with the Place, but where it is `kept`."""
+
+    def __init__(self, path: str, netns: int, inside: RouteSocket) -> None:
+        self.path, self.netns, self.inside = path, netns, inside
+        self.kept = False
 
 
 @contextmanager
@@ -61,8 +62,12 @@ def opened(path: str) -> Iterator[Place]:
         try:
             _enter(path, netns)
             try:
-                with RouteSocket() as inside:
-                    yield Place(path, netns, inside)
+                place = Place(path, netns, RouteSocket())
+                try:
+                    yield place
+                finally:
+                    if not place.kept:
+                        place.inside.close()
             finally:
                 namespaces.enter(home)
         finally:

@@ -52,6 +52,10 @@ class RealLinks(Kernel):
         self.step("up")
         return made
 
+    def await_ready(self, interface: Interface) -> None:
+        self.step("ready")
+        self.networks.await_ready(interface)
+
     def adopt(self, netns: str, ifname: str, addresses: Sequence[bytes]) -> Interface:
         self.step("adopt")
         return self.networks.adopt(netns, ifname, addresses)

@@ -25,7 +25,7 @@ from agent.objects import DeclaredPort
 from agent.pods import PodGone
 from policies.address import Prefix, format_address, parse_address
 
-ADD_STEPS = ["connect", "connected", "programs", "up", "stands", "attach", "published"]
+ADD_STEPS = ["connect", "connected", "programs", "up", "ready", "stands", "attach", "published"]
 
 
 def only(node: CniNode) -> Attachment:
@@ -41,7 +41,7 @@ async def test_an_add_goes_step_by_step(tmp_path: Path) -> None:
     kernel.at = lambda step: on_record.append([one.interface is not None for one in node.record])
     body = json.loads(await node.add("web"))
     assert kernel.steps == ADD_STEPS
-    assert on_record == [[False]] * 7  # on record before anything is built, complete once all of it is in force
+    assert on_record == [[False]] * 8  # on record before anything is built, complete once all of it is in force
     attachment = only(node)
     assert attachment.interface is not None
     assert [ip["address"].split("/")[0] for ip in body["ips"]] == [format_address(a) for a in attachment.addresses]
@@ -195,7 +195,7 @@ async def test_killed_at_every_step_and_write_nothing_leaks(verb: str, tmp_path:
             break
     else:
         pytest.fail("it never came to its end")
-    assert number == {"DEL": 3, "ADD": 11, "ADD after its DEL": 11}[verb]
+    assert number == {"DEL": 3, "ADD": 12, "ADD after its DEL": 12}[verb]
 
 
 def _kill_at(node: CniNode, kernel: Kernel, number: int) -> Callable[[], int]:
@@ -458,7 +458,7 @@ PREVIOUS: dict[str, Any] = {
 async def test_behind_another_plugin_its_link_and_addresses_are_taken(tmp_path: Path) -> None:
     node = await CniNode(tmp_path, Kernel(), chained=True).begin(pod("web"))
     assert json.loads(await node.add("web", previous=PREVIOUS)) == PREVIOUS
-    assert node.kernel.steps == ["adopt", "programs", "stands", "attach", "published"]
+    assert node.kernel.steps == ["adopt", "programs", "ready", "stands", "attach", "published"]
     assert node.world.attached == {ref_of("web"): (parse_address("10.1.0.5"),)}
     assert await node.ask("CHECK", "c-web", previous=PREVIOUS) == b""
     await node.end()

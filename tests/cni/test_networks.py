@@ -61,7 +61,9 @@ def connected(
     guard: Callable[[int], None] = lambda index: None,
     name: str = "web",
 ) -> Interface:
-    return networks.connect(pod.path, ifname, addresses, ObjectRef("Pod", "shop", name), MTU, guard)
+    interface = networks.connect(pod.path, ifname, addresses, ObjectRef("Pod", "shop", name), MTU, guard)
+    networks.await_ready(interface)
+    return interface
 
 
 def names(netns: rig.Netns) -> list[str]:
