@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -717,5 +718,34 @@ async def test_many_at_once_in_any_order(tmp_path: Path) -> None:
     await node.pods.settled()
     assert not list(node.record), seed
     assert not node.world.attached, seed
+    node.assert_clean()
+    await node.end()
+
+
+@on_a_loop
+async def test_one_that_fails_among_those_made_together_fails_alone(tmp_path: Path) -> None:
+    names = ["first", "a", "b", "c"]
+    node = await CniNode(tmp_path, Kernel()).begin(*map(pod, names))
+    goes_on = threading.Event()
+
+    def hold(step: str) -> None:
+        if step == "connect":
+            goes_on.wait(10)
+
+    node.kernel.at = hold
+    adds = [node.add(name) for name in names[:1]]
+    while "connect" not in node.kernel.steps:
+        await asyncio.sleep(0)
+    adds += [node.add(name, netns=str(tmp_path / "nowhere") if name == "b" else node.netns(name)) for name in names[1:]]
+    while len(list(node.record)) < len(names):
+        await asyncio.sleep(0)
+    goes_on.set()
+    done = await asyncio.gather(*adds, return_exceptions=True)
+    assert [isinstance(one, CniError) for one in done] == [False, False, True, False], done
+    steps = node.kernel.steps
+    ready, known = ([n for n, step in enumerate(steps) if step == name] for name in ("ready", "attach"))
+    assert len(ready) == len(known) == 3 and max(ready) < known[1], "those two are made, and then told of together"
+    assert {one.pod.name for one in node.record} == {"first", "a", "c"}
+    await node.pods.settled()
     node.assert_clean()
     await node.end()
