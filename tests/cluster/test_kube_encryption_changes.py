@@ -39,6 +39,7 @@ def pods(cluster: KubeCluster) -> tuple[KubePod, KubePod]:
 
 def begin(cluster: KubeCluster, *flags: str) -> None:
     """All agents have these settings, and have met: whatever an earlier test left."""
+    cluster.api.faults.clear()
     others = [agent for agent in cluster.agents.values() if not runs(agent, flags)]
     for agent in others:
         if agent in cluster.running():

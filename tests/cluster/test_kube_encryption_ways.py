@@ -9,12 +9,14 @@ import pytest
 import rig
 from agents import START_S, Document
 from dnsrig import Resolver, ask
-from encrypted_cluster import PATIENT_S, STRICT, listen, plaintext, status, use
-from kube_cluster import FAMILIES, KubeCluster, KubePod, node_ips
+from encrypted_cluster import PATIENT_S, STRICT, listen, meet, plaintext, status, use
+from kube_cluster import FAMILIES, KubeAgent, KubeCluster, KubePod, node_ips
 from l7_policies import cnp, egress, ingress
 from probes import Server, ping, tcp, udp
 from web import Client, WebServer
 from wire import Wire
+
+from agent.api import client as api
 
 HTTP, PORT, TARGET, NODE_PORT = 8080, 80, 9080, 30080
 SERVICE = {"v4": "10.96.7.7", "v6": "fd00:10:96::77"}
@@ -33,12 +35,25 @@ def cluster(backends: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         cluster.add("n2/shop/web", app="web")
         far = cluster.add("n3/shop/far", app="far")
         cluster.apply(service(), *(slice_of(far, family) for family in FAMILIES))
+        know(cluster, *cluster.pods.values())
+        meet(cluster)
         with Server(far.netns, "tcp", TARGET, "far"), Server(far.netns, "udp", TARGET, "far"):
             yield cluster
 
 
 def pod(cluster: KubeCluster, name: str) -> KubePod:
     return next(one for one in cluster.pods.values() if one.short == name)
+
+
+def know(cluster: KubeCluster, *pods: KubePod) -> None:
+    """Until every agent knows these pods, and who they are: whom it does not know policy denies."""
+
+    def knows(agent: KubeAgent) -> bool:
+        found = {one["name"]: one["labels"] for one in api.call(agent.instance.agent_socket, "endpoints")}
+        return all(found.get(pod.short) for pod in pods)
+
+    for agent in cluster.agents.values():
+        rig.wait_until(partial(knows, agent), START_S, f"{agent.name} knows the pods")
 
 
 def service() -> Document:
@@ -143,10 +158,11 @@ def test_names_asked_of_a_resolver_of_another_node(cluster: KubeCluster, family:
     }]  # fmt: skip
     cluster.apply(cnp(f"shop/{asking}", {"app": asking}, egress=rules))
     cluster.agents["n1"].await_listeners(START_S)
+    know(cluster, client, resolver)
     with listen(cluster) as seen, Resolver(resolver.netns) as answering:
         answering.records["a.ok"] = ("203.0.113.7",)
         for tcp_too in (False, True):
-            reply = ask(client.netns, resolver.ip(family), "a.ok", tcp=tcp_too)
+            reply = ask(client.netns, resolver.ip(family), "a.ok", tcp=tcp_too, timeout_s=PATIENT_S)
             assert "203.0.113.7" in str(reply)
         ask(client.netns, resolver.ip(family), "a.refused")
         assert {one.name for one in answering.asked} == {"a.ok"}
