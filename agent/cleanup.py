@@ -24,7 +24,8 @@ from agent.encryption import encryption
 from agent.endpoints import cgroups, launch, links, namespaces, node
 from agent.endpoints.netlink import NetlinkError, RouteSocket, is_gone
 from agent.endpoints.sandbox import POD_LINK
-from agent.helpers.order import Name, withdraw
+from agent.helpers.names import Name
+from agent.helpers.order import withdraw
 from agent.instance import Instance
 from agent.lock import lock
 from agent.proxy import routing as proxy_routing

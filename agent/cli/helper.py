@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from agent.cli.output import STATE_DIR, StateDir
-from agent.helpers.order import Name
+from agent.helpers.names import Name
 
 
 def register(app: typer.Typer) -> None:

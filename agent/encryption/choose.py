@@ -16,7 +16,7 @@ from agent.encryption.userspace import UserspaceDevice
 from agent.endpoints.netlink import NetlinkError
 from agent.helpers import keeping
 from agent.helpers import order as orders
-from agent.helpers.order import Name
+from agent.helpers.names import Name
 from agent.instance import Instance
 
 TUN = Path("/dev/net/tun")

@@ -22,7 +22,8 @@ from agent.encryption.link import NodeLink, is_of
 from agent.encryption.meeting import PATIENT_S, Meeting
 from agent.encryption.reconcile import FAST_S, Reconciler, silence
 from agent.encryption.rotation import Bounds, Phase
-from agent.helpers.order import Name, withdraw
+from agent.helpers.names import Name
+from agent.helpers.order import withdraw
 from agent.instance import Instance
 from agent.objects import Problem
 from agent.routing.desired import Own

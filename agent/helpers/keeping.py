@@ -7,7 +7,8 @@ from pathlib import Path
 
 from agent.config import Config
 from agent.helpers.elsewhere import Elsewhere
-from agent.helpers.order import Name, Order, boot_id
+from agent.helpers.names import Name
+from agent.helpers.order import Order, boot_id
 from agent.instance import Instance
 from agent.privileges import ROOT, reduced
 from agent.supervisor import Kept, Supervisor

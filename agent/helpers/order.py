@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from enum import StrEnum
 from pathlib import Path
 
 import msgspec
@@ -16,15 +15,6 @@ from agent.supervisor import is_left, listener_pid
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 STOP_S = 10.0
 """How long a container has for ending what it runs."""
-
-
-class Name(StrEnum):
-    """Of the helpers."""
-
-    FLOWS = "flows"
-    DNS = "dns"
-    ENVOY = "envoy"
-    WIREGUARD = "wireguard"
 
 
 class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

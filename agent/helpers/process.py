@@ -19,7 +19,8 @@ from pathlib import Path
 from agent import log as logs
 from agent import privileges
 from agent.helpers import order as orders
-from agent.helpers.order import Name, Order
+from agent.helpers.names import Name
+from agent.helpers.order import Order
 from agent.instance import Instance
 from agent.sources.inotify import CLOSE_WRITE, CREATE, DELETE, MOVED_FROM, MOVED_TO, ONLY_DIRECTORIES, Inotify
 from agent.supervisor import STOP_S, UNSEEN, end_listener, listener_pid

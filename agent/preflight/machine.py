@@ -11,7 +11,7 @@ from agent.datapath.abi import MapType
 from agent.datapath.mounts import check_kernel
 from agent.encryption import userspace
 from agent.encryption.choose import TUN
-from agent.helpers.order import Name
+from agent.helpers.names import Name
 from agent.preflight.facts import Facts, Finding, Probe, Result
 
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}

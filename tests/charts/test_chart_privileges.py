@@ -30,7 +30,7 @@ from agent.datapath.mounts import ensure_cgroup2
 from agent.datapath.programs import SOCKET
 from agent.encryption import userspace
 from agent.encryption.device import name_of
-from agent.helpers.order import Name
+from agent.helpers.names import Name
 from agent.supervisor import listener_pid
 
 VALUES = {"dnsProxy": {"startup": "always"}, "devices": ["eth0"]}

@@ -14,7 +14,7 @@ from agent.cli.main import build
 from agent.config import merge
 from agent.encryption.choose import TUN
 from agent.encryption.userspace import SOCKETS
-from agent.helpers.order import Name
+from agent.helpers.names import Name
 
 OWN = "gatehouse"
 BY_A_PROGRAM = {"agent": {str(SOCKETS)}, "wireguard": {str(SOCKETS), str(TUN.parent)}}

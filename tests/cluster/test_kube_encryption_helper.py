@@ -20,7 +20,7 @@ from probes import Server, ping, tcp, udp
 from steady import Steady
 from wireguard_backends import need, need_all
 
-from agent.helpers.order import Name
+from agent.helpers.names import Name
 
 PORT = 8080
 SHORT_S = 0.4 * SLOWER

@@ -12,7 +12,7 @@ from wireguard_backends import need
 from wireguard_nodes import EncryptedNode, Wire
 
 from agent.encryption.userspace import socket_of
-from agent.helpers.order import Name
+from agent.helpers.names import Name
 from agent.supervisor import listener_pid
 
 
