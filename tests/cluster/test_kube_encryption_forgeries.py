@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import socket
-import struct
 from collections.abc import Iterator
 
 import pytest
 import rig
 from agents import GONE_S
 from encrypted_cluster import PATIENT_S, STRICT, meet, use
-from forged import TUNNEL_PORT, by_device, checksum, datagram, hearing, senders, tunnelled
+from forged import TUNNEL_PORT, by_device, datagram, hearing, senders, tunnelled
 from kube_cluster import FAMILIES, KubeCluster, node_ips
-from probes import Server, ping, udp
+from probes import Server, udp
 
 PORT = 8080
 
@@ -92,26 +90,3 @@ def test_to_nobody_here(cluster: KubeCluster, family: str) -> None:
     before = drops(cluster, "n2", "WRONG_DESTINATION")
     by_device(cluster, "n1", *[datagram(own, nobody, PORT)] * 10)
     rig.wait_until(lambda: drops(cluster, "n2", "WRONG_DESTINATION") >= before + 10, GONE_S, "they are dropped")
-
-
-def neighbours(cluster: KubeCluster, node: str, address: str) -> str:
-    (found,) = json.loads(cluster.nodes[node].run("ip", "-j", "neigh", "show", address).stdout)
-    return str(found["lladdr"])
-
-
-def test_neighbours_are_on_the_link_alone(cluster: KubeCluster) -> None:
-    """Nobody says through the tunnel which machine has an address: RFC 4861 asks for a hop limit anybody can set."""
-    one, two, three = (node_ips(number)["v6"] for number in (1, 2, 3))
-    assert ping(cluster.nodes["n2"], three, PATIENT_S)
-    before = neighbours(cluster, "n2", three)
-    ends = socket.inet_pton(socket.AF_INET6, one) + socket.inet_pton(socket.AF_INET6, two)
-    target = socket.inet_pton(socket.AF_INET6, three)
-    body = struct.pack("!BBHI", 136, 0, 0, 0x20000000) + target + b"\2\1" + b"\2\0\0\0\6\6"
-    pseudo = ends + struct.pack("!II", len(body), socket.IPPROTO_ICMPV6)
-    body = body[:2] + struct.pack("!H", checksum(pseudo + body)) + body[4:]
-    packet = struct.pack("!IHBB", 6 << 28, len(body), socket.IPPROTO_ICMPV6, 255) + ends + body
-    with hearing(cluster.pods["n2/shop/web"], "v6", PORT + 1) as heard:
-        own, web = cluster.pods["n1/shop/forger"].ip("v6"), cluster.pods["n2/shop/web"].ip("v6")
-        by_device(cluster, "n1", *[packet] * 3, datagram(own, web, PORT + 1))
-        assert senders(heard) == [own], "all of it has come"
-    assert neighbours(cluster, "n2", three) == before

@@ -1,14 +1,17 @@
-"""What a node answers itself, in strict mode: to a pod of another one, encrypted as it was asked."""
+"""What a node answers itself, in strict mode, to a pod of another one: encrypted, as it was asked; what it heeds."""
 
 from __future__ import annotations
 
+import json
+import socket
+import struct
 from collections.abc import Iterator
 
 import pytest
 from encrypted_cluster import PATIENT_S, STRICT, listen, meet, plaintext, use
-from forged import by_device, datagram
+from forged import by_device, checksum, datagram, hearing, senders
 from kube_cluster import FAMILIES, KubeCluster, node_ips
-from probes import tcp, udp
+from probes import ping, tcp, udp
 
 PORT, NODE_PORT = 80, 30081
 KINDS = {"tcp": tcp, "udp": udp}
@@ -68,3 +71,26 @@ def test_a_packet_that_is_too_big(cluster: KubeCluster, family: str) -> None:
         assert "mtu" in (told.stdout + told.stderr).lower(), told
     assert seen.seen() == []
     assert seen.encrypted > before
+
+
+def neighbours(cluster: KubeCluster, node: str, address: str) -> str:
+    (found,) = json.loads(cluster.nodes[node].run("ip", "-j", "neigh", "show", address).stdout)
+    return str(found["lladdr"])
+
+
+def test_neighbours_are_on_the_link_alone(cluster: KubeCluster) -> None:
+    """Nobody says through the tunnel which machine has an address: RFC 4861 asks for a hop limit anybody can set."""
+    one, two = (node_ips(number)["v6"] for number in (1, 2))
+    assert ping(cluster.nodes["n2"], one, PATIENT_S)
+    before = neighbours(cluster, "n2", one)
+    ends = socket.inet_pton(socket.AF_INET6, one) + socket.inet_pton(socket.AF_INET6, two)
+    target = socket.inet_pton(socket.AF_INET6, one)
+    body = struct.pack("!BBHI", 136, 0, 0, 0x20000000) + target + b"\2\1" + b"\2\0\0\0\6\6"
+    pseudo = ends + struct.pack("!II", len(body), socket.IPPROTO_ICMPV6)
+    body = body[:2] + struct.pack("!H", checksum(pseudo + body)) + body[4:]
+    packet = struct.pack("!IHBB", 6 << 28, len(body), socket.IPPROTO_ICMPV6, 255) + ends + body
+    with hearing(cluster.pods["n2/shop/web"], "v6", PORT + 1) as heard:
+        own, web = cluster.pods["n1/shop/client"].ip("v6"), cluster.pods["n2/shop/web"].ip("v6")
+        by_device(cluster, "n1", *[packet] * 3, datagram(own, web, PORT + 1))
+        assert senders(heard) == [own], "all of it has come"
+    assert neighbours(cluster, "n2", one) == before
