@@ -14,10 +14,12 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -121,6 +123,12 @@ class Netns:
         """Processes inside, our own short-lived threads apart."""
         return [pid for pid in _pids_in(os.fstat(self.fd).st_ino) if pid != os.getpid()]
 
+    def await_own(self, addresses: Sequence[str]) -> None:
+        """Until the kernel takes them for its own: those of IPv6 one of its workers makes so, after `ip` is done."""
+        for address in addresses:
+            if ":" in address:
+                wait_until(partial(self.call, _is_own, address), what=f"{address} is an address of {self.name}")
+
     def close(self) -> None:
         for process in self._processes:
             if process.poll() is None:
@@ -147,6 +155,7 @@ class Node(Netns):
         if forwarding:
             self.sysctl(ipv4__ip_forward="1", ipv6__conf__all__forwarding="1")
         self.ip(*(f"address add {a} dev lo {'nodad' if ':' in a else ''}" for a in addresses))
+        self.await_own(addresses)
 
     def __enter__(self) -> Node:
         return self
@@ -175,6 +184,7 @@ class Outside(Netns):
                 *(f"address replace {a} dev {there} {'nodad' if ':' in a else ''}" for a in mine),
                 *(f"route replace {a} dev {there}" for a in other),
             )
+            here.await_own(mine)
         gateways = {(":" in a): a for a in node.addresses}
         self.ip(*(f"route replace default via {a} dev eth0 onlink" for a in gateways.values()))
 
@@ -213,6 +223,15 @@ def wait_until(condition: Callable[[], T], timeout_s: float = 5.0 * SLOWER, what
             raise AssertionError(f"not within {timeout_s} s: {what or condition}")
         time.sleep(0.005)
     return value
+
+
+def _is_own(address: str) -> bool:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as asked:
+        try:
+            asked.connect((address, 9))
+        except OSError:
+            return False
+        return bool(asked.getsockname()[0] == address)
 
 
 def _remove(name: str) -> None:
