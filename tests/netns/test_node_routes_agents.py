@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import probes
@@ -16,25 +15,22 @@ from agents import allow_from, policy
 from north_south import CLIENT_IPS, FAMILIES, NODE_IPS, NODES, POD_CIDRS, NorthSouth, pod, pod_ip, routed_ip
 from traffic import DROPPED_S
 
-from agent.config import build
 from agent.routing import tunnel
-from agent.routing.desired import Own
-from agent.routing.routing import Routing
-from agent.world.nodes import Peer
-from policies.address import Prefix, parse_address
 
 CLIENT, OTHER, WEB, FREE = "shop/client", "shop/other", "shop/web", "shop/free"
 """On n1: client, other. On n2: web, which takes the client alone, and free, which no policy isolates."""
 HEADERS = {"v4": 28, "v6": 48}
 MODES = ("native", "vxlan")
 SIZES = {"native": 1500, "vxlan": 1450}
+ROUTES_S = 20.0
 
 
 class Routed(NorthSouth):
-    """With what routes there are between nodes made by Gatehouse, as agents do in a cluster."""
+    """What routes there are between nodes agents make, who tell each other of themselves by files."""
 
     def __init__(self, folder: Path, mode: str) -> None:
-        super().__init__(folder, "--mtu", str(SIZES[mode]), routed=False)
+        told = str(folder / "manifests" / "told")
+        super().__init__(folder, "--mtu", str(SIZES[mode]), "--routing", mode, "--node-files", told, routed=False)
         self.mode = mode
 
 
@@ -42,18 +38,8 @@ class Routed(NorthSouth):
 def cluster(
     datapath_host: None, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Routed]:
-    mode = request.param
-    folder = tmp_path_factory.mktemp("routed")
-    with ExitStack() as stack:
-        cluster = Routed(folder, mode)
-        stack.push(cluster)
-        for name in NODES:
-            settings = {"manifests": "/nowhere", "node": name, "routing": mode, "mtu": "0"}
-            routing = cluster.nodes[name].call(Routing, build(settings))
-            stack.callback(routing.close)
-            routing.update(Own(name, *told(name)), [Peer(other, *told(other)) for other in NODES])
-            routing.sync()
-            assert (routing.problems, routing.mtu) == ([], SIZES[mode])
+    cluster = Routed(tmp_path_factory.mktemp("routed"), request.param)
+    with cluster:
         cluster.write(
             "pods.yaml",
             pod(CLIENT, "n1", 20, app="client"),
@@ -63,11 +49,10 @@ def cluster(
         )
         cluster.write("policy.yaml", policy("shop/web", {"app": "web"}, ingress=allow_from(app="client")))
         cluster.run()
+        for name, other in (NODES, NODES[::-1]):
+            blocks = set(POD_CIDRS[other].values())
+            rig.wait_until(lambda n=name, b=blocks: own_routes(cluster, n) == b, ROUTES_S, f"{name} has routes")  # type: ignore[misc]
         yield cluster
-
-
-def told(name: str) -> tuple[tuple[bytes, ...], tuple[Prefix, ...]]:
-    return tuple(map(parse_address, NODE_IPS[name].values())), tuple(map(Prefix.parse, POD_CIDRS[name].values()))
 
 
 def own_routes(cluster: Routed, node: str) -> set[str]:
