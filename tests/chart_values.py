@@ -51,6 +51,7 @@ INSTALLATIONS: dict[str, dict[str, Any]] = {
             "keepaliveSeconds": 25,
             "keyRotationDays": 0.5,
         },
+        "clusterCIDRs": ["10.244.0.0/16"],
         "routingMode": "vxlan",
     },
     "big-tcp": {"bigTCP": {"enabled": True}},
@@ -84,6 +85,11 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
         "strict about nothing",
         {"encryption": {"strictMode": True}},
         "encryption.strictMode is nothing without encryption.enabled",
+    ),
+    (
+        "strict about nobody knows whom",
+        {"encryption": {"enabled": True, "strictMode": True}},
+        "encryption.strictMode: which addresses are pods' of nodes that were not heard of is not known",
     ),
     ("chained, encrypted", CHAINED | ENCRYPTED, "encryption.enabled: the plugin before Gatehouse (cni.chain) gives"),
     (
@@ -224,7 +230,7 @@ CHANGES: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "encryption.implementation": ("kernel", ENCRYPTED),
     "encryption.port": (51900, ENCRYPTED),
     "encryption.nodeEncryption": (True, ENCRYPTED),
-    "encryption.strictMode": (True, ENCRYPTED),
+    "encryption.strictMode": (True, ENCRYPTED | {"clusterCIDRs": ["10.244.0.0/16"]}),
     "encryption.keepaliveSeconds": (25, ENCRYPTED),
     "encryption.keyRotationDays": (90, ENCRYPTED),
     "encryption.resources.requests.cpu": ("2", ENCRYPTED),

@@ -141,6 +141,11 @@ def _encryption(config: Config) -> None:
                 raise ConfigError("nothing is encrypted: say --encryption wireguard, or leave it out", field)
     elif not config.devices:
         raise ConfigError("it is done at the node's devices: name them (--devices)", "encryption")
+    elif config.strict_encryption and not config.cluster_cidrs:
+        raise ConfigError(
+            "which addresses are pods' of nodes that were not heard of is not known: say --cluster-cidrs",
+            "strict_encryption",
+        )
     elif config.cni_chain:
         raise ConfigError(
             "which packets are pods' is not known where another plugin gives them their addresses and ways, maybe "

@@ -52,7 +52,7 @@ def test_what_is_encrypted() -> None:
     encrypt, strict, nodes = NUMBERS.FEATURE_ENCRYPT, NUMBERS.FEATURE_STRICT, NUMBERS.FEATURE_NODE_ENCRYPTION
     for more, features in (
         ({}, encrypt),
-        ({"strict_encryption": "true"}, encrypt | strict),
+        ({"strict_encryption": "true", "cluster_cidrs": "10.0.0.0/8"}, encrypt | strict),
         ({"node_encryption": "true"}, encrypt | nodes),
     ):
         assert record.unpack(config_value(build(texts | more), (V4,), 0)).features == features

@@ -20,7 +20,7 @@ from agents import START_S, Document, environment
 from chart_objects import capabilities, container, containers, mounted
 from container import confined
 from helm_process import NAMESPACE, Helm
-from kube_cluster import KubeAgent, KubeCluster, KubePod
+from kube_cluster import CLUSTER_CIDRS, KubeAgent, KubeCluster, KubePod
 from l7_policies import PORT, cnp, ingress
 from web import Client, WebServer
 
@@ -147,7 +147,8 @@ def test_the_charts_rights_are_enough(helm: Helm, cluster: KubeCluster, cgroup: 
 @pytest.mark.skipif(not (shutil.which(userspace.PROGRAM) and shutil.which("wg")), reason="no WireGuard is installed")
 def test_the_charts_rights_are_enough_to_encrypt(helm: Helm, cgroup: Path, tmp_path: Path) -> None:
     """By a program in a container of its own, which goes on when the agent's ends."""
-    values = {"encryption": {"enabled": True, "implementation": "userspace", "strictMode": True}}
+    strict = {"enabled": True, "implementation": "userspace", "strictMode": True}
+    values = {"encryption": strict, "clusterCIDRs": CLUSTER_CIDRS.split(",")}
     objects = helm.objects(values | {"devices": ["eth0"]})
     assert str(userspace.SOCKETS) in mounted(container(objects, "agent"))
     flags = ("--config", str(config_file(objects, tmp_path)), "--cgroup", str(cgroup))

@@ -83,6 +83,9 @@
 {{- if $v.cni.chain }}
 {{- fail "encryption.enabled: the plugin before Gatehouse (cni.chain) gives pods their addresses and ways to other nodes, maybe tunnels, so which packets are pods' is not known: leave it false, and have that plugin encrypt." }}
 {{- end }}
+{{- if and $v.encryption.strictMode (not $v.clusterCIDRs) (not $v.ipam.pool) }}
+{{- fail "encryption.strictMode: which addresses are pods' of nodes that were not heard of is not known: give the blocks of all pods in clusterCIDRs." }}
+{{- end }}
 {{- if not $v.devices }}
 {{- fail "encryption.enabled: it is done at the nodes' devices, and devices is empty: name them, or leave it at [auto]." }}
 {{- end }}

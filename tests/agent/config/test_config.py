@@ -114,6 +114,10 @@ ENCRYPTED = {"encryption": "wireguard", "devices": "eth0"}
         ({"key_rotation_days": "1"}, "--key-rotation-days: nothing is encrypted"),
         ({"keepalive_s": "25"}, "--keepalive-s: nothing is encrypted"),
         ({"encryption": "wireguard"}, "--encryption: it is done at the node's devices"),
+        (
+            ENCRYPTED | {"strict_encryption": "true"},
+            "--strict-encryption: which addresses are pods' of nodes that were",
+        ),
         (ENCRYPTED | {"encryption_port": "16384"}, "--encryption-port: 16384 is one of --proxy-ports"),
         (ENCRYPTED | {"encryption_port": "30001"}, "--encryption-port: 30001 is one of --node-ports"),
         (ENCRYPTED | {"encryption_port": "65535"}, "--encryption-port: 65535 is one of --snat-ports"),
