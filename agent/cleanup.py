@@ -41,6 +41,7 @@ FILES = (
     "pods",
     "node.json",
     "bigtcp.json",
+    "encrypting",
     "traces.json",
     "envoy",
     "dns.sock",

@@ -46,6 +46,7 @@ class Instance:
         self.dns_log = self.state_dir / "dns.log"
         self.dns_names = self.state_dir / "names.json"
         self.wireguard_log = self.state_dir / "wireguard.log"
+        self.encrypting = self.state_dir / "encrypting"
 
     def order(self, helper: str) -> Path:
         """What the container of a helper is to run. Envoy's is where its user can read it."""

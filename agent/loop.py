@@ -172,7 +172,7 @@ class Agent:
         self.turns.load(batch)
         stays = {ref: found for ref, found in adopted.items() if self._fits(ref, found)}
         writes = self.turns.start({ref: found.interface for ref, found in stays.items()})
-        await self.neighbours.start()
+        await self.neighbours.start(pods=bool(stays))
         await self.big_tcp.start(found.interface for found in stays.values())
         self.proxies.start()
         await self.live_rules.start()

@@ -15,6 +15,7 @@ from agent.encryption.encryption import Encryption, Surroundings
 from agent.encryption.encryption import remove as remove_device
 from agent.encryption.leaving import find as find_device
 from agent.encryption.leaving import unused
+from agent.encryption.meeting import Meeting
 from agent.groundwork import Api
 from agent.instance import Instance
 from agent.kube.bodies import NodeFacts
@@ -81,16 +82,17 @@ class Neighbours:
             self.member.wake()
         self.node_file.write(self.facts())
 
-    async def start(self) -> None:
+    async def start(self, *, pods: bool) -> None:
         """Once the World is loaded: before pods are wired, or programs attached. What is to be encrypted is so from
-        the first packet on; what an earlier agent encrypted is so until nothing steers it any more."""
+        the first packet on; what an earlier agent encrypted is so until nothing steers it any more. `pods`: there are
+        some, who may send in plaintext now."""
         steering = self._attachments.steering
-        plain = not steering.encrypts and not self._config.strict_encryption  # and may be so for now
         steering.prepare(self._entries() if self.encryption else {})
         self.turned()
         if self.encryption:
             await asyncio.to_thread(self.routing.measure)
-            await self.encryption.start(meet=plain)
+            await self.encryption.start(self._meeting(pods))
+            self._instance.encrypting.touch()
             self._steers = True
             self.steer()
         else:
@@ -130,8 +132,14 @@ class Neighbours:
     def steer(self) -> None:
         """Tell the datapath between whom packets are encrypted. Until it is known what the device can do, what an
         earlier agent said holds."""
-        if self._steers:
-            self._attachments.steering.update(self._entries())
+        if self._steers and self.encryption:
+            self._attachments.steering.update(self._entries(), ready_stays=not self.encryption.ifindex)
+
+    def _meeting(self, pods: bool) -> Meeting | None:
+        """None: an earlier agent encrypted. Maps do not tell: those of another version are empty."""
+        if self._instance.encrypting.exists():
+            return None
+        return Meeting(plain=pods and not self._config.strict_encryption)
 
     def _entries(self) -> dict[bytes, bytes]:
         told, world = own(self._world), self._world.config
@@ -144,6 +152,7 @@ class Neighbours:
         """What an earlier agent set up for it, in the order in which nothing is led to where nothing is: `works` ends
         it, as the others still encrypt what they send here."""
         self._attachments.steering.update({})
+        self._instance.encrypting.unlink(missing_ok=True)
         found = await asyncio.to_thread(find_device, self._instance) if self._config.devices else 0
         self._attachments.set_wireguard(found)
         self._leaving = bool(found)

@@ -94,11 +94,11 @@ class Encryption:
             self._own, self._peers = own, peers
             self._changes.notice()
 
-    async def start(self, *, meet: bool = False) -> None:
+    async def start(self, meeting: Meeting | None = None) -> None:
         """Until the device has what `update` told. Where that cannot be, or START_S have passed, `reasons` say why.
-        `meet`: nodes that are known now are `ready` once they have made a handshake."""
-        if meet:
-            self._tunnel.meeting = Meeting()
+        `meeting`: of nodes that are known now; where it is `plain`, they are `ready` once they have been met."""
+        if meeting:
+            self._tunnel.meeting = meeting
             self._met.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(START_S):

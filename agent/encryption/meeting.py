@@ -1,8 +1,9 @@
-"""Which nodes are met before pods' packets to them are encrypted, where a node turns encryption on. Pure.
+"""Which nodes are met where a node turns encryption on. Pure.
 
-The others drop what a node encrypts until they have heard of its key. Where plaintext may pass, and was passing, it
-goes on until the other node has made a handshake: then nothing is lost in between. Nodes that come to be known later
-need no such wait: a node tells its key once its device takes packets of all that it knows.
+The others drop what a node encrypts until they have heard of its key. Where plaintext may pass, and pods were sending
+it, it goes on until the other node has made a handshake: then nothing is lost in between. Else only new pods wait.
+Nodes that come to be known later need no such wait: a node tells its key once its device takes packets of all that it
+knows.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ OFTEN_S, SELDOM_S = 0.2, 1.0
 
 
 class Meeting(msgspec.Struct):
-    """`pending`: nodes still to be met; None: it has not begun, and whoever is known then is to be met. Times of
-    handshakes in ns since 1970, others in seconds of one clock."""
+    """`plain`: what goes to them meanwhile is not encrypted. `pending`: nodes still to be met; None: it has not begun,
+    and whoever is known then is to be met. Times of handshakes in ns since 1970, others in seconds of one clock."""
 
+    plain: bool = True
     pending: frozenset[str] | None = None
     since_ns: int = 0
     told_at: float | None = None

@@ -71,7 +71,7 @@ class Reconciler:
         self.making = False
         self.device: Device | None = None
         self.desired = Desired()
-        self.meeting = Meeting(frozenset())
+        self.meeting = Meeting(pending=frozenset())
         self.silent: frozenset[str] = frozenset()
         self.problem = ""
         self._config, self._mark, self._mtu, self._published = config, mark, mtu, published
@@ -195,7 +195,8 @@ class Reconciler:
         del self._due[:AT_ONCE]
         if fresh:
             log.info("WireGuard device configured", device=self.name, ifindex=link.ifindex, peers=len(state.peers))
-        self.ifindex, self.ready = link.ifindex, frozenset(self.desired.keys) - self._unmet(state)
+        unmet = self._unmet(state)
+        self.ifindex, self.ready = link.ifindex, frozenset(self.desired.keys) - (unmet if self.meeting.plain else set())
         self._look_for_silence(state)
         self._rotate(device, state)
 

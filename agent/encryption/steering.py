@@ -25,11 +25,6 @@ class Steering:
         self._held: dict[bytes, bytes] | None = None  # None: not known
         self._told: dict[bytes, bytes] = {}
 
-    @property
-    def encrypts(self) -> bool:
-        """Whether an earlier agent had packets of some nodes encrypted."""
-        return any(value != unready(value) for value in self._read().values())
-
     def prepare(self, entries: Mapping[bytes, bytes]) -> None:
         """Before anything is known of the WireGuard device: whose addresses are, so that strict mode holds. What is
         there stays: an earlier agent's device goes on."""
@@ -37,9 +32,13 @@ class Steering:
         new = missing(self._read(), entries)
         self._write(new if len(self._read()) + len(new) <= self._room else ANYWHERE)
 
-    def update(self, entries: Mapping[bytes, bytes]) -> None:
-        """These, and no others; where there is no room for them, wider ones."""
+    def update(self, entries: Mapping[bytes, bytes], *, ready_stays: bool = False) -> None:
+        """These, and no others; where there is no room for them, wider ones. `ready_stays`: nothing is known of the
+        device: where an earlier agent had packets encrypted they are sent to it, and dropped if there is none."""
         self.problem = ""
+        if ready_stays:
+            held = self._read()
+            entries = {k: held[k] if k in held and unready(held[k]) == value else value for k, value in entries.items()}
         self._told = with_departed(self._told, entries) if self._strict and entries else dict(entries)
         wanted = fitting(self._told, self._room)
         changed, gone = difference(self._read(), wanted)

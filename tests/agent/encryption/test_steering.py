@@ -57,9 +57,7 @@ def test_written_changed_and_taken_back(maps: Maps) -> None:
     wanted = entries(BLOCKS, ADDRESSES, [peer(2), peer(3)], {"n2"})
     steering.prepare(wanted)
     assert dict(table.items()) == {key: unready(value) for key, value in wanted.items()}
-    assert not steering.encrypts
     steering.update(wanted)
-    assert Steering(maps["encryption"]).encrypts  # as the next agent finds it
     assert dict(table.items()) == wanted
     fewer = entries(BLOCKS, ADDRESSES, [peer(3)], {"n3"})
     steering.update(fewer)
@@ -67,6 +65,16 @@ def test_written_changed_and_taken_back(maps: Maps) -> None:
     steering.update({})
     assert not dict(table.items())
     assert not steering.problem
+
+
+def test_what_is_ready_stays_so_while_nothing_is_known_of_the_device(maps: Maps) -> None:
+    """For the same nodes; what comes new is not ready."""
+    Steering(maps["encryption"]).update(told(2, 3))
+    after, table = Steering(maps["encryption"]), maps["encryption"]
+    after.update(entries(BLOCKS, ADDRESSES, [peer(2), peer(4)], ()), ready_stays=True)
+    assert dict(table.items()) == entries(BLOCKS, ADDRESSES, [peer(2), peer(4)], {"n2"})
+    after.update(entries(BLOCKS, ADDRESSES, [peer(2), peer(4)], ()))
+    assert dict(table.items()) == entries(BLOCKS, ADDRESSES, [peer(2), peer(4)], ())
 
 
 def test_the_next_agent_goes_on_from_what_is_there(maps: Maps) -> None:
