@@ -6,7 +6,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -16,12 +16,12 @@ from wireguard_nodes import PORT, EncryptedNode
 
 ETH_P_ALL = 3
 _V4, _V6, _ARP = 0x0800, 0x86DD, 0x0806
-_UDP, _ICMPV6, _HOP_BY_HOP = 17, 58, 0
+_UDP, _ICMPV6, _IGMP, _HOP_BY_HOP = 17, 58, 2, 0
 EXCHANGE_S = 30.0 * SLOWER
 
 
 class Frame(NamedTuple):
-    """`kind`: wireguard | neighbour (ARP, neighbour and listener discovery) | other. `payload`: of UDP."""
+    """`kind`: wireguard | neighbour (ARP, neighbour and listener discovery, IGMP) | other. `payload`: of UDP."""
 
     kind: str
     source: str
@@ -46,9 +46,14 @@ def read(frame: bytes) -> Frame:
 def _read(protocol: int, source: str, rest: bytes) -> Frame:
     if protocol == _UDP and PORT in struct.unpack_from("!HH", rest):
         return Frame("wireguard", source, rest[8:])
-    if protocol == _ICMPV6 and 130 <= rest[0] <= 143:  # router, neighbour and listener messages
+    if protocol == _IGMP or (protocol == _ICMPV6 and 130 <= rest[0] <= 143):  # router, neighbour, listener messages
         return Frame("neighbour", source)
     return Frame("other", source, rest)
+
+
+def others(frames: Iterable[Frame]) -> list[Frame]:
+    """Those that should not be there."""
+    return [frame for frame in frames if frame.kind == "other"]
 
 
 @contextmanager
