@@ -117,8 +117,8 @@ def test_no_message_to_the_device_names_the_key(pair: Pair, capfd: pytest.Captur
     one, _ = pair
     assert one.encryption
     secret = (one.instance.state_dir / "wireguard/current.key").read_text().strip()
-    one.ip(f"link delete {one.device}")
     index = one.devices[-1]
+    one.ip(f"link delete {one.device}")
     rig.wait_until(lambda: one.devices[-1] != index, WAIT_S, "a new device")
     told = "".join((*capfd.readouterr(), *one.encryption.reasons, repr(vars(one.encryption._tunnel))))
     assert "WireGuard" in told
