@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,13 +33,14 @@ def test_many_pods_come_and_go_while_the_agent_is_killed(cluster: EitherCluster)
     agent = cluster.agents["n1"]
     before = entries(agent)
     pods = [cluster.add(f"n1/shop/p{number}", attach=False, app=f"a{number % 7}") for number in range(PODS)]
-    kill_at = {choose.randrange(PODS) for _ in range(2)}
+    kill_at, killing = {choose.randrange(PODS) for _ in range(2)}, threading.Lock()
 
     def come_and_go(number: int) -> None:
         """As a runtime does: an ADD that fails is followed by a DEL, and tried again later."""
         if number in kill_at:
-            agent.kill()
-            agent.start(settle=False)
+            with killing:  # both may be begun at once
+                agent.kill()
+                agent.start(settle=False)
         pod = pods[number]
         while agent.cni("ADD", pod).status:
             assert agent.cni("DEL", pod).status == 0
