@@ -50,9 +50,9 @@ INLINE __u32 whose(const struct address *address)
 struct vlan_tag { __u16 control_be; __u16 protocol_be; };
 
 /* VLAN tags that stand in the packet itself: behind them is its IP header. One that the device adds is none of these. */
-INLINE bool is_tagged(const struct __sk_buff *skb)
+INLINE bool is_tag(__u16 protocol_be)
 {
-	return skb->protocol == bpf_htons(ETHERTYPE_VLAN) || skb->protocol == bpf_htons(ETHERTYPE_PROVIDER_VLAN);
+	return protocol_be == bpf_htons(ETHERTYPE_VLAN) || protocol_be == bpf_htons(ETHERTYPE_PROVIDER_VLAN);
 }
 
 /* The addresses of p->other become those that the packet has now, whatever else is to be made of it. False: it has none. */
@@ -65,7 +65,7 @@ INLINE bool read_ends(struct __sk_buff *skb, struct packet *p)
 
 #pragma unroll
 	for (int i = 0; i < VLAN_TAGS; i++) {
-		if (protocol_be != bpf_htons(ETHERTYPE_VLAN) && protocol_be != bpf_htons(ETHERTYPE_PROVIDER_VLAN))
+		if (!is_tag(protocol_be))
 			break;
 		if (bpf_skb_load_bytes(skb, at, &tag, sizeof(tag)))
 			return false;
@@ -125,13 +125,19 @@ INLINE enum drop_reason refuse_plaintext(struct __sk_buff *skb, struct packet *p
 	return DROP_NONE;
 }
 
-/* What a backend elsewhere answers to this node, which has sent it somebody's packets by WireGuard. */
+/* The same of its source alone: what a backend elsewhere answers to this node, which has sent it somebody's packets by
+ * WireGuard. */
 INLINE bool is_plaintext_answer_refused(const struct __sk_buff *skb, const struct packet *p)
 {
-	const struct config *config = config_of_encryption();
+	const struct config *config = was_encrypted(skb) ? NULL : config_of_encryption();
 
-	return config && !was_encrypted(skb) && config->features & FEATURE_STRICT &&
-	       whose(packet_source(p)) & ENCRYPTION_PEER_PODS;
+	return config && config->features & FEATURE_STRICT && whose(packet_source(p)) & ENCRYPTION_PEER_PODS;
+}
+
+/* The same, where a pod is reached: by whatever way it came, and of new flows only, and those that were encrypted. */
+INLINE bool is_plaintext_refused(const struct __sk_buff *skb, const struct packet *p)
+{
+	return skb->ingress_ifindex && is_plaintext_answer_refused(skb, p);
 }
 
 /* What is for the node itself is nobody's concern any more. If the node unwraps it, what was in it did not come by
@@ -140,17 +146,6 @@ INLINE void forget_encryption(struct __sk_buff *skb, struct packet *p)
 {
 	if (was_encrypted(skb) && !(read_ends(skb, p) && whose_end(&p->other.destination) & ENCRYPTION_OWN_PODS))
 		skb->mark = 0;
-}
-
-/* The same, where a pod is reached: by whatever way it came, and of new flows only, and those that were encrypted. */
-INLINE bool is_plaintext_refused(struct __sk_buff *skb, const struct packet *p)
-{
-	const struct config *config;
-
-	if (!skb->ingress_ifindex || was_encrypted(skb))
-		return false;
-	config = config_of_encryption();
-	return config && config->features & FEATURE_STRICT && whose(packet_source(p)) & ENCRYPTION_PEER_PODS;
 }
 
 /* Another node says through the tunnel what only this one, or a pod of its own, can say. WireGuard takes of a node all

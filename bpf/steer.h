@@ -68,7 +68,7 @@ INLINE int steer(struct __sk_buff *skb, struct packet *p, bool forwards)
 			  (from & ENCRYPTION_OWN_NODE && (forwards || between_pods || is_private_to_pod(p, config)));
 	else if (to & ENCRYPTION_PEER_NODE && from & ENCRYPTION_OWN_PODS)
 		is_ours = is_private_to_node(skb, p, config);
-	if (is_ours && to & ENCRYPTION_READY && config->wireguard_ifindex && !is_tagged(skb))
+	if (is_ours && to & ENCRYPTION_READY && config->wireguard_ifindex && !is_tag(skb->protocol))
 		return bpf_redirect(config->wireguard_ifindex, 0);
 	if (!is_ours && !between_pods)
 		return PASS;
