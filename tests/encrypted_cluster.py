@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import rig
@@ -19,12 +18,6 @@ STRICT = (*ON, "--strict-encryption", "--cluster-cidrs", CLUSTER_CIDRS)
 OFF = ("--encryption", "off", "--mtu", "0")
 PATIENT_S = 10.0 * SLOWER
 """For an answer that must come, on a busy machine."""
-
-
-def missing() -> str:
-    """Why this cannot be done here; empty: it can."""
-    lacking = [name for name in ("wireguard-go", "wg") if shutil.which(name) is None]
-    return f"{' and '.join(lacking)} not installed" if lacking else ""
 
 
 def use(cluster: KubeCluster, backends: str) -> None:

@@ -46,8 +46,12 @@ def missing(backend: str) -> str:
     return choose.program_problem("wireguard-go")
 
 
+def stock_missing() -> str:
+    return "" if shutil.which("wg") else "needs wg (Debian: wireguard-tools), which set-up installs"
+
+
 def stock(*words: str) -> list[str]:
     """A command line of the stock tool."""
-    if not shutil.which("wg"):
-        pytest.skip("needs wg (Debian: wireguard-tools), which set-up installs")
+    if why := stock_missing():
+        pytest.skip(why)
     return ["wg", *words]

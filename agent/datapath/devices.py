@@ -8,8 +8,8 @@ from collections.abc import Container, Iterable, Sequence
 
 import msgspec
 
-from agent.datapath import abi
-from agent.endpoints import links
+from agent.datapath import abi, tc
+from agent.endpoints import links, routes
 from agent.endpoints.netlink import NLM_F_DUMP, Reply, Request, RouteSocket, attributes
 from agent.endpoints.wiring import HOST_SIDE
 from policies.address import V4_MAPPED, is_v4
@@ -26,7 +26,6 @@ _WITH_ETHERNET = (1, 772)  # ARPHRD_ETHER, ARPHRD_LOOPBACK
 _IFLA_LINKINFO, _IFLA_INFO_KIND = 18, 1
 _IFLA_XDP, _IFLA_XDP_ATTACHED, _IFLA_XDP_PROG_ID = 43, 2, 4
 _IFA_F_DADFAILED, _IFA_F_DEPRECATED, _IFA_F_SECONDARY = 0x08, 0x20, 0x01  # of IPv6 the last one is: temporary
-_RTM_DELROUTE, _RTM_DELQDISC, _RTM_DELTFILTER = 25, 37, 45
 _RTA_MULTIPATH = 9
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
@@ -195,11 +194,11 @@ def _is_default(body: bytes) -> bool:
 def may_matter(kind: int, body: bytes, used: Container[int]) -> bool:
     """Whether a notification may change what `choose` or `value` say, or that something was taken off a device that is
     `used` (ifindexes). Pods' links come and go without."""
-    if kind in (_RTM_DELQDISC, _RTM_DELTFILTER):
+    if kind in (tc.RTM_DELQDISC, tc.RTM_DELTFILTER):
         return _TCMSG.unpack_from(body)[0] in used
     if kind in (links.RTM_NEWLINK, links.RTM_DELLINK):
         return not HOST_SIDE.fullmatch(links.link_name(body))
-    if kind in (links.RTM_NEWROUTE, _RTM_DELROUTE):
+    if kind in (links.RTM_NEWROUTE, routes.RTM_DELROUTE):
         return _is_default(body)
     return kind in (links.RTM_NEWADDR, links.RTM_DELADDR)
 

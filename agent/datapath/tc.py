@@ -19,8 +19,8 @@ from agent.datapath import bpf_programs
 from agent.datapath.programs import PROGRAMS, Hook, Programs, ProgramSpec
 from agent.endpoints.netlink import NLM_F_DUMP, NetlinkError, Request, RouteSocket
 
-_RTM_NEWQDISC, _RTM_DELQDISC, _RTM_GETQDISC = 36, 37, 38
-_RTM_NEWTFILTER, _RTM_DELTFILTER, _RTM_GETTFILTER = 44, 45, 46
+_RTM_NEWQDISC, RTM_DELQDISC, _RTM_GETQDISC = 36, 37, 38
+_RTM_NEWTFILTER, RTM_DELTFILTER, _RTM_GETTFILTER = 44, 45, 46
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_REPLACE, _NLM_F_EXCL, _NLM_F_CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
 _NLM_F_ACK_TLVS = 0x200
 _NLMSG_ERROR, _NLMSGERR_ATTR_MSG = 2, 1
@@ -99,7 +99,7 @@ class Hooks:
 
     def detach(self, ifindex: int) -> None:
         """Take both off; nothing happens where they, or the interface, are not there. Raises TcError."""
-        messages = [_old_filter(_RTM_DELTFILTER, hook) for hook in Hook]
+        messages = [_old_filter(RTM_DELTFILTER, hook) for hook in Hook]
         for _, error, reason in self._transact((message, ifindex) for message in messages):
             if error not in (0, errno.ENOENT, errno.ENODEV, errno.EINVAL):  # EINVAL: no clsact
                 raise TcError(error, f"detaching from interface {ifindex} failed: {reason}")
@@ -190,7 +190,7 @@ def remove_empty_clsact(route: RouteSocket, ifindex: int) -> bool:
             if route.request(Request(_RTM_GETTFILTER, NLM_F_DUMP, body, f"list the filters of interface {ifindex}")):
                 return False
         body = _TCMSG.pack(0, 0, ifindex, _CLSACT_HANDLE, _CLSACT_PARENT, 0) + _attribute(_TCA_KIND, b"clsact\0")
-        route.request(Request(_RTM_DELQDISC, 0, body, f"remove clsact from interface {ifindex}"))
+        route.request(Request(RTM_DELQDISC, 0, body, f"remove clsact from interface {ifindex}"))
     except NetlinkError:  # it has none, or is gone
         return False
     return True

@@ -43,6 +43,11 @@ class DeviceState(msgspec.Struct):
     mark: int = 0
     peers: dict[bytes, PeerState] = {}
 
+    @property
+    def handshakes(self) -> dict[bytes, int]:
+        """When each peer made its last one: ns since 1970."""
+        return {key: peer.handshake_ns for key, peer in self.peers.items()}
+
 
 class PeerChange(msgspec.Struct, frozen=True):
     """What is to change of one peer; what is None stays. `allowed` are added, and with `replace` are all there are: an

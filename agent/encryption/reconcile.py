@@ -204,7 +204,7 @@ class Reconciler:
         self, device: Device, state: DeviceState, settings: Settings, local: Local, peers: Sequence[Peer]
     ) -> list[bytes]:
         """The device's settings and peers, in as few messages as it takes. Returns keys that came and may be in use."""
-        handshakes = {key: peer.handshake_ns for key, peer in state.peers.items()}
+        handshakes = state.handshakes
         self.desired = wanted = desired(local, peers, handshakes)
         changes = difference(wanted.peers, state.peers, self._given)
         came: list[bytes] = []
@@ -221,9 +221,8 @@ class Reconciler:
     def _unmet(self, state: DeviceState) -> frozenset[str]:
         if not self.meeting.goes_on:
             return frozenset()
-        handshakes = {key: peer.handshake_ns for key, peer in state.peers.items()}
         told = self._published(self.rotation.keys.told)
-        return self.meeting.look(self.desired.keys, handshakes, told, time.time_ns(), time.monotonic())
+        return self.meeting.look(self.desired.keys, state.handshakes, told, time.time_ns(), time.monotonic())
 
     def _provoke(self, device: Device, keys: Sequence[bytes]) -> None:
         usual = {key: want.keepalive_s for key, want in self.desired.peers.items()}
@@ -231,8 +230,7 @@ class Reconciler:
             device.configure(Settings(), provoking(keys, usual))
 
     def _rotate(self, device: Device, state: DeviceState) -> None:
-        handshakes = {key: peer.handshake_ns for key, peer in state.peers.items()}
-        step = self.rotation.advance(self._published, self.desired.keys.values(), handshakes)
+        step = self.rotation.advance(self._published, self.desired.keys.values(), state.handshakes)
         if step is None:
             return
         log.info("key rotation", step=step.value, key=shown(self.rotation.keys.current.public))

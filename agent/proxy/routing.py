@@ -11,7 +11,7 @@ import socket
 import struct
 
 from agent.datapath import abi
-from agent.endpoints import links
+from agent.endpoints import links, routes
 from agent.endpoints.netlink import (
     NLM_F_CREATE,
     NLM_F_DUMP,
@@ -27,7 +27,7 @@ from agent.endpoints.wiring import write_sysctls
 NUMBERS = abi.load().constants
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 # linux/rtnetlink.h, linux/fib_rules.h
-RTM_DELROUTE, RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 25, 32, 33, 34
+RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 RTA_TABLE, FRA_PRIORITY, FRA_FWMARK, FRA_TABLE, FRA_FWMASK = 15, 6, 10, 15, 16
 FR_ACT_TO_TBL = 1
 SCOPE_HOST: dict[int, int] = {socket.AF_INET: 254, socket.AF_INET6: 0}  # IPv6 knows no scopes here
@@ -62,7 +62,7 @@ def remove() -> int:
         loopback = links.read_link(route.request(links.get_link(LOOPBACK))[0]).ifindex
         for family in FAMILIES:
             removed += route.remove(_rule(family, RTM_DELRULE, 0))
-            removed += route.remove(_route(family, loopback, RTM_DELROUTE, 0))
+            removed += route.remove(_route(family, loopback, routes.RTM_DELROUTE, 0))
     if removed:
         write_sysctls(dict.fromkeys(EARLY_DEMUX, "1"))
     return removed

@@ -23,8 +23,9 @@ from statistics import median
 import rig
 import wire
 import wireguard_nodes
-from encrypted_cluster import STRICT, meet, missing
+from encrypted_cluster import STRICT, meet
 from kube_cluster import KubeCluster, node_ips
+from wireguard_backends import missing, stock_missing
 
 from agent.encryption.device import Device, PeerChange, Settings
 from agent.encryption.keys import PrivateKey, shown
@@ -44,7 +45,7 @@ WAIT_S = 60.0
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
-    if lacking := missing():
+    if lacking := missing("userspace") or stock_missing():
         bench.say(f"encryption: {lacking}: not measured")
         return
     with tempfile.TemporaryDirectory() as folder:
