@@ -134,15 +134,15 @@ class TransparentProxy:
 
     def _connect(self, near: socket.socket, source: tuple[str, int], destination: str, port: int) -> None:
         """In a thread of its own: the far end may not answer, and what it sends may pass by this proxy again."""
+        near.settimeout(None)  # for both threads, before there are two: none may find the other's change half done
         far = self._socket(near.family, socket.SOCK_STREAM, self._mark, source)
-        far.settimeout(2.0)
+        self._connections += (near, far)
         try:
             far.connect((destination, port))
-        except OSError:
+        except OSError:  # or this proxy is closed
             _reset(near)
             far.close()
             return
-        self._connections += (near, far)
         back = threading.Thread(target=_relay, args=(far, near), daemon=True)
         back.start()
         _relay(near, far)
@@ -199,7 +199,6 @@ def _abort(sock: socket.socket) -> None:
 
 def _relay(source: socket.socket, to: socket.socket) -> None:
     """Until one of the two ends; then both do."""
-    source.settimeout(None)
     try:
         while data := source.recv(65536):
             to.sendall(data)
