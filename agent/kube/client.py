@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ import msgspec
 from agent import log as logs
 from agent.kube.credentials import Access, Load, NoCredentials, Tls, credentials
 from agent.kube.errors import ApiServerError, ApiUnreachable, refusal
+from agent.kube.sockets import Sockets
 
 MERGE_PATCH = "application/merge-patch+json"
 
@@ -78,11 +78,15 @@ class ApiClient:
         self._loading = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
         self._session_tls: Tls | None = None
+        self._sockets = Sockets()
 
     async def close(self) -> None:
+        """Returns when the last connection is closed: the loop may end then."""
         session, self._session = self._session, None
+        sockets, self._sockets = self._sockets, Sockets()
         if session is not None:
             await session.close()
+            await sockets.end()
 
     # ---- requests
 
@@ -219,7 +223,7 @@ class ApiClient:
             if self._session is None or self._session_tls != access.tls:
                 await self.close()  # watches come back by the new session
                 connector = aiohttp.TCPConnector(
-                    ssl=access.tls.context(), limit=0, keepalive_timeout=60.0, socket_factory=_socket
+                    ssl=access.tls.context(), limit=0, keepalive_timeout=60.0, socket_factory=self._sockets.make
                 )
                 self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
                 self._session_tls = access.tls
@@ -242,22 +246,6 @@ def _headers(access: Access, content_type: str) -> dict[str, str]:
     if content_type:
         headers["Content-Type"] = content_type
     return headers
-
-
-def _socket(address: Any) -> socket.socket:
-    """One that notices within 30 s that the other side is gone, whether or not there is anything to send."""
-    family, kind, protocol, _, _ = address
-    made = socket.socket(family, kind, protocol)
-    made.setblocking(False)
-    for level, option, value in (
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
-    ):
-        made.setsockopt(level, option, value)
-    return made
 
 
 __all__ = ["ApiClient", "ApiServerError", "ApiUnreachable", "Page", "Timeouts"]
