@@ -242,6 +242,16 @@ def difference(
     return gaining + losing + gone
 
 
+def anew(keys: Iterable[bytes], wanted: Mapping[bytes, Wanted]) -> list[PeerChange]:
+    """Peers that are removed and made again as they are wanted: what the device remembers of them is gone."""
+    changes = []
+    for key in keys:
+        want = wanted[key]
+        made = PeerChange(key, False, want.endpoint, _sorted(want.allowed), True, want.keepalive_s)
+        changes += [PeerChange(key, remove=True), made]
+    return changes
+
+
 def _stays(want: Endpoint, have: Endpoint | None, told: Endpoint | None) -> bool:
     return have == want or (have is not None and told == want)
 

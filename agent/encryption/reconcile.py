@@ -28,7 +28,7 @@ from agent.encryption.greeting import Greetings
 from agent.encryption.keys import KeyFolder, shown
 from agent.encryption.link import NodeLink
 from agent.encryption.meeting import Meeting
-from agent.encryption.peers import Desired, Local, after, desired, difference
+from agent.encryption.peers import Desired, Local, after, anew, desired, difference
 from agent.encryption.port import require_free
 from agent.encryption.rotation import Bounds, Phase, Rotation, Step
 from agent.encryption.silence import Silence
@@ -87,7 +87,6 @@ class Reconciler:
         self._given: dict[bytes, Endpoint] = {}  # endpoints that the device was told
         self._silence = Silence()
         self._greetings = Greetings()
-        self._due: list[bytes] = []  # to be greeted now
         self._link = NodeLink(self.name)
         self._has_link = False
         self._lock = threading.Lock()
@@ -158,12 +157,12 @@ class Reconciler:
         if not done:
             soon = self.making and (self._has_link or not self.problem)  # that there is a link, the kernel tells
             return FAST_S if soon else RETRY_S
-        return 0.0 if self._due else self._greetings.delay_s(time.monotonic(), self.poll_s())
+        return self._greetings.delay_s(time.monotonic(), self.poll_s())
 
     @property
     def greets(self) -> bool:
-        """Whether some peers are still to be greeted."""
-        return bool(self._due or self._greetings.at_s)
+        """Whether some peers have not answered yet, and are greeted again."""
+        return bool(self._greetings.waiting)
 
     # ---- inside
 
@@ -178,8 +177,9 @@ class Reconciler:
         if link is None:
             raise NotThere(errno.ENODEV, f"{self.name} has not been made yet")
         fresh = link.ifindex != self.ifindex
-        if fresh or self._state is None or time.monotonic() - self._read_at >= self.poll_s():
-            self._state, self._read_at = device.read(), time.monotonic()
+        now = time.monotonic()
+        if fresh or self._state is None or now - self._read_at >= self.poll_s() or self._greetings.asks(now):
+            self._state, self._read_at = device.read(), now
         state, config, keys = self._state, self._config, self.rotation.keys
         settings = needed(state, keys.current, config.encryption_port, self._mark)
         if settings.port is not None or not link.up:
@@ -189,10 +189,8 @@ class Reconciler:
         if settings.private_key is not None:  # of a new device or by a new key: sessions there were are over
             came = list(state.peers)
         self._link.settle(link, self._mtu())
-        self._greetings.add(keys.current.public, came, time.monotonic())
-        self._due += self._greetings.take(time.monotonic())
-        self._provoke(device, [key for key in self._due[:AT_ONCE] if key in state.peers])
-        del self._due[:AT_ONCE]
+        self._greetings.add(keys.current.public, came, state.handshakes, now)
+        self._greet(device, state)
         if fresh:
             log.info("WireGuard device configured", device=self.name, ifindex=link.ifindex, peers=len(state.peers))
         unmet = self._unmet(state)
@@ -224,10 +222,13 @@ class Reconciler:
         told = self._published(self.rotation.keys.told)
         return self.meeting.look(self.desired.keys, state.handshakes, told, time.time_ns(), time.monotonic())
 
-    def _provoke(self, device: Device, keys: Sequence[bytes]) -> None:
+    def _greet(self, device: Device, state: DeviceState) -> None:
+        first, again = self._greetings.take(state.handshakes, time.monotonic(), AT_ONCE)
         usual = {key: want.keepalive_s for key, want in self.desired.peers.items()}
-        if keys:
-            device.configure(Settings(), provoking(keys, usual))
+        if first or again:
+            device.configure(Settings(), [*anew(again, self.desired.peers), *provoking(first + again, usual)])
+        if again:
+            self._state = None
 
     def _rotate(self, device: Device, state: DeviceState) -> None:
         step = self.rotation.advance(self._published, self.desired.keys.values(), state.handshakes)
@@ -238,9 +239,11 @@ class Reconciler:
             self._state = None
             device.configure(Settings(private_key=self.rotation.keys.current))
             both = {key for keys in self.desired.keys.values() if len(keys) > 1 for key in keys}
-            self._provoke(device, [key for key in state.peers if key not in both])
+            own, now = self.rotation.keys.current.public, time.monotonic()
+            self._greetings.add(b"", state.peers.keys() - both, state.handshakes, now)  # nobody else begins now
             # Who changes its own key, too, may do so in this moment.
-            self._greetings.add(self.rotation.keys.current.public, both, time.monotonic())
+            self._greetings.add(own, both, state.handshakes, now)
+            self._greet(device, state)
 
     def _look_for_silence(self, state: DeviceState) -> None:
         keys = self._silence.look(state.peers, time.time_ns())
