@@ -23,7 +23,8 @@ from rig import Netns
 
 Result = Literal["ok", "refused", "timeout"]
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
-TIMEOUT_S = 1.0 * SLOWER
+TIMEOUT_S = 30.0 * SLOWER
+"""How long an answer that must come may take. Where none may come, a probe is given a time of its own."""
 IPPROTO_SCTP = 132
 _REFUSALS = {
     errno.ECONNREFUSED,

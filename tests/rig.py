@@ -32,7 +32,8 @@ T = TypeVar("T")
 
 NODE_V4, NODE_V6 = "192.0.2.1", "2001:db8:0:1::1"
 OUTSIDE_V4, OUTSIDE_V6 = "192.0.2.2", "2001:db8:0:1::2"
-COMMAND_TIMEOUT_S = 20.0 * SLOWER
+COMMAND_TIMEOUT_S = 60.0 * SLOWER
+WAIT_S = 30.0 * SLOWER
 _PREFIX = "ght-"
 _counter = itertools.count(1)
 
@@ -215,7 +216,7 @@ def sweep_instance(instance: str) -> list[str]:
     return names
 
 
-def wait_until(condition: Callable[[], T], timeout_s: float = 5.0 * SLOWER, what: str = "") -> T:
+def wait_until(condition: Callable[[], T], timeout_s: float = WAIT_S, what: str = "") -> T:
     """Poll until the condition is true, for what sends no event; AssertionError after the time."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):

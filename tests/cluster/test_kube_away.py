@@ -55,7 +55,7 @@ def test_node_goes_on_without_the_api_server(cluster: EitherCluster) -> None:
         web.agent.cni("DEL", told)
         cluster.api.start()
         cluster.api.delete("networkpolicies", "web", "shop")
-        rig.wait_until(lambda: tcp(other.netns, web.ip(), PORT), START_S, "what has changed is in force")
+        rig.wait_until(lambda: tcp(other.netns, web.ip(), PORT, 1.0), START_S, "what has changed is in force")
         for agent in cluster.running():
             await_synced(agent)
 

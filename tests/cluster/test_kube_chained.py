@@ -48,7 +48,7 @@ def test_the_node_and_other_nodes(chain: Chain, family: str) -> None:
     for netns in (chain.node, web.netns):
         netns.run("ip", "neigh", "flush", "all")
     with Server(web.netns, "tcp", PORT, "web"), Server(far.netns, "tcp", PORT, "far"):
-        rig.wait_until(lambda: tcp(far.netns, web.ip(family), PORT), START_S, "the nodes know of each other")
+        rig.wait_until(lambda: tcp(far.netns, web.ip(family), PORT, 1.0), START_S, "the nodes know of each other")
         assert not tcp(farther.netns, web.ip(family), PORT, SHORT_S)
         assert tcp(chain.node, web.ip(family), PORT), "the node reaches its pods"
         assert tcp(web.netns, far.ip(family), PORT).seen_from == web.ip(family)

@@ -34,4 +34,4 @@ def test_policy_between_nodes(cluster: EitherCluster, family: str) -> None:
     with Server(web.netns, "tcp", PORT, "web"):
         assert tcp(client.netns, web.ip(family), PORT)
         assert tcp(near.netns, web.ip(family), PORT)
-        assert not tcp(other.netns, web.ip(family), PORT)
+        assert not tcp(other.netns, web.ip(family), PORT, 1.0)

@@ -19,7 +19,7 @@ MODES = ("native", "vxlan")
 HEADERS = {"v4": 28, "v6": 48}
 """Of an echo: IP and ICMP."""
 IN_VXLAN = 50
-REPAIRED_S = 10.0
+REPAIRED_S = 30.0
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ SERVICES = [f"{f}-{p}-{w}".lower() for f, p, w in itertools.product(FORWARDINGS,
 FIRST_NODE_PORT, FIRST_CHECK = 30_000, 30_500
 EXTERNAL = 100
 """External IPs are numbered from here on, load balancer addresses from 1."""
-DROPPED_S, ANSWERED_S = 0.4, 5.0
+DROPPED_S, ANSWERED_S = 0.4, probes.TIMEOUT_S
 RESULTS = {"refused": "refused", "timeout": "dropped"}
 AT_ONCE = 12
 _source_ports = itertools.count(10_000)

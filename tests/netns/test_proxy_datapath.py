@@ -365,7 +365,7 @@ def test_a_listener_that_is_not_ready_yet_is_waited_for(
         before = redirected.drops("PROXY_UNREADY")
         for kind in PROBES:
             assert PROBES[kind][0](netns, there, PORT, DROPPED_S, (client, 0)).result == "timeout"
-        assert redirected.drops("PROXY_UNREADY") == before + 2
+        assert redirected.drops("PROXY_UNREADY") >= before + 2
         assert all(not proxy.take() for proxy in proxies)
         redirected.serve(listeners[0], proxies[0])
         assert probes.tcp(netns, there, PORT, ANSWERED_S, (client, 0))
