@@ -50,7 +50,8 @@ def demo(
         for folder in remove_kept():
             say(f"removed {folder}")
         return
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):  # a script starts it in the background with SIGINT ignored
+        signal.signal(number, _interrupt)
     try:
         mounts.require_host()
         with Box(keep=keep) as box:
@@ -63,7 +64,7 @@ def demo(
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """SIGTERM ends the demo as Ctrl-C does: through the clean-up."""
+    """Either ends the demo through the clean-up."""
     raise KeyboardInterrupt
 
 

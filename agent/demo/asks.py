@@ -13,11 +13,9 @@ import yaml
 
 from agent.api import client
 from agent.demo.box import HERE, Box
-from agent.demo.probes import Ask, Outcome, Verdicts, describe
+from agent.demo.probes import ANSWER_S, Ask, Outcome, Verdicts, describe
 from agent.flows.flow import Flow, FlowType
 from l7proxy.records import Dns, Http
-
-ANSWER_S = 3.0
 
 
 class Asks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"source": "from", "destination": "to"}):

@@ -19,8 +19,8 @@ from agent.flows.flow import Flow, FlowType, Lost
 from agent.flows.record import INGRESS
 from agent.flows.render import decode
 
-ANSWER_S = 0.8
-DECIDED_S = 2.0
+SILENCE_S, ANSWER_S, DECIDED_S = 0.8, 15.0, 20.0
+"""How long silence must last to be silence; how long what comes may take on a busy machine: an answer, its flow."""
 
 
 class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"source": "from", "destination": "to"}):
@@ -127,9 +127,10 @@ def run(box: Box, verdicts: Verdicts) -> Iterator[Outcome]:
     for probe in load():
         netns, source = _where(box, probe.source, pods)
         target = _address(probe, pods, services)
+        seconds = SILENCE_S if probe.expect == "dropped" else ANSWER_S
         command = ["/usr/bin/python3", "-I", str(HERE / "probe.py"), probe.protocol.lower(), target, str(probe.port)]
         done = subprocess.run(
-            ["nsenter", f"--net={netns}", *command, str(ANSWER_S), *([source] if source else [])],
+            ["nsenter", f"--net={netns}", *command, str(seconds), *([source] if source else [])],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         answer = json.loads(done.stdout)

@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import agents
@@ -18,17 +18,23 @@ from agent.endpoints import namespaces
 from agent.instance import Instance
 from agent.supervisor import listener_pid
 
-DEMO_S = 90
+DEMO_S = 240
+pytestmark = pytest.mark.timeout(600)
 COMMAND = [sys.executable, "-m", "agent.cli.main", "demo"]
 
 
 class Demo:
     """One run; its box is in a folder of its own, so that demos side by side do not meet."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, starter: Sequence[str] = ()) -> None:
+        """`starter`: a command that becomes the demo."""
         self.environment = agents.environment() | {"TMPDIR": str(folder)}
         self.process = subprocess.Popen(
-            [*COMMAND, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment
+            [*starter, *COMMAND, *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=self.environment,
         )
         assert self.process.stdout is not None
         first = self.process.stdout.readline()
@@ -83,11 +89,21 @@ def test_every_probe_goes_as_expected_and_nothing_is_left(demos: list[Demo], tmp
     assert demo.remains() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_removes_everything(demos: list[Demo], tmp_path: Path, number: signal.Signals) -> None:
-    demo = Demo(tmp_path)
+IN_THE_BACKGROUND = ("env", "--ignore-signal=INT")
+"""As a shell without job control starts what ends in `&`."""
+
+
+@pytest.mark.parametrize(
+    ("number", "starter"),
+    [(signal.SIGINT, ("env", "--default-signal=INT")), (signal.SIGINT, IN_THE_BACKGROUND), (signal.SIGTERM, ())],
+    ids=["SIGINT", "SIGINT in the background", "SIGTERM"],
+)
+def test_interrupted_it_removes_everything(
+    demos: list[Demo], tmp_path: Path, number: signal.Signals, starter: tuple[str, ...]
+) -> None:
+    demo = Demo(tmp_path, starter=starter)
     demos.append(demo)
-    rig.wait_until(lambda: namespaces.list_names(demo.instance.short_name), 60, "pods of the demo")
+    rig.wait_until(lambda: namespaces.list_names(demo.instance.short_name), DEMO_S, "pods of the demo")
     demo.process.send_signal(number)
     demo.finish()
     assert demo.process.returncode != 0
