@@ -23,7 +23,7 @@ from probes import Answer, Connection
 from steered_nodes import Encrypted, Wire
 from wireguard_backends import CLUSTERS, need_all
 
-ANSWERED_S, SILENT_S = 5.0 * SLOWER, 0.5 * SLOWER
+ANSWERED_S, SILENT_S = probes.TIMEOUT_S, 0.5 * SLOWER
 BULK = int((4 << 20) / SLOWER)
 FORWARDING = ("snat", "dsr")
 NODE_PORT = 31_000
@@ -127,7 +127,7 @@ def send(netns: rig.Netns, address: str, port: int, data: bytes) -> bytes:
     """By TCP; the answer to it, to its end."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with netns.call(socket.socket, family, socket.SOCK_STREAM) as sock:
-        sock.settimeout(20 * SLOWER)
+        sock.settimeout(ANSWERED_S)
         sock.connect((address, port))
         sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
@@ -138,13 +138,13 @@ def echoes(netns: rig.Netns, address: str) -> tuple[int, threading.Thread]:
     """A server of one connection, which sends back all it gets; its port."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listening = netns.call(socket.socket, family, socket.SOCK_STREAM)
-    listening.settimeout(20 * SLOWER)
+    listening.settimeout(ANSWERED_S)
     listening.bind((address, 0))
     listening.listen()
 
     def serve() -> None:
         with listening, listening.accept()[0] as sock:
-            sock.settimeout(20 * SLOWER)
+            sock.settimeout(ANSWERED_S)
             data = b"".join(iter(lambda: sock.recv(1 << 16), b""))
             sock.sendall(data)
 
