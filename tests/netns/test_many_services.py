@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import pytest
 import rig
-from agents import Document, RunningAgent
+from agents import START_S, Document, RunningAgent
 
 from agent.datapath import abi
 from agent.datapath.apply import read_state
@@ -24,7 +25,7 @@ from policies.address import format_address, parse_address
 SERVICE_COUNT, BACKENDS = 2000, 25
 SLICES, IN_A_SLICE = 10, 1000
 FILE = "services.json"
-LOAD_S = 60.0
+LOAD_S = 240.0
 LOOK_S = 0.0005
 CONTENT = (SERVICES, "backends", "members", "maglev", "source_ranges")
 """The maps that services fill."""
@@ -133,11 +134,12 @@ def opened(agent: RunningAgent) -> Maps:
         except NoEntry:
             return None
 
-    found = rig.wait_until(attempt, 20)
+    found = rig.wait_until(attempt, START_S)
     assert found is not None
     return found
 
 
+@pytest.mark.timeout(600)
 def test_killed_while_it_loads_the_next_one_ends_where_it_should(agent: RunningAgent) -> None:
     nothing: MapState = {name: {} for name in CONTENT}
     before, unfinished = nothing, 0
