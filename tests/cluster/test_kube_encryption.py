@@ -14,7 +14,7 @@ from encrypted_cluster import PATIENT_S, STRICT, has_met, listen, meet, plaintex
 from kube_cluster import FAMILIES, KubeCluster, KubePod, node_ips
 from patience import SLOWER
 from probes import Server, ping, tcp, udp
-from steady import Steady
+from steady import AT_MOST, Steady
 from web import fetch
 
 from agent.encryption.userspace import socket_of
@@ -125,7 +125,7 @@ def test_the_agents_are_killed_and_come_back(cluster: KubeCluster, client: KubeP
             agent.start()
             steady.go_on()
             assert tcp(client.netns, web.ip(), PORT, PATIENT_S)
-        assert steady.retransmits <= 1, steady
+        assert steady.retransmits <= AT_MOST, steady
     assert seen.seen() == []
     assert plaintext(cluster) == 0
 
