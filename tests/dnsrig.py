@@ -26,7 +26,9 @@ import msgspec
 from patience import SLOWER
 from rig import Netns
 
-TIMEOUT_S = 5.0 * SLOWER
+TIMEOUT_S = 30.0 * SLOWER
+TRY_S = 10.0 * SLOWER
+"""Longer than the proxy lets an answer wait for an agent that is busy."""
 TTL_S = 60
 LENGTH = struct.Struct("!H")
 ETH_P_ALL = 3
@@ -72,6 +74,12 @@ class Resolver:
             server.shutdown()
             thread.join()
             server.server_close()
+
+    def forget(self) -> None:
+        """What it knows, and what it was asked."""
+        for held in (self.records, self.aliases, self.raw, self.asked):
+            held.clear()
+        self.ttl_s = TTL_S
 
     def names(self) -> list[str]:
         return [asked.name for asked in self.asked]
@@ -136,22 +144,33 @@ def query(name: str, qtype: str = "A") -> dns.message.Message:
 
 def ask(
     netns: Netns, server: str, name: str, qtype: str = "A", *, tcp: bool = False, timeout_s: float = TIMEOUT_S,
-    port: int = 53,
+    port: int = 53, gave_up: Callable[[], bool] = lambda: False,
 ) -> Reply:  # fmt: skip
-    """One query by a socket of its own, which takes answers from the server's address alone."""
-    asked = query(name, qtype)
-    try:
-        wire = exchange(netns, server, asked.to_wire(), tcp=tcp, timeout_s=timeout_s, port=port)
-    except (OSError, EOFError):
-        return Reply("")
-    return _understood(asked, wire)
+    """One query by a socket of its own, which takes answers from the server's address alone. `gave_up` is called where
+    no answer has come: whether there will be none, and a resolver library would ask again."""
+    while True:
+        asked = query(name, qtype)
+        try:
+            wire = exchange(netns, server, asked.to_wire(), tcp=tcp, timeout_s=timeout_s, port=port)
+        except (OSError, EOFError):
+            if gave_up():
+                continue
+            return Reply("")
+        return _understood(asked, wire)
 
 
 class Asking:
-    """One socket that asks again and again. By TCP, another one where that was closed."""
+    """One socket that asks again and again. By TCP, another one where that was closed.
 
-    def __init__(self, netns: Netns, server: str, *, tcp: bool = False, port: int = 53) -> None:
-        self._netns, self._server, self._tcp = netns, (server, port), tcp
+    `gave_up`: see `ask`.
+    """
+
+    def __init__(
+        self, netns: Netns, server: str, *, tcp: bool = False, timeout_s: float = TIMEOUT_S, port: int = 53,
+        gave_up: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
+        self._netns, self._server, self._tcp, self._timeout_s = netns, (server, port), tcp, timeout_s
+        self._gave_up = gave_up
         self._socket = self._connected()
         self.renewed = 0
 
@@ -170,10 +189,14 @@ class Asking:
             self._socket = self._connected()
             self.renewed += 1
             wire = _exchange(self._socket, asked.to_wire(), self._tcp)
+        except TimeoutError:
+            if not self._gave_up():
+                raise
+            wire = _exchange(self._socket, asked.to_wire(), self._tcp)
         return _understood(asked, wire)
 
     def _connected(self) -> socket.socket:
-        made = _socket(self._netns, self._server[0], self._tcp, TIMEOUT_S)
+        made = _socket(self._netns, self._server[0], self._tcp, self._timeout_s)
         made.connect(self._server)
         return made
 

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 
 import msgspec
 from l7_policies import PORT
-from rig import Netns
-from web import Client, Reply
+from rig import Netns, wait_until
+from web import TIMEOUT_S, Client, Reply
 
 PATHS = ("/a", "/b", "/c", "/never")
 """What is asked for. No rules of such tests ever allow the last."""
 CLIENTS = 4
-TIMEOUT_S = 3.0
+PAUSE_S = 0.005
+"""After each request: what is under test needs a processor, too."""
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -54,13 +55,13 @@ class Load:
     def _run(self, client: Netns, address: str, drawn: random.Random) -> None:
         lasting: Client | None = None
         opened = 0.0
-        while not self._stop.is_set():
+        while not self._stop.wait(PAUSE_S):
             path, fresh = drawn.choice(PATHS), drawn.random() < 0.3
             began = time.monotonic()
             if not fresh and lasting is None:
                 opened = began
             try:
-                with Client(client, address, PORT, TIMEOUT_S) if fresh else _kept(lasting, client, address) as used:
+                with Client(client, address, PORT) if fresh else _kept(lasting, client, address) as used:
                     lasting = lasting if fresh else used
                     reply = used.get(path)
             except OSError as error:
@@ -72,6 +73,11 @@ class Load:
                 lasting = None
         if lasting is not None:
             lasting.close()
+
+    def go_on(self) -> None:
+        """Until there is a request that began after this call, and has ended."""
+        asked, now = len(self.asked), time.monotonic()
+        wait_until(lambda: any(one.began > now for one in self.asked[asked:]), 2 * TIMEOUT_S, "the load goes on")
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -87,7 +93,7 @@ class Load:
 
 @contextmanager
 def _kept(lasting: Client | None, client: Netns, address: str) -> Iterator[Client]:
-    yield lasting or Client(client, address, PORT, TIMEOUT_S)
+    yield lasting or Client(client, address, PORT)
 
 
 def judge(asked: list[Asked], versions: list[Version]) -> list[str]:

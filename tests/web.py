@@ -14,7 +14,8 @@ import msgspec
 from patience import SLOWER
 from rig import Netns
 
-TIMEOUT_S = 5.0 * SLOWER
+TIMEOUT_S = 30.0 * SLOWER
+"""Whoever waits for silence says for how long."""
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -183,10 +184,13 @@ class Client:
         return self._connection.getresponse()
 
 
-def fetch(netns: Netns, address: str, port: int, path: str = "/", method: str = "GET", **headers: str) -> Reply:
+def fetch(
+    netns: Netns, address: str, port: int, path: str = "/", method: str = "GET", *, timeout_s: float = TIMEOUT_S,
+    **headers: str,
+) -> Reply:  # fmt: skip
     """On a connection of its own."""
     try:
-        with Client(netns, address, port) as client:
+        with Client(netns, address, port, timeout_s) as client:
             return client.request(method, path, headers)
     except OSError as error:
         return Reply(0, type(error).__name__)

@@ -16,7 +16,7 @@ import dns.message
 import dns.rcode
 import pytest
 from dns_site import NUMBER, POD_V4, POD_V6, DnsSite, Running
-from dnsrig import LENGTH, Resolver, ask, exchange, query, rrset, says
+from dnsrig import LENGTH, TIMEOUT_S, Resolver, ask, exchange, query, rrset, says
 from rig import OUTSIDE_V4, OUTSIDE_V6, wait_until
 
 from l7proxy.dns import datagrams, rules, streams
@@ -200,7 +200,7 @@ def test_hostile_answers_stay_out(site: DnsSite, resolver: Resolver, proxy: Runn
 
     resolver.raw["a.ok"] = answer
     assert not ask(site.pod, OUTSIDE_V4, "a.ok", tcp=tcp, timeout_s=0.3)
-    assert proxy.judge.counters.bad_answers == 1
+    wait_until(lambda: proxy.judge.counters.bad_answers == 1, what="it is known to be bad")
     assert len(proxy.learning.table) == 0
     assert [one.l7.rcode for one in proxy.records if isinstance(one.l7, Dns)] == [""]
     assert ask(site.pod, OUTSIDE_V4, "one.example", tcp=tcp).addresses == (ADDRESS,)
@@ -298,8 +298,8 @@ def test_a_pod_that_asks_many_resolvers(
     monkeypatch.setattr(datagrams, "SOCKET_S", 0.2)
     servers = [f"198.51.100.{n}" for n in range(1, 6)]  # nobody answers there
     site.node.ip(*(f"route add {server}/32 dev {site.outside.link}" for server in servers))
-    found = [ask(site.pod, server, "a.ok", timeout_s=0.1).rcode for server in servers]
-    assert found == [""] * 3 + ["SERVFAIL"] * 2
+    assert not any(ask(site.pod, server, "a.ok", timeout_s=0.1) for server in servers[:3])
+    assert {ask(site.pod, server, "a.ok").rcode for server in servers[3:]} == {"SERVFAIL"}
     assert ask(site.pod, OUTSIDE_V6, "a.ok")  # by its other address: another client
     monkeypatch.setattr(datagrams, "TIMEOUT_S", 0.2)
     wait_until(lambda: ask(site.pod, OUTSIDE_V4, "a.ok", timeout_s=1).addresses, what="room again")
@@ -331,7 +331,7 @@ def test_the_loudest_is_not_heard_when_it_is_too_much(tmp_path: Path, monkeypatc
 def test_pipelined_queries_are_answered_in_any_order(site: DnsSite, resolver: Resolver, proxy: Running) -> None:
     names = ["a.ok", "evil.example", "one.example"] * 30
     with site.pod.call(socket.socket, socket.AF_INET, socket.SOCK_STREAM) as pod:
-        pod.settimeout(10)
+        pod.settimeout(TIMEOUT_S)
         pod.connect((OUTSIDE_V4, 53))
         batch = b""
         for number, name in enumerate(names):
@@ -352,11 +352,12 @@ def test_pipelined_queries_are_answered_in_any_order(site: DnsSite, resolver: Re
 def test_a_stream_of_junk_is_closed(site: DnsSite, resolver: Resolver, proxy: Running) -> None:
     for junk in (b"\0\0", b"\xff\xff" + bytes(70_000), b"\0\5abcde", LENGTH.pack(500) + b"half"):
         with site.pod.call(socket.socket, socket.AF_INET, socket.SOCK_STREAM) as pod:
-            pod.settimeout(5)
+            pod.settimeout(TIMEOUT_S)
             pod.connect((OUTSIDE_V4, 53))
-            pod.sendall(junk)
-            pod.shutdown(socket.SHUT_WR)
-            with suppress(ConnectionResetError):
+            with suppress(ConnectionError):
+                pod.sendall(junk)
+                with suppress(OSError):  # it may be closed already
+                    pod.shutdown(socket.SHUT_WR)
                 assert pod.recv(100) == b""
     assert ask(site.pod, OUTSIDE_V4, "a.ok", tcp=True)
 
@@ -416,9 +417,9 @@ def test_random_bytes_never_stop_it(site: DnsSite, resolver: Resolver, proxy: Ru
             pod.send(scrambled(good))
             pod.send(good)
     # What is under way on a socket at which many lies arrive is lost with it.
-    wait_until(lambda: ask(site.pod, OUTSIDE_V4, "one.example", timeout_s=1).addresses == (ADDRESS,), 20)
+    wait_until(lambda: ask(site.pod, OUTSIDE_V4, "one.example", timeout_s=1).addresses == (ADDRESS,), TIMEOUT_S)
     resolver.raw.clear()
-    wait_until(lambda: ask(site.pod, OUTSIDE_V4, "a.ok", timeout_s=1).addresses == (ADDRESS,), 20)
+    wait_until(lambda: ask(site.pod, OUTSIDE_V4, "a.ok", timeout_s=1).addresses == (ADDRESS,), TIMEOUT_S)
     addresses = {address for _, held in proxy.learning.table.items() for address in held}
     names = {name for name, _ in proxy.learning.table.items()}
     assert names <= {name for name in names if name.endswith(".ok")} | {"one.example"}
