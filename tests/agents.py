@@ -33,8 +33,8 @@ from agent.supervisor import listener_pid
 
 START_S = 60.0 * SLOWER
 """Includes compiling the datapath on a busy machine."""
-SETTLE_S = 20.0 * SLOWER
-GONE_S = 10.0 * SLOWER
+SETTLE_S = 60.0 * SLOWER
+GONE_S = 30.0 * SLOWER
 
 Document = dict[str, Any]
 

@@ -16,7 +16,7 @@ from agent.api import client
 ON = ("--encryption", "wireguard", "--mtu", "0")
 STRICT = (*ON, "--strict-encryption", "--cluster-cidrs", CLUSTER_CIDRS)
 OFF = ("--encryption", "off", "--mtu", "0")
-PATIENT_S = 10.0 * SLOWER
+PATIENT_S = 30.0 * SLOWER
 """For an answer that must come, on a busy machine."""
 
 

@@ -24,7 +24,7 @@ from agent.datapath.pins import Pins
 
 _PROG_GET_NEXT_ID, _MAP_GET_NEXT_ID, _LINK_GET_FD_BY_ID, _LINK_GET_NEXT_ID = 11, 12, 30, 31
 _ID = struct.Struct("=3I")
-_GONE_S = 10.0
+_GONE_S = 30.0
 
 
 @dataclass(frozen=True)

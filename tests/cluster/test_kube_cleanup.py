@@ -28,7 +28,7 @@ SHOWN = (
 )
 
 
-GONE_S = 10.0
+GONE_S = 30.0
 
 
 class Before:

@@ -13,7 +13,7 @@ from kube_cluster import FAMILIES, KubeAgent, KubeCluster, node_ips
 from probes import Server, udp
 
 PORT = 8080
-ANSWERED_S = 10.0
+ANSWERED_S = 30.0
 
 
 @pytest.fixture(scope="module")
