@@ -19,6 +19,7 @@ from agent.instance import Instance
 from agent.objects import Secret
 from agent.plan.ids import Asked
 from agent.plan.live import Otherwise
+from agent.proxy.opening import Opening
 from agent.proxy.proxies import Ports
 from agent.proxy.running import Running
 from agent.status import ProxyView
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
 
 CERTIFICATE, PRIVATE_KEY, AUTHORITY = "tls.crt", "tls.key", "ca.crt"
 """Keys of a Secret's data where the rule names none (kubernetes.io/tls)."""
-LISTENS_S, AGAIN_S = 2.0, 0.002
 TAKES_S = 2.0
 LOGS_S = 1.0
 """Envoy waits for nobody who is to take its log longer than that."""
+UNLOGGED = "requests are judged, and not recorded: the flows process takes no access log yet"
 
 log = logs.get("envoy")
 
@@ -63,8 +64,9 @@ class EnvoySide:
         self._overrides: Mapping[int, tuple[Otherwise, ...]] = {}
         self._listening: dict[int, Ports] = {}
         self._materials: dict[TlsContext, TlsMaterial | None] = {}
-        self._awaited: dict[int, asyncio.Task[None]] = {}
+        self._opening = Opening(self._opened)
         self._failures: dict[int, str] = {}
+        self._is_unlogged = False
         command, self._problem = _command(config, instance)
         self._user = privileges.user_for(Path(command[0])) if command else privileges.ROOT
         kept = keeping.envoy(config, instance, command, self._user)
@@ -134,6 +136,7 @@ class EnvoySide:
         opening = asyncio.create_task(self._open_log())
         try:
             await asyncio.wait({opening}, timeout=LOGS_S)
+            self._is_unlogged = not opening.done()
             await self.running.run()
         finally:
             opening.cancel()
@@ -143,12 +146,14 @@ class EnvoySide:
         while True:
             try:
                 await aio.call(self._instance.flows_socket, "access_log")
+                self._is_unlogged = False
                 return
             except ApiError as error:
                 log.warning("the flows process takes no access log yet", reason=str(error))
                 await asyncio.sleep(LOGS_S)
 
     async def stop(self) -> None:
+        self._opening.expect({})
         if self._xds is not None:
             await self._xds.stop()
 
@@ -157,6 +162,7 @@ class EnvoySide:
         waiting = len(self._wanted.keys() - served.keys())
         problems = [self._problem] if self._problem and self._wanted else []
         problems += self._failures.values()
+        problems += (UNLOGGED,) if self._is_unlogged else ()
         if self._xds is not None:
             problems += (f"{one.name}: {one.message}" for one in self._xds.server.rejected())
             lacking = self._xds.compiler.problems
@@ -215,25 +221,12 @@ class EnvoySide:
         taken = {number for number in self._wanted if listener_name(number) in acked}
         for number in self._listening.keys() - taken:
             del self._listening[number]
-        for number in taken - self._listening.keys():
-            if number not in self._awaited:
-                self._awaited[number] = asyncio.get_running_loop().create_task(self._await_listener(number))
+        self._opening.expect({number: self._port(number) for number in taken - self._listening.keys()})
         self.changed.set()
 
-    async def _await_listener(self, number: int) -> None:
-        """Envoy's workers begin to listen soon after it has taken a listener. A connection that only says so ends at
-        once: the listener passes nothing on to loopback."""
-        try:
-            port = self._port(number)
-            async with asyncio.timeout(LISTENS_S):
-                while not await _listens(port):
-                    await asyncio.sleep(AGAIN_S)
-            self._listening[number] = (port, 0)
-            self.changed.set()
-        except TimeoutError:
-            log.error("Envoy has taken a listener and does not listen", listener=listener_name(number))
-        finally:
-            del self._awaited[number]
+    def _opened(self, number: int) -> None:
+        self._listening[number] = (self._port(number), 0)
+        self.changed.set()
 
 
 def _command(config: Config, instance: Instance) -> tuple[list[str], str]:
@@ -249,15 +242,6 @@ def _command(config: Config, instance: Instance) -> tuple[list[str], str]:
         return envoy.command(settings, envoy.binary(config.envoy)), ""
     except envoy.NoEnvoy as error:
         return [], str(error)
-
-
-async def _listens(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.close()
-    return True
 
 
 def _override(one: Otherwise) -> Override:
