@@ -15,6 +15,7 @@ from l7_policies import CLIENT, PORT, WEB, cnp, ingress
 from web import Client, WebServer
 
 from agent.privileges import NET_RAW, ROOT, USER, capabilities
+from agent.proxy.envoy import UNLOGGED
 
 FLAGS = ("--helpers", "containers", "--l7-proxy", "on", "--dns-proxy", "on", "--healthz", "127.0.0.1:10256")
 
@@ -25,14 +26,19 @@ def containers(agent: RunningAgent, tmp_path: Path) -> Iterator[HelperContainers
         yield made
 
 
-def begin(agent: RunningAgent, containers: HelperContainers) -> None:
+HELPERS = ("flows", "dns", "envoy")
+
+
+def begin(agent: RunningAgent, containers: HelperContainers, *names: str) -> None:
+    """`names`: of those that are there; then the others are not waited for."""
     agent.write("pods.yaml", pod(WEB, app="web"), pod(CLIENT, app="client"))
     agent.write("policies.yaml", cnp("shop/web", {"app": "web"}, ingress=ingress({"path": "/public/.*"})))
-    containers.start("flows", "dns", "envoy")  # before there is an agent: they wait for it
+    containers.start(*(names or HELPERS))  # before there is an agent: they wait for it
     rig.wait_until(lambda: "for the agent" in containers.said("envoy"), SETTLE_S, "it waits for the agent")
     agent.start(*FLAGS)
-    containers.await_all()
     agent.await_listeners()
+    if not names:
+        containers.await_all()
 
 
 def test_they_help(agent: RunningAgent, containers: HelperContainers) -> None:
@@ -51,6 +57,19 @@ def test_they_help(agent: RunningAgent, containers: HelperContainers) -> None:
     assert agent.json("config")["helpers"] == {"value": "containers", "origin": "--helpers"}
     ports = {row["name"]: row for row in agent.json("preflight", *FLAGS, "--manifests", str(agent.manifests))}
     assert ports["settings"]["result"] == "ok"
+
+
+def test_requests_that_nobody_records_yet_are_said(agent: RunningAgent, containers: HelperContainers) -> None:
+    """They are judged all the same."""
+    begin(agent, containers, "dns", "envoy")
+    rig.wait_until(lambda: UNLOGGED in str(agent.status()["reasons"]), SETTLE_S, "that there is no log")
+    with WebServer(agent.netns(WEB), PORT), Client(agent.netns(CLIENT), agent.ip(WEB), PORT) as connection:
+        assert [connection.get(path).status for path in ("/public/a", "/private")] == [200, 403]
+        containers.start("flows")
+        containers.await_all()
+        assert connection.get("/public/b").status == 200
+    (flow,) = agent.await_flows(lambda flow: bool(flow["l7"]), 1)
+    assert flow["l7"]["path"] == "/public/b"
 
 
 def test_one_that_ends_is_missed_and_taken_back(agent: RunningAgent, containers: HelperContainers) -> None:
