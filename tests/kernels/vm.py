@@ -26,6 +26,7 @@ META_PACKAGES = {"6.1": "linux-image-amd64", "6.12": "linux-image-6.12-amd64"}
 # The root file system arrives over virtio 9p; everything else a program asks for is loaded on demand.
 BOOT_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 BUSYBOX_APPLETS = ("sh", "mount", "mkdir", "insmod", "switch_root", "cat")
+EMPTY_THERE = ("/dev", "/proc", "/run", "/sys", "/tmp")  # of the guest's own
 BEGIN, END = "=== vm begin ===", "=== vm exit "
 
 INIT = """\
@@ -176,13 +177,16 @@ def main() -> int:
     args = parser.parse_args()
     if os.geteuid():
         raise SystemExit("vm: run as root: the guest reads the host's file system as the user that starts it")
+    directory = args.directory.resolve()
+    if any(directory.is_relative_to(folder) for folder in EMPTY_THERE):
+        parser.error(f"{directory} is not there in the guest, which has its own {', '.join(EMPTY_THERE)}: move it")
     install_tools()
     cache = fetch_kernel(args.kernel)
     start = START.format(
         kernel=args.kernel,
         begin=BEGIN,
         end=END,
-        directory=shlex.quote(str(args.directory)),
+        directory=shlex.quote(str(directory)),
         command=shlex.join(args.command),
     )
     with tempfile.TemporaryDirectory(prefix="gatehouse-vm-") as work:
