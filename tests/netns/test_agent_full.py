@@ -23,19 +23,19 @@ def test_rows_without_room_leave_the_old_in_force(agent: RunningAgent) -> None:
     client, other, ip = agent.netns(CLIENT), agent.netns(OTHER), agent.ip(WEB)
     with Server(agent.netns(WEB), "tcp", 8080), Connection(client, STREAM, ip, 8080) as lasting:
         agent.write("large.yaml", policy("shop/large", {"app": "web"}, ingress=ports(200)))
-        status = rig.wait_until(lambda: (s := agent.status())["map_full"] and s, 10)
+        status = rig.wait_until(lambda: (s := agent.status())["map_full"] and s)
         assert status["state"] == "degraded"
         assert any("policy_row" in reason for reason in status["reasons"])
         assert status["revision"]["realized"] < status["revision"]["desired"]
         assert lasting.exchange()
         assert not probes.tcp(other, ip, 8080, timeout_s=0.3)
         agent.write("small.yaml", policy("shop/small", {"app": "client"}, policyTypes=["Egress"]))
-        rig.wait_until(lambda: agent.endpoint(CLIENT)["isolated"] == ["egress"], 10)
+        rig.wait_until(lambda: agent.endpoint(CLIENT)["isolated"] == ["egress"])
         assert not lasting.exchange(0.5), "what finds room is in force"
         agent.delete("small.yaml")
         agent.delete("large.yaml")
         agent.settle()
-        assert agent.status()["state"] == "ready"
+        rig.wait_until(lambda: agent.status()["state"] == "ready")
         assert probes.tcp(client, ip, 8080)
 
 
@@ -46,11 +46,11 @@ def test_a_pod_that_finds_no_room_is_denied_until_there_is(agent: RunningAgent) 
     ip = agent.ip(WEB)
     with Server(agent.netns(WEB), "tcp", 8080):
         agent.write("more.yaml", pod(OTHER, app="other"))
-        rig.wait_until(lambda: agent.status()["map_full"], 10)
-        late = rig.wait_until(lambda: agent.endpoint(OTHER)["netns"] and agent.netns(OTHER), 10)
+        rig.wait_until(lambda: agent.status()["map_full"])
+        late = rig.wait_until(lambda: agent.endpoint(OTHER)["netns"] and agent.netns(OTHER))
         assert not probes.tcp(late, ip, 8080, timeout_s=0.3)
         assert probes.tcp(agent.netns(CLIENT), ip, 8080)
         agent.write("pods.yaml", pod(WEB, app="web"))
         agent.settle()
         assert probes.tcp(late, ip, 8080)
-        assert agent.status()["state"] == "ready"
+        rig.wait_until(lambda: agent.status()["state"] == "ready")

@@ -30,7 +30,7 @@ def begin(agent: RunningAgent) -> None:
 
 def flows_pid(agent: RunningAgent) -> int:
     """Never 0, which means everybody to kill(2)."""
-    return rig.wait_until(lambda: listener_pid(agent.instance.flows_socket), 20)
+    return rig.wait_until(lambda: listener_pid(agent.instance.flows_socket))
 
 
 def writes_at_start(agent: RunningAgent) -> int:
@@ -99,7 +99,7 @@ def test_remove_on_exit_leaves_nothing(agent: RunningAgent) -> None:
 def test_stopped_in_the_middle_of_a_flood_of_pods(agent: RunningAgent) -> None:
     begin(agent)
     agent.write("flood.yaml", *(pod(f"shop/flood-{number}", app="flood") for number in range(60)))
-    rig.wait_until(lambda: any("flood" in e["name"] for e in agent.json("endpoints")), 10)
+    rig.wait_until(lambda: any("flood" in e["name"] for e in agent.json("endpoints")))
     assert agent.stop() == 0
     agent.start()
     assert agent.status()["endpoints"] == {"ready": 63}
@@ -132,11 +132,11 @@ def test_flows_process_is_started_again(agent: RunningAgent) -> None:
     begin(agent)
     first = flows_pid(agent)
     os.kill(first, signal.SIGKILL)
-    rig.wait_until(lambda: listener_pid(agent.instance.flows_socket) not in (0, first), 20)
-    rig.wait_until(lambda: agent.status()["flows"]["process"]["state"] == "running", 10)
+    rig.wait_until(lambda: listener_pid(agent.instance.flows_socket) not in (0, first))
+    rig.wait_until(lambda: agent.status()["flows"]["process"]["state"] == "running")
     assert agent.status()["flows"]["process"]["restarts"] == 1
     assert not probes.tcp(agent.netns(OTHER), agent.ip(WEB), 8080, timeout_s=0.2)
-    shown = rig.wait_until(lambda: agent.cli("observe", "--from-pod", OTHER).stdout, 10)
+    shown = rig.wait_until(lambda: agent.cli("observe", "--from-pod", OTHER).stdout)
     assert "DROPPED" in shown
     assert "default-deny" in shown
 
@@ -154,7 +154,7 @@ def test_sigkill_again_and_again_under_traffic(agent: RunningAgent) -> None:
         with Connection(client, STREAM, ip, 8080) as lasting:
             while not done.wait(0.002):
                 tries["allowed"] += 1
-                if not (answer := lasting.exchange(5)):
+                if not (answer := lasting.exchange()):
                     lost.append(f"exchange {tries['allowed']}: {answer}")
                     return
 

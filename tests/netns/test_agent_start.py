@@ -67,7 +67,7 @@ def knocking(where: rig.Netns) -> Iterator[Knocking]:
 
 def await_more(thread: Knocking) -> None:
     wanted = thread.sent + SETTLED_PROBES
-    rig.wait_until(lambda: thread.sent >= wanted, 20, "more probes")
+    rig.wait_until(lambda: thread.sent >= wanted, what="more probes")
 
 
 def test_lesson_02_a_denied_pod_is_closed_from_its_first_moment(agent: RunningAgent, outside: rig.Outside) -> None:
@@ -79,7 +79,7 @@ def test_lesson_02_a_denied_pod_is_closed_from_its_first_moment(agent: RunningAg
         assert thread.answers == 0
         # The probes would have been answered, had it been open: it is now, and they are.
         agent.write("policy.yaml", policy("shop/open", {"app": "web"}, ingress=[{}]))
-        rig.wait_until(lambda: thread.answers > 0, 20, "an answer once a policy allows it")
+        rig.wait_until(lambda: thread.answers > 0, what="an answer once a policy allows it")
 
 
 def test_lesson_01_a_restart_detaches_nothing(agent: RunningAgent, outside: rig.Outside) -> None:

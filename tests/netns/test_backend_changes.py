@@ -228,7 +228,7 @@ AFFINE = """
 shop/sticky:
   selector: {app: back}
   sessionAffinity: ClientIP
-  sessionAffinityConfig: {clientIP: {timeoutSeconds: 2}}
+  sessionAffinityConfig: {clientIP: {timeoutSeconds: SECONDS}}
   ports: [{port: 80, targetPort: 8080}]
 """
 
@@ -237,7 +237,8 @@ def test_without_room_for_affinity_new_connections_fail_and_old_ones_live_lesson
     """Two clients have room; a third has none, until one of the others has not come back for its service's time-out."""
     agent.flags = ("--map-sizes", "affinity=2")
     clients = [f"shop/c{number}" for number in range(3)]
-    agent.write("cast.yaml", pod("shop/back", app="back"), *map(pod, clients), *objects("Service", AFFINE))
+    agent.write("cast.yaml", pod("shop/back", app="back"), *map(pod, clients))
+    agent.write("sticky.yaml", *objects("Service", AFFINE.replace("SECONDS", "10800")))
     agent.start()
     (service,) = agent.json("services")
     address = next(ip for ip in service["ips"] if ":" not in ip)
@@ -251,7 +252,8 @@ def test_without_room_for_affinity_new_connections_fail_and_old_ones_live_lesson
         assert agent.status()["drops"]["AFFINITY_FULL"] >= 1
         assert agent.status()["tallies"]["affinity_full"] >= 1
         assert all(connection.exchange(ANSWERED_S) for connection in lasting)
-        rig.wait_until(lambda: probes.tcp(late, address, 80, 0.3), 20)
+        agent.write("sticky.yaml", *objects("Service", AFFINE.replace("SECONDS", "1")))
+        rig.wait_until(lambda: probes.tcp(late, address, 80, 0.3), 60)
         assert all(connection.exchange(ANSWERED_S) for connection in lasting)
         swept = client.call(flows, "stats")["maps"]["affinity"]
         assert (swept["capacity"], swept["expired"] + swept["entries"] > 0) == (2, True)

@@ -112,5 +112,5 @@ def test_without_room_for_translations_new_connections_fail_and_old_ones_live_le
         assert status["drops"]["NAT_FULL"] >= 1
         assert all(connection.exchange(ANSWERED_S) for connection in lasting)
         lasting[1].socket.close()
-        rig.wait_until(lambda: probes.tcp(outside, rig.NODE_V4, NODE_PORT["TCP"], 0.3), 20)
+        rig.wait_until(lambda: probes.tcp(outside, rig.NODE_V4, NODE_PORT["TCP"], 0.3), 60)
         assert lasting[0].exchange(ANSWERED_S)

@@ -243,7 +243,7 @@ def send(connection: socket.socket, amount: int = AMOUNT) -> None:
 SENDER = {"ipv4__tcp_min_tso_segs": "128", "ipv4__tcp_congestion_control": "reno"}
 """TCP makes packets as large as what it would send in a millisecond (tcp_tso_autosize), little on a slow machine: not
 smaller than so many segments. BBR, which may be the machine's choice, heeds a bound of its own, of two."""
-TRIES = 8
+TRIES = 30
 
 
 def goes_big(source: rig.Netns, target: rig.Netns, address: str, port: int, family: str) -> bool:

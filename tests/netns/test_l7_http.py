@@ -223,3 +223,33 @@ def test_a_port_is_used_again_at_once_after_envoy_has_closed(running: RunningAge
         for address in addresses(running, WEB):
             for _ in range(3):
                 assert client.call(ask, address).startswith(b"HTTP/1.1 200")
+
+
+def lent_ports(running: RunningAgent, address: str) -> set[int]:
+    """From which Envoy has connections in the client's name."""
+    theirs = addresses(running, CLIENT)
+    shown = running.node.run("ss", "-Htn", "state", "established", "dst", address, "dport", "=", str(PORT)).stdout
+    ends = (line.split()[2].rpartition(":") for line in shown.splitlines())
+    return {int(port) for ip, _, port in ends if ip.strip("[]") in theirs}
+
+
+def test_a_port_that_envoy_has_in_a_pods_name_is_the_pods_as_well(running: RunningAgent) -> None:
+    """Rules at the other end would have one connection taken for the other."""
+    put(
+        running,
+        cnp("shop/client", {"app": "client"}, egress=egress({"path": "/a"})),
+        cnp("shop/web", {"app": "web"}, ingress=ingress({"path": "/a"})),
+    )
+    client = running.netns(CLIENT)
+    with WebServer(running.netns(WEB), PORT):
+        for address in addresses(running, WEB):
+            before = lent_ports(running, address)
+            with Client(client, address, PORT) as first:
+                assert first.get("/a").status == 200
+                lent = lent_ports(running, address) - before
+                assert len(lent) == 2, "towards the other end's, and towards the server"
+                for port in lent:
+                    with Client(client, address, PORT, source_port=port) as second:
+                        for connection in (second, first, second):
+                            assert connection.get("/a").status == 200
+                            assert connection.get("/b").status == 403

@@ -10,7 +10,7 @@ from pathlib import Path
 import probes
 import pytest
 import rig
-from agents import allow_from, policy
+from agents import START_S, allow_from, policy
 from north_south import FAMILIES, NODE_IPS, NODES, POD_CIDRS, NorthSouth, pod, pod_ip
 from traffic import DROPPED_S
 
@@ -44,7 +44,7 @@ class Told(NorthSouth):
 
     def await_routes(self, node: str, blocks: set[str]) -> None:
         what = f"{node} has routes to {blocks}, not {self.routes(node)}\n{self.agents[node].log()}"
-        rig.wait_until(lambda: self.routes(node) == blocks, 20, what)
+        rig.wait_until(lambda: self.routes(node) == blocks, START_S, what)
 
 
 @pytest.fixture(scope="module", params=[("native", False), ("native", True), ("vxlan", False)])
@@ -74,7 +74,7 @@ def test_policy_knows_who_sends(cluster: Told, family: str) -> None:
     with cluster.served("n2/shop/web"):
         for name, allowed in ((CLIENT, True), (OTHER, False)):
             netns = cluster.netns("n1", name)
-            answer = probes.tcp(netns, pod_ip("n2", 10, family), 8080, 10 if allowed else DROPPED_S)
+            answer = probes.tcp(netns, pod_ip("n2", 10, family), 8080, probes.TIMEOUT_S if allowed else DROPPED_S)
             assert answer.result == ("ok" if allowed else "timeout"), answer
             assert not allowed or answer.seen_from == pod_ip("n1", 20, family)
 

@@ -110,11 +110,11 @@ def transferred(client: rig.Netns, server: rig.Netns, address: str) -> int:
     with server.call(socket.socket, family) as listener, client.call(socket.socket, family) as sender:
         listener.bind((address, 0))
         listener.listen()
-        sender.settimeout(20)
+        sender.settimeout(60)
         sender.connect((address, listener.getsockname()[1]))
         receiver = listener.accept()[0]
         with receiver:
-            receiver.settimeout(20)
+            receiver.settimeout(60)
             left = memoryview(bytes(AMOUNT))
             sender.setblocking(False)
             total = 0

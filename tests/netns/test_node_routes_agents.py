@@ -11,7 +11,7 @@ from pathlib import Path
 import probes
 import pytest
 import rig
-from agents import allow_from, policy
+from agents import START_S, allow_from, policy
 from north_south import CLIENT_IPS, FAMILIES, NODE_IPS, NODES, POD_CIDRS, NorthSouth, pod, pod_ip, routed_ip
 from traffic import DROPPED_S
 
@@ -22,7 +22,7 @@ CLIENT, OTHER, WEB, FREE = "shop/client", "shop/other", "shop/web", "shop/free"
 HEADERS = {"v4": 28, "v6": 48}
 MODES = ("native", "vxlan")
 SIZES = {"native": 1500, "vxlan": 1450}
-ROUTES_S = 20.0
+ROUTES_S = START_S
 
 
 class Routed(NorthSouth):
@@ -67,9 +67,9 @@ def test_policy_knows_who_sends(cluster: Routed, family: str) -> None:
     with cluster.served("n2/shop/web", "n2/shop/free"):
         for name, allowed in ((CLIENT, True), (OTHER, False)):
             netns, number = cluster.netns("n1", name), 20 + (name == OTHER)
-            answer = probes.tcp(netns, pod_ip("n2", 10, family), 8080, 5 if allowed else DROPPED_S)
+            answer = probes.tcp(netns, pod_ip("n2", 10, family), 8080, probes.TIMEOUT_S if allowed else DROPPED_S)
             assert answer.result == ("ok" if allowed else "timeout")
-            free = probes.tcp(netns, pod_ip("n2", 11, family), 8080, 5)
+            free = probes.tcp(netns, pod_ip("n2", 11, family), 8080)
             assert free.seen_from == pod_ip("n1", number, family)
     refused = cluster.agents["n2"].await_flows(
         lambda flow: flow["verdict"] == "DROPPED" and flow["source"]["ip"] == pod_ip("n1", 21, family), 1
@@ -84,7 +84,7 @@ def test_packets_of_every_size(cluster: Routed, family: str) -> None:
     assert link["mtu"] == SIZES[cluster.mode]
     largest = SIZES[cluster.mode] - HEADERS[family]
     for size in (largest, largest + 1, 4000):
-        assert probes.ping(netns, target, 5, size=size), size
+        assert probes.ping(netns, target, size=size), size
 
 
 # Whom a process of n1 may pass for in what it sends to pods of n2, and whom not. `reason`: why n2 drops it, where it is
@@ -118,7 +118,7 @@ def test_whom_a_node_may_pass_for(
     before = drops(cluster)
     with netns.call(socket.socket, kind, socket.SOCK_DGRAM) as heard:
         heard.bind((address, 0))
-        heard.settimeout(5 if arrives else DROPPED_S)
+        heard.settimeout(probes.TIMEOUT_S if arrives else DROPPED_S)
         send_as(cluster.nodes["n1"], claimed(source, family), address, heard.getsockname()[1])
         if arrives:
             assert heard.recvfrom(100)[1][0] == claimed(source, family)
@@ -155,7 +155,9 @@ def test_services_by_way_of_the_other_node(cluster: Routed, forwarding: str, fam
     seen = CLIENT_IPS[family] if forwarding == "dsr" else NODE_IPS["n1"][family]
     with cluster.served("n2/shop/free"):
         for probe in (probes.tcp, probes.udp):
-            assert probe(cluster.outside, frontend, 80, 5, (CLIENT_IPS[family], 0)) == probes.Answer("ok", "free", seen)
+            assert probe(cluster.outside, frontend, 80, source=(CLIENT_IPS[family], 0)) == probes.Answer(
+                "ok", "free", seen
+            )
 
 
 def service(frontend: str) -> dict[str, object]:

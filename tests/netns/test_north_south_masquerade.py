@@ -51,7 +51,7 @@ def way_to_pods(cluster: NorthSouth, family: str) -> Iterator[None]:
         cluster.outside.ip(f"route del {route}")
 
 
-def ask(cluster: NorthSouth, protocol: str, address: str, timeout_s: float = 5.0) -> Answer:
+def ask(cluster: NorthSouth, protocol: str, address: str, timeout_s: float = probes.TIMEOUT_S) -> Answer:
     asking = cluster.netns("n1", "shop/asking")
     if protocol == "ICMP":
         return probes.ping(asking, address, timeout_s, 2000)  # in fragments

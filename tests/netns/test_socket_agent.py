@@ -20,7 +20,7 @@ WEB, CLIENT = "shop/web", "shop/client"
 # Says whom the process takes for its peer, and whom the kernel sends its packets to.
 ASK = """
 import json, re, socket, sys
-client = socket.create_connection((sys.argv[1], 80), 5)
+client = socket.create_connection((sys.argv[1], 80), 30)
 client.send(b"?")
 answer = client.recv(100).decode()
 mine = "%04X" % client.getsockname()[1]
@@ -62,7 +62,7 @@ def test_the_node_and_pods_are_translated_at_the_socket_whoever_lives(agent: Run
         ask = f"exec {sys.executable} -c '{ASK}' {address}"
         agent.write("late.yaml", pod("shop/late", command=ask, app="late"))
         log = agent.instance.pods / "shop/late/main.log"
-        rig.wait_until(lambda: "\n" in (log.read_text() if log.exists() else ""), 20)
+        rig.wait_until(lambda: "\n" in (log.read_text() if log.exists() else ""))
         assert json.loads(log.read_text().splitlines()[0]) == expected
         agent.kill()
         assert json.loads(agent.run_as_node(sys.executable, "-c", ASK, address).stdout) == expected
@@ -77,7 +77,7 @@ def services_of_flows(agent: RunningAgent) -> list[dict[str, Any]]:
         lines = agent.cli("observe", "-o", "json", "--to-pod", WEB, "--type", "NEW", check=True).stdout.splitlines()
         return [service for line in lines if (service := json.loads(line)["service"])]
 
-    return rig.wait_until(lambda: flows if len(flows := found()) >= 2 else [], 10)
+    return rig.wait_until(lambda: flows if len(flows := found()) >= 2 else [])
 
 
 @pytest.mark.parametrize("setting", ["host", "off"])
