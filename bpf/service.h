@@ -4,7 +4,7 @@
 #define GATEHOUSE_SERVICE_H
 
 #include "backend.h"
-#include "conntrack.h"
+#include "proxy.h"
 
 /* Nothing stands under p->answer, of either leg: sockets know no legs. */
 INLINE bool is_answer_free(struct packet *p)
@@ -38,6 +38,23 @@ INLINE bool another_port(struct packet *p)
 	return false;
 }
 
+/* Whether a proxy has a connection in this pod's name from the same port to the same end: another proxy there would take the
+ * one for the other. (Of what a proxy sends on, to_pod asks the same: is_port_in_use.) */
+INLINE bool is_port_lent(struct packet *p)
+{
+	const struct conntrack *e;
+
+	if (!has_proxies())
+		return false;
+	copy_tuple(&p->other, &p->answer);
+	p->other.leg = 1;
+	e = conntrack_at(&p->other, false);
+	if (!e)
+		return false;
+	turn_round(&p->other, &e->after);
+	return is_live(e, &p->other, p->now_ns, false);
+}
+
 /* Sets p->answer, under which no other flow's answers come; where one's do, this flow gets another source port. */
 INLINE enum drop_reason find_answer(struct packet *p, __u32 ifindex, const struct conntrack *dead,
 				    struct conntrack **dead_answer)
@@ -45,7 +62,7 @@ INLINE enum drop_reason find_answer(struct packet *p, __u32 ifindex, const struc
 	__u8 protocol = p->tuple.protocol;
 
 	turn_round(&p->answer, &p->after);
-	if (!is_answer_taken(p, ifindex, dead, dead_answer))
+	if (!is_answer_taken(p, ifindex, dead, dead_answer) && !is_port_lent(p))
 		return DROP_NONE;
 	*dead_answer = NULL;
 	return (protocol == PROTO_TCP || protocol == PROTO_UDP) && another_port(p) ? DROP_NONE : DROP_TUPLE_TAKEN;

@@ -123,9 +123,11 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Client:
-    """One connection from a namespace; `get` again and again on it."""
+    """One connection from a namespace; `get` again and again on it. `source_port` 0: any."""
 
-    def __init__(self, netns: Netns, address: str, port: int, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, netns: Netns, address: str, port: int, timeout_s: float = TIMEOUT_S, source_port: int = 0
+    ) -> None:
         self._connection = http.client.HTTPConnection(address, port, timeout=timeout_s)
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
 
@@ -133,6 +135,8 @@ class Client:
             made = socket.socket(family, socket.SOCK_STREAM)
             made.settimeout(timeout_s)
             try:
+                if source_port:
+                    made.bind(("", source_port))
                 made.connect((address, port))
             except OSError:
                 made.close()

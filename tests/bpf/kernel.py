@@ -129,11 +129,11 @@ class Kernel(Content):
         found = self.maps["conntrack_host" if host else "conntrack"].lookup(self.key(packet, leg=leg))
         return None if found is None else self.abi.records["conntrack"].unpack(found)
 
-    def edit(self, packet: Packet, **values: int) -> None:
+    def edit(self, packet: Packet, leg: int = 0, **values: int) -> None:
         """Change members of the entry a packet meets."""
-        found = self.entry(packet)
+        found = self.entry(packet, leg=leg)
         assert found is not None, f"no entry for {packet}"
-        self.maps["conntrack"].update(self.key(packet), self.pack("conntrack", **(found._asdict() | values)))
+        self.maps["conntrack"].update(self.key(packet, leg=leg), self.pack("conntrack", **(found._asdict() | values)))
 
     def mark(self, flag: str, *packets: Packet) -> None:
         """Set a flag in the entries that packets meet, as user space may."""
@@ -158,9 +158,9 @@ class Kernel(Content):
             flags = found.flags | translated
             self.maps["conntrack"].update(key, self.pack("conntrack", **(found._asdict() | ends | {"flags": flags})))
 
-    def expire(self, *packets: Packet) -> None:
+    def expire(self, *packets: Packet, leg: int = 0) -> None:
         for packet in packets:
-            self.edit(packet, expires_ns=1)
+            self.edit(packet, leg, expires_ns=1)
 
     def entries(self) -> list[Any]:
         return [self.abi.records["conntrack"].unpack(value) for _, value in self.maps["conntrack"].items()]

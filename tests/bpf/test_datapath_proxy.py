@@ -41,12 +41,19 @@ PROXIES: list[Change] = [
     do("listener", Listener.ENVOY, 15001, 0),
     do("listener", Listener.DNS, 15053, 15054),
 ]
+GIVEN = 61007
+ONLY_ONE = do("config", port_min=GIVEN, port_max=GIVEN)
+"""So that rows can say which port is given out."""
 EGRESS, INGRESS = policy("a", "egress", ANY, ASKED), policy("b", "ingress", ANY, ASKED)
 ASK: dict[str, Any] = {"verdict": "VERDICT_REDIRECT"}
 
 
 def syn(source: str, destination: str, port: int = 80, source_port: int = 1000) -> Packet:
     return tcp(source, destination, source_port, port, "S")
+
+
+def udp_80(source: str, destination: str, port: int = 80, source_port: int = 1000) -> Packet:
+    return udp(source, destination, source_port, port)
 
 
 def ack(source: str, destination: str, port: int = 80, source_port: int = 1000, flags: str = "A") -> Packet:
@@ -422,6 +429,45 @@ CASES: list[Case] = [
             new("a", syn("a", "b"), "b"),
             sent("a", ack("a", "b", flags="R"), "b", events=event("END")),
             _sent_on_by_another_port(syn("a", "b"), "FROM_EGRESS"),
+        ],
+    ),
+    (
+        "the same where the proxy's was first, TCP and UDP; a pod's connection keeps a port that nobody else has",
+        [
+            *PROXIES,
+            ONLY_ONE,
+            *(
+                step
+                for flow, back in ((syn, ack), (udp_80, udp_80))
+                for step in (
+                    sends_on(flow("a", "b"), "FROM_EGRESS"),
+                    new("a", flow("a", "b"), "b", flow("a", "b", source_port=GIVEN), source_port_be=1000),
+                    sent("b", back("b", "a", GIVEN, 80), "a", back("b", "a", 1000, 80)),
+                    entry(flow("a", "b"), leg=1, ifindex=102),
+                    new("a", flow("a", "b", source_port=1001), "b"),
+                    new("a", flow("a", "c"), "c"),
+                )
+            ),
+        ],
+    ),
+    (
+        "its time over, the port is the pod's again",
+        [
+            *PROXIES,
+            ONLY_ONE,
+            sends_on(syn("a", "b"), "FROM_EGRESS"),
+            do("expire", syn("a", "b"), tcp("b", "a", 80, 1000), leg=1),
+            new("a", syn("a", "b"), "b"),
+        ],
+    ),
+    (
+        "no port is left",
+        [
+            *PROXIES,
+            ONLY_ONE,
+            sends_on(syn("a", "b"), "FROM_EGRESS"),
+            sends_on(syn("a", "b", source_port=GIVEN), "FROM_EGRESS"),
+            dropped("a", syn("a", "b"), "TUPLE_TAKEN"),
         ],
     ),
 ]  # fmt: skip

@@ -228,7 +228,8 @@ def test_a_port_is_used_again_at_once_after_envoy_has_closed(running: RunningAge
 def lent_ports(running: RunningAgent, address: str) -> set[int]:
     """From which Envoy has connections in the client's name."""
     theirs = addresses(running, CLIENT)
-    shown = running.node.run("ss", "-Htn", "state", "established", "dst", address, "dport", "=", str(PORT)).stdout
+    there = f"[{address}]:{PORT}" if ":" in address else f"{address}:{PORT}"
+    shown = running.node.run("ss", "-Htn", "state", "established", "dst", there).stdout
     ends = (line.split()[2].rpartition(":") for line in shown.splitlines())
     return {int(port) for ip, _, port in ends if ip.strip("[]") in theirs}
 
