@@ -42,9 +42,9 @@ Exit status: 0, or 2 where no flows process answers.
 def register(app: typer.Typer) -> None:
     """The filters come from the flows package, which is imported for this command alone: it costs others 40 ms."""
     if "observe" in sys.argv or "_GATEHOUSE_COMPLETE" in os.environ:
-        given = inspect.signature(observe, eval_str=True).parameters
-        fixed = [p for p in given.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        observe.__signature__ = inspect.Signature([*fixed, *_filters()])  # type: ignore[attr-defined]
+        *fixed, rest = inspect.signature(observe, eval_str=True).parameters.values()
+        if rest.kind is inspect.Parameter.VAR_KEYWORD:  # the filters take its place, once
+            observe.__signature__ = inspect.Signature([*fixed, *_filters()])  # type: ignore[attr-defined]
     app.command(help=HELP, short_help="Show flows as they happen, and those that were.")(observe)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from agents import environment
+from command_line import gatehouse
 
 from agent.cli.main import COMMANDS
 
@@ -42,7 +43,8 @@ spec: {selector: {app: db}, ports: [{name: sql, port: 80, targetPort: sql}, {nam
 """
 
 
-def gatehouse(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def started(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """In a process of its own."""
     command = [sys.executable, "-m", "agent.cli.main", *arguments]
     settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "env": environment()} | options
     result: subprocess.CompletedProcess[str] = subprocess.run(command, check=False, **settings)
@@ -68,12 +70,12 @@ def test_help_has_examples(command: str) -> None:
 
 
 def test_every_command_is_listed() -> None:
-    shown = gatehouse("--help").stdout
+    shown = started("--help").stdout
     assert all(f"  {command} " in shown for command in (*COMMANDS, "version"))
 
 
 def test_misspelt_command_is_an_error() -> None:
-    result = gatehouse("statsu")
+    result = started("statsu")
     assert result.returncode == 2
     assert "status" in result.stderr
 
@@ -117,14 +119,14 @@ def test_without_an_agent_it_says_what_to_do(command: str, tmp_path: Path) -> No
     ],
 )
 def test_agent_refuses_what_it_cannot_use(arguments: tuple[str, ...], says: str) -> None:
-    result = gatehouse("agent", *arguments)
+    result = started("agent", *arguments)
     assert result.returncode == 2
     assert says in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
 def test_unknown_variable_is_an_error() -> None:
-    result = gatehouse("agent", "--manifests", "m", env=environment() | {"GATEHOUSE_MANIFEST": "m"})
+    result = started("agent", "--manifests", "m", env=environment() | {"GATEHOUSE_MANIFEST": "m"})
     assert result.returncode == 2
     assert "GATEHOUSE_MANIFEST is not a setting" in result.stderr
 
@@ -132,7 +134,7 @@ def test_unknown_variable_is_an_error() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 @pytest.mark.parametrize("command", [("agent", "--manifests", "/tmp"), ("cleanup",)])
 def test_not_root(command: tuple[str, ...]) -> None:
-    result = gatehouse(*command, user=65534, group=65534, extra_groups=[])
+    result = started(*command, user=65534, group=65534, extra_groups=[])
     assert result.returncode == 2
     assert "root" in result.stderr
     assert "sudo" in result.stderr

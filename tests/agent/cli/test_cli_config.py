@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from agents import environment
+from command_line import gatehouse
 
 from agent.api.server import serve
 from agent.cli.settings import written
@@ -22,9 +23,7 @@ SEED = "a-secret-of-this-cluster"
 
 
 def config(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "agent.cli.main", "config", *arguments]
-    env = environment() | variables
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=env)
+    return gatehouse("config", *arguments, **variables)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from agents import environment
+from command_line import gatehouse
 
 from agent.api.protocol import ApiError
 from agent.api.server import serve
@@ -88,13 +87,6 @@ class Agent:
     def asked(self, state_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         with self.at(state_dir):
             return gatehouse("encryption", *arguments, "--state-dir", str(state_dir))
-
-
-def gatehouse(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "agent.cli.main", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment(), check=False)
-    assert "Traceback" not in result.stderr, result.stderr
-    return result
 
 
 # ---- status
