@@ -1,4 +1,4 @@
-"""The `gatehouse` command called in this process: to load Python and what a command needs takes half a second each time.
+"""The `gatehouse` command called in this process: Python and what a command needs take half a second to load.
 What is about the process itself (its user, what runs on, completion) starts one."""
 
 from __future__ import annotations
