@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from rig import Netns, Node, Outside
+from rig import WAIT_S, Netns, Node, Outside
 
 from agent.datapath import abi
 from agent.proxy import routing
@@ -140,11 +140,11 @@ class Running:
         async def inside() -> T:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(inside(), self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(inside(), self._loop).result(WAIT_S)
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(WAIT_S)
         self._site.redirect(self.proxy.ports[NUMBER])
         return self
 
@@ -152,5 +152,5 @@ class Running:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(WAIT_S)
         assert not self._thread.is_alive()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+TIMEOUT_S = 30.0
+
 
 class Unreachable(Exception):
     """Envoy does not answer at its admin socket."""
@@ -35,7 +37,7 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(str(self._at))
 
 
-def ask(path: Path, what: str, timeout_s: float = 2.0) -> bytes:
+def ask(path: Path, what: str, timeout_s: float = TIMEOUT_S) -> bytes:
     """GET `what` of the admin interface whose socket is at `path`. Raises Unreachable."""
     connection = _Connection(path, timeout_s)
     try:
@@ -51,7 +53,7 @@ def ask(path: Path, what: str, timeout_s: float = 2.0) -> bytes:
     return content
 
 
-def view(path: Path, timeout_s: float = 2.0) -> EnvoyView:
+def view(path: Path, timeout_s: float = TIMEOUT_S) -> EnvoyView:
     """Raises Unreachable."""
     figures = stats(path, timeout_s)
     info = msgspec.json.decode(ask(path, "/server_info", timeout_s))
@@ -65,7 +67,7 @@ def view(path: Path, timeout_s: float = 2.0) -> EnvoyView:
     )
 
 
-def stats(path: Path, timeout_s: float = 2.0) -> dict[str, int]:
+def stats(path: Path, timeout_s: float = TIMEOUT_S) -> dict[str, int]:
     """Counters and gauges by name. Raises Unreachable."""
     pairs = (line.partition(": ") for line in ask(path, "/stats?type=All", timeout_s).decode().splitlines())
     return {name: int(value) for name, _, value in pairs if value.isdigit()}

@@ -40,7 +40,7 @@ SERVER_V4, SERVER_V6 = "10.71.2.2", "fd71:2::2"
 MARK = 1
 SETTINGS = ProxySettings(mark_from_egress=0x6A7E0002, mark_from_ingress=0x6A7E0003, mark_answers=0x6A7E0004)
 FIRST_LISTENER_PORT = 21000
-TIMEOUT_S = 5.0
+TIMEOUT_S = 30.0
 _NFT = """
 table inet proxy {
  map ports { type inet_service : inet_service; }
@@ -62,7 +62,7 @@ def loop() -> asyncio.AbstractEventLoop:
     return made
 
 
-def await_(coroutine: Coroutine[Any, Any, T], timeout_s: float = 30.0) -> T:
+def await_(coroutine: Coroutine[Any, Any, T], timeout_s: float = 2 * TIMEOUT_S) -> T:
     return asyncio.run_coroutine_threadsafe(coroutine, loop()).result(timeout_s)
 
 
@@ -159,7 +159,7 @@ class EnvoyPath:
 
         await_(set_it())
 
-    def standing(self, names: Iterable[str] | None = None, timeout_s: float = 10.0) -> Standing:
+    def standing(self, names: Iterable[str] | None = None, timeout_s: float = TIMEOUT_S) -> Standing:
         return await_(self.ads.acked(names, timeout_s))
 
     # ---- what it serves --------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ class EnvoyPath:
             server.finish()
             return not _connected(self.node, "dport", server.port) and not _connected(self.server, "sport", server.port)
 
-        rig.wait_until(over, 2 * TIMEOUT_S, "connections end")
+        rig.wait_until(over, what="connections end")
 
     def _await_listening(self, port: int) -> None:
         def listens() -> bool:
@@ -221,7 +221,7 @@ class EnvoyPath:
                 return False
             return True
 
-        rig.wait_until(listens, TIMEOUT_S, f"Envoy listens on {port}")
+        rig.wait_until(listens, what=f"Envoy listens on {port}")
 
     def _redirect(self) -> None:
         pairs = ", ".join(f"{port} : {listening.port}" for port, listening in self._listenings.items())

@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 from rig import Netns
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 30.0
 UNARY, STREAM = "Get", "Chat"
 """Methods that the server knows by how they end: an answer to one message, and one to each."""
 

@@ -73,15 +73,11 @@ class Connection:
     def read(self, size: int) -> bytes:
         return self._reader.read(size)
 
-    @property
-    def over(self) -> bool:
-        """Whether the other end has closed it."""
-        self.socket.settimeout(0.05)
+    def ends(self) -> bool:
+        """Whether the other end closes it, without another word, while this one waits."""
         try:
             return self._reader.peek(1) == b""
         except TimeoutError:
             return False
         except ConnectionResetError:
             return True
-        finally:
-            self.socket.settimeout(5.0)

@@ -42,11 +42,11 @@ said = {{}}
 with grpc.insecure_channel("{SERVER_V4}:{PORT}") as channel:
     for name in ("Allowed", "Refused", "Allowed"):
         try:
-            answer, call = channel.unary_unary(f"/test.Echo/{{name}}").with_call(b"hello", timeout=5)
+            answer, call = channel.unary_unary(f"/test.Echo/{{name}}").with_call(b"hello", timeout=30)
             said[name] = [call.code().name, answer.decode(), dict(call.trailing_metadata())]
         except grpc.RpcError as error:
             said[name] = [error.code().name, error.details(), dict(error.trailing_metadata() or ())]
-    said["Stream"] = [one.decode() for one in channel.unary_stream("/test.Echo/Stream")(b"n", timeout=5)]
+    said["Stream"] = [one.decode() for one in channel.unary_stream("/test.Echo/Stream")(b"n", timeout=30)]
 print(json.dumps(said))
 """
 

@@ -14,6 +14,7 @@ from grpc_calls import GrpcClient, GrpcServer
 from http_client import Connection
 from http_server import Server
 from l7_policies import CLIENT, OTHER, PORT, WEB, cnp, http
+from web import TIMEOUT_S
 
 GRPC_PORT = 9090
 FAMILIES = ("v4", "v6")
@@ -86,7 +87,7 @@ def put(agent: RunningAgent, file: str, *documents: Document) -> None:
 @contextmanager
 def connected(agent: RunningAgent, pod: str, address: str) -> Iterator[Connection]:
     def connect() -> socket.socket:
-        return socket.create_connection((address, PORT), timeout=5)
+        return socket.create_connection((address, PORT), timeout=TIMEOUT_S)
 
     with Connection(agent.netns(pod).call(connect)) as connection:
         yield connection

@@ -21,6 +21,7 @@ from cryptography import x509
 from http_client import Connection
 from http_server import Server
 from l7_policies import CLIENT, WEB, cnp
+from web import TIMEOUT_S
 
 NAMED, ENDED, LATER = 8443, 9443, 9444
 """Ports: TLS by its name, TLS that is looked into, and the same by a Secret that comes later."""
@@ -74,7 +75,7 @@ def policy() -> Document:
 @contextmanager
 def plain(agent: RunningAgent, address: str, port: int) -> Iterator[socket.socket]:
     def connect() -> socket.socket:
-        return socket.create_connection((address, port), timeout=5)
+        return socket.create_connection((address, port), timeout=TIMEOUT_S)
 
     with agent.netns(CLIENT).call(connect) as made:
         yield made
@@ -181,14 +182,14 @@ def test_a_secret_that_is_not_there_is_denied_and_said(running: RunningAgent) ->
     with serving(running, running.ip(WEB), LATER) as server:
         running.write("later.yaml", secret("later", SHOWN))
         running.settle()
-        rig.wait_until(lambda: not is_refused(running, LATER, INSIDE), 10, "the Secret is there")
+        rig.wait_until(lambda: not is_refused(running, LATER, INSIDE), what="the Secret is there")
         with encrypted(running, running.ip(WEB), LATER, INSIDE) as connection:
             assert connection.get("/public/a", host="api.test").status == 200
             assert connection.get("/private", host="api.test").status == 403
         assert not any(problem in text for text in running.json("status")["proxies"]["envoy"]["problems"])
         running.delete("later.yaml")
         running.settle()
-        rig.wait_until(lambda: is_refused(running, LATER, INSIDE), 10, "the Secret is gone")
+        rig.wait_until(lambda: is_refused(running, LATER, INSIDE), what="the Secret is gone")
         assert any(problem in text for text in running.json("status")["proxies"]["envoy"]["problems"])
         assert {one.target for one in server.seen} == {"/public/a"}
 
@@ -205,12 +206,12 @@ def test_a_new_certificate_is_shown_to_new_connections(running: RunningAgent) ->
         assert before.get("/public/a", host="api.test").status == 200
         running.write("secrets.yaml", secret("shown", fresh), authority("trusted", OUTSIDE))
         running.settle()
-        rig.wait_until(lambda: served() == serial(fresh), 10, "the new certificate is shown")
+        rig.wait_until(lambda: served() == serial(fresh), what="the new certificate is shown")
         assert before.get("/public/a", host="api.test").status == 200, "connections that live go on"
         assert before.get("/private", host="api.test").status == 403
     running.write("secrets.yaml", secret("shown", SHOWN), authority("trusted", OUTSIDE))
     running.settle()
-    rig.wait_until(lambda: served() == serial(SHOWN), 10, "and the one before")
+    rig.wait_until(lambda: served() == serial(SHOWN), what="and the one before")
 
 
 def test_keys_are_for_nobodys_eyes(running: RunningAgent) -> None:

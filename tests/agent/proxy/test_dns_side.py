@@ -28,7 +28,7 @@ from policies.model import Direction, RemoteClass
 
 WWW, API = NamePattern(exact="www.example"), NamePattern(pattern="*.api.example")
 NOTHING = NameClasses(frozenset(), frozenset(), frozenset(), frozenset())
-WAIT_S = 10.0
+WAIT_S = 30.0
 
 P = ParamSpec("P")
 

@@ -18,7 +18,7 @@ from policies.model import Direction
 
 ONE, OTHER = bytes(15) + b"\1", bytes(15) + b"\2"
 ASKED = Asked(Direction.EGRESS, frozenset({L7(http=frozenset())}))
-WAIT_S = 10.0
+WAIT_S = 30.0
 
 
 class Side:

@@ -63,7 +63,7 @@ async def agent(bench: Bench) -> AsyncIterator[Callable[[], Awaitable[News]]]:
     try:
 
         async def heard() -> News:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 return await anext(stream)
 
         yield heard
