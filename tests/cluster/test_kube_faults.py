@@ -15,6 +15,7 @@ import pytest
 import rig
 from agents import START_S, Document, allow_from, policy
 from kube_cluster import KubeAgent, KubeCluster, KubePod, namespace_document, node_document
+from patience import SLOWER
 from probes import STREAM, Connection, Server, tcp
 
 from agent.identity.labels import identity_key, key_digest
@@ -22,6 +23,8 @@ from agent.identity.labels import identity_key, key_digest
 PORT = 8080
 DENIED_S = 0.1
 """How long one try of the denied lasts: rounds of traffic are what time is counted by here."""
+LOST_S = 10.0 * SLOWER
+"""An answer that takes longer is none: more than a machine stands still for."""
 FAR, FAR_PODS = "n3", 8
 """A node that is only told of."""
 REQUESTS_A_SECOND = 2.0
@@ -58,14 +61,15 @@ class Traffic:
                 assert self._turn.wait(START_S)
 
     def _go_on(self) -> None:
-        """A packet that is lost is sent again; what does not get through for a second is an answer that fails."""
+        """A packet that is lost is sent again; what does not get through for a while is an answer that fails."""
         for family in ("v4", "v6"):
             assert tcp(self._allowed.netns, self._web.ip(family), PORT)
         with Connection(self._allowed.netns, STREAM, self._web.ip("v4"), PORT) as lasting:
             while not self._over.wait(0.01):
                 for family in ("v4", "v6"):
-                    self._check(bool(tcp(self._allowed.netns, self._web.ip(family), PORT)), f"a new one by {family}")
-                self._check(bool(lasting.exchange()), "the one that lasts")
+                    got = tcp(self._allowed.netns, self._web.ip(family), PORT, LOST_S)
+                    self._check(bool(got), f"a new one by {family}")
+                self._check(bool(lasting.exchange(LOST_S)), "the one that lasts")
 
     def _try_in_vain(self) -> None:
         while not self._over.is_set():
