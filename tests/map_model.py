@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from agent.datapath import abi
@@ -26,6 +26,22 @@ UNASKED: frozenset[int] = frozenset()
 def _slots(table: bytes) -> frozenset[int]:
     """All that a Maglev table names."""
     return frozenset(maglev.lookup(table, number) for number in range(int.from_bytes(table[:8], "little")))
+
+
+@cache
+def _prefixes(address: bytes) -> tuple[bytes, ...]:
+    """Keys of the ipcache that hold an address, the longest first."""
+    number, pack = int.from_bytes(address, "big"), RECORDS["ipcache_key"].pack_values
+    return tuple(pack(128 - free, (number >> free << free).to_bytes(16, "big")) for free in range(129))
+
+
+@lru_cache(1 << 14)
+def _cells(row: int, protocol: int, port: int) -> tuple[bytes, ...]:
+    """Keys of a row that hold a port, the narrowest first."""
+    high, low = abi.be32(row >> 32), abi.be32(row & 0xFFFFFFFF)
+    pack = RECORDS["policy_row_key"].pack_values
+    ports = (pack(96 - free, high, low, protocol, abi.be16(port >> free << free)) for free in range(17))
+    return *ports, pack(64, high, low, 0, 0)
 
 
 class MapModel:
@@ -137,13 +153,9 @@ class MapModel:
         return None if value is None else RECORDS["endpoint"].unpack(value)
 
     def _class_of(self, address: bytes) -> int:
-        number = int.from_bytes(address, "big")
-        for bits in range(128, -1, -1):
-            shift = 128 - bits
-            key = RECORDS["ipcache_key"].pack_values(bits, (number >> shift << shift).to_bytes(16, "big"))
-            if (value := self.maps["ipcache"].get(key)) is not None:
-                return int(RECORDS["ipcache_value"].unpack(value).remote_class)
-        return 0
+        table = self.maps["ipcache"]
+        value = next((table[key] for key in _prefixes(address) if key in table), None)
+        return 0 if value is None else int(RECORDS["ipcache_value"].unpack(value).remote_class)
 
     def _judge(self, subject: int, remote: int, direction: int, protocol: int, port: int) -> Asks:
         if not remote:
@@ -154,11 +166,8 @@ class MapModel:
         if value is None:
             return None
         row = RECORDS["policy_class_value"].unpack(value).row
-        high, low = abi.be32(row >> 32), abi.be32(row & 0xFFFFFFFF)
-        pack = RECORDS["policy_row_key"].pack_values
-        keys = [pack(96 - free, high, low, protocol, abi.be16(port >> free << free)) for free in range(17)]
         rows = self.maps["policy_row"]
-        found = next((rows[key] for key in (*keys, pack(64, high, low, 0, 0)) if key in rows), None)
+        found = next((rows[key] for key in _cells(row, protocol, port) if key in rows), None)
         return None if found is None else _asks(RECORDS["policy_row_value"].unpack(found))
 
 
