@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec
 
 P = ParamSpec("P")
-WHOLE_S = 100.0
+WHOLE_S = 250.0
 
 
 def on_a_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:

@@ -24,7 +24,9 @@ from policies.model import ObjectRef
 
 NODE = "n1"
 QUICK = Timings(watch_s=(300.0, 600.0), lasting_s=1.0, first_delay_s=0.02, most_delay_s=0.3, absent_s=0.1, doubt_s=0.05)
+PATIENT = Timeouts(connect_s=60.0, read_s=60.0, whole_s=60.0, stall_s=60.0)
 SHORT = Timeouts(connect_s=1.0, read_s=0.5, whole_s=5.0, stall_s=20.0)
+"""Where a server that says nothing is given up."""
 
 Json = dict[str, Any]
 
@@ -74,7 +76,7 @@ class Follower:
             self.batches.append(batch)
             self._apply(batch)
 
-    async def until(self, holds: Callable[[], bool], within_s: float = 30.0) -> None:
+    async def until(self, holds: Callable[[], bool], within_s: float = 90.0) -> None:
         async with asyncio.timeout(within_s):
             while not holds():
                 self._told.clear()
@@ -98,7 +100,7 @@ class Follower:
 
 
 @asynccontextmanager
-async def reaching(url: str, timeouts: Timeouts = SHORT) -> AsyncIterator[ApiClient]:
+async def reaching(url: str, timeouts: Timeouts = PATIENT) -> AsyncIterator[ApiClient]:
     async def load(refused: bool) -> Access:
         return Access(url)
 
@@ -116,7 +118,7 @@ async def following(
     *,
     node: str = NODE,
     timings: Timings = QUICK,
-    timeouts: Timeouts = SHORT,
+    timeouts: Timeouts = PATIENT,
     api_wait_s: float = 0.1,
     secret_namespaces: Sequence[str] = (),
     started: bool = True,

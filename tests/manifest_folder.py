@@ -48,7 +48,7 @@ class Running:
         return batch.changes
 
     async def next(self) -> list[Change]:
-        return self.take(await asyncio.wait_for(anext(self._batches), 10))
+        return self.take(await asyncio.wait_for(anext(self._batches), 60))
 
     async def until(self, reached: Callable[[], bool]) -> None:
         while not reached():

@@ -22,12 +22,12 @@ QUICK = Backoff(initial_s=0.05, maximum_s=0.2, reset_s=600)
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run an async test to its end, at most 60 s."""
+    """Run an async test to its end, at most four minutes."""
 
     @functools.wraps(test)
     def run(*args: object, **kwargs: object) -> None:
         async def bounded() -> None:
-            await asyncio.wait_for(test(*args, **kwargs), 60)
+            await asyncio.wait_for(test(*args, **kwargs), 240)
 
         asyncio.run(bounded())
 

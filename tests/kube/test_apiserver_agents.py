@@ -16,7 +16,7 @@ import pytest
 from apiserver import ApiServer
 from apiserver.real import RealServer, missing
 from coroutines import on_a_loop
-from kube_source import NODE, QUICK, SHORT, Follower, identity, made, pod, policy, stored
+from kube_source import NODE, PATIENT, QUICK, Follower, identity, made, pod, policy, stored
 
 from agent.identity.labels import identity_key, key_digest
 from agent.kube import bodies, nodestatus
@@ -54,7 +54,7 @@ def own_api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @asynccontextmanager
 async def reaching(api: Api, directory: Path) -> AsyncIterator[ApiClient]:
-    client = ApiClient(kubeconfig=str(api.kubeconfig(directory / "kubeconfig")), timeouts=SHORT)
+    client = ApiClient(kubeconfig=str(api.kubeconfig(directory / "kubeconfig")), timeouts=PATIENT)
     try:
         yield client
     finally:
@@ -74,7 +74,7 @@ async def running(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 async def comes(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while not await asyncio.to_thread(holds):
             await asyncio.sleep(0.02)
 
@@ -135,7 +135,10 @@ async def test_ten_agents_race_for_numbers(own_api: Api, tmp_path: Path) -> None
     seed = random.randrange(1 << 32)
     print("seed", seed)
     draw = random.Random(seed)
-    workloads = [Workload(f"ns-{i % 7}", {"app": f"a{i}", SERVICE_ACCOUNT: "default"}) for i in range(200)]
+    workloads = [
+        Workload(f"ns-{i % 7}", {"app": f"a{i}", SERVICE_ACCOUNT: "default"})
+        for i in range(200 if isinstance(own_api, ApiServer) else 60)
+    ]
     keys = {identity_key(one.namespace, {"app": one.labels["app"]}, "default"): one for one in workloads}
     agents = [Wanting(dict(draw.sample(sorted(keys.items()), len(keys)))) for _ in range(10)]
 
@@ -212,7 +215,7 @@ async def test_a_node_tells_of_its_pods(own_api: Api, tmp_path: Path) -> None:
 @on_a_loop
 async def test_a_lease_has_one_holder_at_a_time(own_api: Api, tmp_path: Path) -> None:
     own_api.put(made("v1", "Namespace", "gatehouse-system"))
-    times = Times(duration_s=60, renew_s=40.0, retry_s=0.1, look_s=0.1)
+    times = Times(duration_s=600, renew_s=400.0, retry_s=0.1, look_s=0.1)
     working: list[str] = []
     async with reaching(own_api, tmp_path) as client:
         leases = ObjectsOverHttp(client, "apis/coordination.k8s.io/v1", "leases")

@@ -16,7 +16,8 @@ from agent.kube.credentials import Access, in_cluster
 from agent.kube.errors import ApiServerError, ApiUnreachable
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-QUICK = Timeouts(connect_s=1, read_s=0.3, whole_s=1, stall_s=0.3)
+PATIENT = Timeouts(connect_s=60, read_s=60, whole_s=60, stall_s=60)
+QUICK = Timeouts(connect_s=1, read_s=0.3, whole_s=1, stall_s=0.3)  # where nothing comes
 
 
 @asynccontextmanager
@@ -39,7 +40,7 @@ def _app(handler: Handler) -> web.Application:
 
 
 @asynccontextmanager
-async def asking(handler: Handler, timeouts: Timeouts = QUICK) -> AsyncIterator[ApiClient]:
+async def asking(handler: Handler, timeouts: Timeouts = PATIENT) -> AsyncIterator[ApiClient]:
     async with serving(handler) as server:
 
         async def load(refused: bool) -> Access:
@@ -205,7 +206,7 @@ async def _break_off(request: web.Request) -> web.StreamResponse:
 @pytest.mark.parametrize("handler", [_hang, _break_off])
 def test_no_whole_answer(handler: Handler) -> None:
     async def run() -> None:
-        async with asking(handler) as client:
+        async with asking(handler, QUICK) as client:
             with pytest.raises(ApiUnreachable):
                 await client.get("/api/v1/pods")
             with pytest.raises(ApiUnreachable):
@@ -224,7 +225,7 @@ def test_an_answer_that_trickles_without_end() -> None:
         return answer
 
     async def run() -> None:
-        async with asking(handler) as client:
+        async with asking(handler, QUICK) as client:
             with pytest.raises(ApiUnreachable):
                 await client.get("/api/v1/pods")
 
@@ -284,7 +285,10 @@ def test_a_page_that_is_none() -> None:
     asyncio.run(run())
 
 
-def test_the_token_of_the_service_account_is_read_as_it_rotates(tmp_path: Path) -> None:
+def test_the_token_of_the_service_account_is_read_as_it_rotates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.kube.client.REFUSED_S", 3600.0)
     seen: list[str] = []
 
     async def handler(request: web.Request) -> web.Response:
@@ -300,7 +304,7 @@ def test_the_token_of_the_service_account_is_read_as_it_rotates(tmp_path: Path) 
                 found.append(await account(refused))
                 return Access(server, found[-1].authorization)
 
-            client = ApiClient(load, timeouts=QUICK)
+            client = ApiClient(load, timeouts=PATIENT)
             with pytest.raises(ApiUnreachable, match="give --kubeconfig"):
                 await client.get("/")
             (tmp_path / "ca.crt").write_text("some certificate")
@@ -310,7 +314,7 @@ def test_the_token_of_the_service_account_is_read_as_it_rotates(tmp_path: Path) 
             (tmp_path / "token").write_text("new\n")
             with pytest.raises(ApiServerError):
                 await client.get("/")  # it was read again just now
-            client._refused_s -= 6.0
+            client._refused_s -= 3601.0
             await client.get("/")
             (tmp_path / "token").write_text("newer\n")
             await client.get("/")

@@ -15,7 +15,7 @@ from agent.kube.client import ApiClient, Timeouts
 from agent.kube.credentials import KubeconfigCredentials, NoCredentials
 from agent.kube.errors import ApiServerError, ApiUnreachable
 
-QUICK = Timeouts(connect_s=2, read_s=2, whole_s=5, stall_s=5)
+PATIENT = Timeouts(connect_s=60, read_s=60, whole_s=60, stall_s=60)
 
 
 def written(path: Path, server: str, user: dict[str, object], cluster: dict[str, object] | None = None) -> Path:
@@ -42,7 +42,7 @@ def test_tls_and_a_token_file_that_rotates(tmp_path: Path) -> None:
         kubeconfig = api.kubeconfig(tmp_path / "config", token)
 
         async def run() -> None:
-            client = ApiClient(kubeconfig=str(kubeconfig), timeouts=QUICK)
+            client = ApiClient(kubeconfig=str(kubeconfig), timeouts=PATIENT)
             await client.get("/api/v1/nodes")
             api.set_token("two")
             token.write_text("two\n")
@@ -58,7 +58,7 @@ def test_a_server_that_is_not_who_it_should_be(tmp_path: Path) -> None:
         kubeconfig.write_text(kubeconfig.read_text().replace(f":{api.port}", f":{other.port}"))
 
         async def run() -> None:
-            client = ApiClient(kubeconfig=str(kubeconfig), timeouts=QUICK)
+            client = ApiClient(kubeconfig=str(kubeconfig), timeouts=PATIENT)
             with pytest.raises(ApiUnreachable, match="certificate"):
                 await client.get("/api/v1/nodes")
             await client.close()
@@ -83,7 +83,7 @@ def test_an_exec_plugin(tmp_path: Path, expires: str, runs: int) -> None:
         kubeconfig = written(tmp_path / "config", api.url, plugin(tmp_path, "one", expires))
 
         async def run() -> None:
-            client = ApiClient(kubeconfig=str(kubeconfig), timeouts=QUICK)
+            client = ApiClient(kubeconfig=str(kubeconfig), timeouts=PATIENT)
             await client.get("/api/v1/nodes")
             await client.get("/api/v1/nodes")
             client._loaded_s -= 61.0  # time to look again
@@ -147,7 +147,7 @@ def test_a_kubeconfig_that_cannot_be_used(tmp_path: Path, text: str | None) -> N
         path.write_text(text)
 
     async def run() -> None:
-        client = ApiClient(kubeconfig=str(path), timeouts=QUICK)
+        client = ApiClient(kubeconfig=str(path), timeouts=PATIENT)
         with pytest.raises(ApiUnreachable, match=f"--kubeconfig {path}"):
             await client.get("/version")
         await client.close()
@@ -160,7 +160,7 @@ def test_no_token_where_one_is_needed(tmp_path: Path) -> None:
         path = written(tmp_path / "config", api.url, {})
 
         async def run() -> None:
-            client = ApiClient(kubeconfig=str(path), timeouts=QUICK)
+            client = ApiClient(kubeconfig=str(path), timeouts=PATIENT)
             with pytest.raises(ApiServerError, match="401"):
                 await client.get("/api/v1/nodes")
             await client.close()

@@ -195,7 +195,7 @@ def said(api: ApiServer, name: str) -> dict[str, str]:
 
 
 async def until(api: ApiServer, name: str, expected: dict[str, str]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         while said(api, name) != expected:
             await asyncio.sleep(0.01)
 

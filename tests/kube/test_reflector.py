@@ -23,7 +23,7 @@ def asked(api: ApiServer, resource: str = RESOURCE) -> Counter[str]:
 
 async def comes(holds: Callable[[], bool]) -> None:
     """Of the server, which tells nobody."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while not holds():
             await asyncio.sleep(0.01)
 
@@ -177,7 +177,7 @@ def test_a_half_open_connection(api: ApiServer, tmp_path: Path) -> None:
     api.put(policy("a"))
 
     async def run() -> None:
-        async with following(api.url, tmp_path) as follower:
+        async with following(api.url, tmp_path, timeouts=SHORT) as follower:
             api.faults.hang(verbs=["list", "watch"], resources=[RESOURCE], times=3)
             timeouts = follower.source._client._timeouts
             follower.source._client._timeouts = msgspec.structs.replace(timeouts, stall_s=0.2)

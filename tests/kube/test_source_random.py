@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from apiserver import ApiServer
-from kube_source import NODE, Follower, Json, following, identity, made, pod, policy, stored
+from kube_source import NODE, SHORT, Follower, Json, following, identity, made, pod, policy, stored
 
 SEEDS = range(6)
 STEPS = 120
@@ -104,7 +104,7 @@ def test_in_the_end_it_is_as_the_store_is(api: ApiServer, tmp_path: Path, seed: 
         write(api, rng)
 
     async def run() -> None:
-        async with following(api.url, tmp_path) as follower:
+        async with following(api.url, tmp_path, timeouts=SHORT) as follower:
             await history(api, follower, rng)
             api.put(made("v1", "Namespace", "last"))
             await follower.until(lambda: follower.world == stored(api))
@@ -114,7 +114,7 @@ def test_in_the_end_it_is_as_the_store_is(api: ApiServer, tmp_path: Path, seed: 
         api.stop()
         for _ in range(10):
             write(api, rng)
-        async with following(api.url, tmp_path) as follower:
+        async with following(api.url, tmp_path, timeouts=SHORT) as follower:
             assert follower.source.from_disk
             before = dict(follower.world)
             start(api)
@@ -123,7 +123,7 @@ def test_in_the_end_it_is_as_the_store_is(api: ApiServer, tmp_path: Path, seed: 
             await follower.until(lambda: follower.world == stored(api))
             assert before != follower.world
         api.stop()
-        async with following(api.url, tmp_path) as follower:
+        async with following(api.url, tmp_path, timeouts=SHORT) as follower:
             assert follower.world == stored(api), "the disk has all of it"
 
     asyncio.run(run())
