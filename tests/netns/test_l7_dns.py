@@ -112,7 +112,7 @@ class Names:
 
     def dropped(self, addresses: Collection[str]) -> list[Document]:
         """Packets of pods to these."""
-        lines = self.agent.cli("observe", "-o", "json", "--verdict", "DROPPED", "--since", "1h").stdout.splitlines()
+        lines = self.agent.cli("observe", "-o", "json", "--type", "drop", "--since", "1h").stdout.splitlines()
         return [flow for flow in map(json.loads, lines) if flow["destination"]["ip"] in addresses]
 
     def known(self, name: str) -> set[str]:
@@ -227,6 +227,7 @@ def test_addresses_of_names_that_may_only_be_asked_for_are_denied(names: Names) 
     assert names.ask(names.www).addresses == (names.v4[1],)
     assert names.reaches(names.v4[1])
     assert not names.reaches(names.v4[2], SHORT_S), "one that no name has"
+    rig.wait_until(lambda: names.dropped(names.v4[:1]), what="what is dropped is seen")
 
 
 def test_a_name_by_way_of_others_is_the_one_that_was_asked_for(names: Names) -> None:

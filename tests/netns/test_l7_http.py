@@ -246,10 +246,14 @@ def test_a_port_that_envoy_has_in_a_pods_name_is_the_pods_as_well(running: Runni
         for address in addresses(running, WEB):
             before = lent_ports(running, address)
             with Client(client, address, PORT) as first:
-                assert first.get("/a").status == 200
-                lent = lent_ports(running, address) - before
-                assert len(lent) == 2, "towards the other end's, and towards the server"
-                for port in lent:
+
+                def lent() -> set[int]:
+                    """Asks, for such connections end when they are idle."""
+                    assert first.get("/a").status == 200
+                    return lent_ports(running, address) - before  # noqa: B023
+
+                rig.wait_until(lambda: len(lent()) == 2, what="towards the other end's, and towards the server")
+                for port in lent():
                     with Client(client, address, PORT, source_port=port) as second:
                         for connection in (second, first, second):
                             assert connection.get("/a").status == 200
