@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(420)  # of a failure, hypothesis may take five 
 
 Entries = dict[tuple[Direction, RemoteClass | None], Row]
 
-EXAMPLES = int(os.environ.get("GATEHOUSE_EXAMPLES", "250"))
+EXAMPLES = int(os.environ.get("GATEHOUSE_EXAMPLES", "100"))
 NUMBERS = range(300, 305)
 POLICY_NAMES = ("p", "q", "r")
 PORTS = [ContainerPort(name, 6, number) for name in strategies.PORT_NAMES for number in (80, 81)]

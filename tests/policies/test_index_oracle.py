@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import drawn_policies
 import pytest
 import strategies
@@ -18,6 +20,7 @@ from policies.model import DEFAULT_DENY, Direction, Policy, Verdict
 
 pytestmark = pytest.mark.timeout(420)  # of a failure, hypothesis may take five minutes to find the smallest
 
+EXAMPLES = int(os.environ.get("GATEHOUSE_EXAMPLES", "100"))
 GROUPINGS = ((0, 0), (compiler.FEW_CLASSES, 0), (0, compiler.FEW_PEERS))
 
 
@@ -69,12 +72,12 @@ def check(cluster: Cluster, seed: int) -> None:
 
 
 @given(cluster=strategies.clusters(), seed=st.integers(0, 2**32))
-@settings(max_examples=200, deadline=None, print_blob=True)
+@settings(max_examples=EXAMPLES, deadline=None, print_blob=True)
 def test_random_clusters(cluster: Cluster, seed: int) -> None:
     check(cluster, seed)
 
 
 @given(cluster=drawn_policies.clusters(), seed=st.integers(0, 2**32))
-@settings(max_examples=300, deadline=None, print_blob=True)
+@settings(max_examples=EXAMPLES, deadline=None, print_blob=True)
 def test_random_clusters_with_policies_of_every_kind(cluster: Cluster, seed: int) -> None:
     check(cluster, seed)
