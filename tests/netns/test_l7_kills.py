@@ -4,6 +4,7 @@ all is answered again. Whoever is killed disturbs nobody who does not need it.""
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import threading
 import time
@@ -135,6 +136,13 @@ class Scene:
     def status(self, address: str, path: str) -> int:
         return fetch(self.client, address, PORT, path, timeout_s=TRY_S).status
 
+    def dropped(self) -> list[Document]:
+        """Packets between the client and whom it may ask: what is sent again is answered all the same."""
+        shown = self.agent.cli("observe", "-o", "json", "--type", "drop", "--pod", CLIENT, "--since", "1h")
+        ports = {PORT, L4_PORT, 53}
+        flows = map(json.loads, shown.stdout.splitlines())
+        return [f for f in flows if {f["source"]["port"], f["destination"]["port"]} & ports]
+
     def lost(self, asked: list[Asked]) -> list[str]:
         """Requests without an answer, before Envoy was killed."""
         until = min(outage.begins for outage in self.outages if outage.who == "envoy")
@@ -158,11 +166,13 @@ def test_no_kill_weakens_policy_or_disturbs_others(agent: RunningAgent) -> None:
                 drawn.shuffle(turns)
                 for who in turns:
                     scene.kill(who, load)
+            assert scene.dropped() == [], "of what is allowed, while Envoy lives"
             # Connections of Envoy's end with it, and others for a while find their ports taken: so it comes last.
             for _ in range(ROUNDS):
                 scene.kill("envoy", load)
     assert judge([one for one in load.asked if one.status in (200, 403)], [Version(ALLOWED, 0.0)]) == []
-    assert scene.lost(load.asked) == []
+    lost = scene.lost(load.asked)
+    assert lost == [], "\n".join(lost)
     assert l4.failed == [], scene.outages
     assert l4.exchanges > 100
 
