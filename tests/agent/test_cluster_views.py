@@ -80,7 +80,7 @@ class Reader:
         self.labels: dict[int, list[str]] = {}
 
     async def read(self) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             for line in list(await anext(self.stream)):
                 self._take(line)
 

@@ -65,7 +65,7 @@ class Reader:
         self.feed.publish({*(c.ref for c in changes), *dirty.endpoints, *dirty.services})
 
     async def next(self) -> list[dict[str, Any]]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             return list(await anext(self.stream))
 
 

@@ -29,7 +29,7 @@ def command(path: Path, *more: str) -> list[str]:
 
 
 async def listening(path: Path, other_than: int = 0) -> int:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (pid := listener_pid(path)) in (0, other_than):
             await asyncio.sleep(0.01)
     return pid
@@ -63,7 +63,7 @@ async def test_one_that_runs_is_adopted(path: Path) -> None:
         await listening(path)
         supervised = supervise(path)
         async with running(supervised):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while supervised.view().state != "running":
                     await asyncio.sleep(0.01)
             assert supervised.view().pid == earlier.pid
@@ -78,7 +78,7 @@ async def test_another_command_replaces_it(path: Path) -> None:
     with subprocess.Popen(command(path)) as earlier:
         await listening(path)
         supervised = supervise(path, "--other")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await supervised._adopt()
         assert supervised.view().state == "stopped"
         assert earlier.wait() == -signal.SIGTERM

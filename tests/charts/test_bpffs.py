@@ -40,4 +40,4 @@ def test_bpffs_is_mounted_on_the_node(helm: Helm, root: None, kind: str, mounts:
 def _in_mounts(script: str, words: list[str]) -> subprocess.CompletedProcess[str]:
     """Run with mounts of its own, which end with it."""
     command = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", script, "sh", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)

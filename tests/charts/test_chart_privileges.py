@@ -135,7 +135,7 @@ def test_the_charts_rights_are_enough(helm: Helm, cluster: KubeCluster, cgroup: 
     end_a_connection(cluster, cgroup, tmp_path / "client.out")
 
     url = "http://127.0.0.1:{containerPort}".format(**container(objects, "agent")["ports"][0])
-    assert agent.node.call(lambda: urllib.request.urlopen(f"{url}/livez", timeout=10).status) == 200
+    assert agent.node.call(lambda: urllib.request.urlopen(f"{url}/livez", timeout=60).status) == 200
     shown = agent.json("config")
     assert (shown["helpers"]["value"], shown["namespace"]["value"]) == ("containers", NAMESPACE)
 

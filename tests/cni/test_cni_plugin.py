@@ -240,7 +240,7 @@ def test_an_agent_that_does_not_accept(tmp_path: Path) -> None:
 def test_a_runtime_that_never_closes_stdin(tmp_path: Path) -> None:
     binary = plugin((*FLAGS, *SHORT))
     reader, writer = os.pipe()
-    done = subprocess.run([binary], env=environment("ADD"), stdin=reader, capture_output=True, timeout=30, check=False)
+    done = subprocess.run([binary], env=environment("ADD"), stdin=reader, capture_output=True, timeout=200, check=False)
     os.close(reader)
     os.close(writer)
     assert json.loads(done.stdout)["code"] == 5

@@ -730,7 +730,7 @@ async def test_one_that_fails_among_those_made_together_fails_alone(tmp_path: Pa
 
     def hold(step: str) -> None:
         if step == "connect":
-            goes_on.wait(10)
+            goes_on.wait(60)
 
     node.kernel.at = hold
     adds = [node.add(name) for name in names[:1]]

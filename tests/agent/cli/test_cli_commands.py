@@ -46,7 +46,7 @@ spec: {selector: {app: db}, ports: [{name: sql, port: 80, targetPort: sql}, {nam
 def started(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """In a process of its own."""
     command = [sys.executable, "-m", "agent.cli.main", *arguments]
-    settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "env": environment()} | options
+    settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 200, "env": environment()} | options
     result: subprocess.CompletedProcess[str] = subprocess.run(command, check=False, **settings)
     assert "Traceback" not in result.stderr, result.stderr
     return result

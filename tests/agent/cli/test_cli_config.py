@@ -67,7 +67,7 @@ def test_a_file_that_cannot_be_read_is_refused(file: Path) -> None:
     assert (found.returncode, found.stdout) == (2, "")
     assert f"{file}:2: mtuu is not a setting of Gatehouse; did you mean mtu?" in found.stderr
     agent = [sys.executable, "-m", "agent.cli.main", "agent", "--config", str(file)]
-    refused = subprocess.run(agent, check=False, capture_output=True, text=True, timeout=60, env=environment())
+    refused = subprocess.run(agent, check=False, capture_output=True, text=True, timeout=200, env=environment())
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert f"{file}:2: mtuu" in refused.stderr
 
@@ -87,7 +87,7 @@ def test_a_running_agent_is_asked(tmp_path: Path) -> None:
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
     try:
-        assert ready.wait(20)
+        assert ready.wait(60)
         asked = config("--state-dir", str(tmp_path), "-o", "json", GATEHOUSE_MTU="1350")
         other = config("--state-dir", str(tmp_path), "--zone", "z", "--manifests", "m", "-o", "json")
     finally:

@@ -77,7 +77,7 @@ class Agent:
 
         thread = threading.Thread(target=lambda: asyncio.run(live()))
         thread.start()
-        assert ready.wait(10)
+        assert ready.wait(60)
         try:
             yield
         finally:

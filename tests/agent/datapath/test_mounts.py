@@ -119,7 +119,7 @@ def test_sysctls_in_a_container_that_is_not_privileged(held: str, said: str) -> 
     )
     command = ["unshare", "--net", "--mount", "--", "sh", "-c", script, "sh"]
     result = subprocess.run(
-        [*command, sys.executable, "-c", SYSCTLS_IN_A_CONTAINER], capture_output=True, text=True, check=True, timeout=60
+        [*command, sys.executable, "-c", SYSCTLS_IN_A_CONTAINER], capture_output=True, text=True, check=True, timeout=90
     )
     assert said in result.stdout
     assert not os.statvfs("/proc/sys").f_flag & os.ST_RDONLY

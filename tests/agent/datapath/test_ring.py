@@ -143,6 +143,6 @@ def test_readable_when_there_is_something(ring: Ring, emit: Emitter) -> None:
         poll.register(ring, select.EPOLLIN)
         assert poll.poll(timeout=0) == []
         emit(".")
-        assert poll.poll(timeout=5) == [(ring.fileno(), select.EPOLLIN)]
+        assert poll.poll(timeout=30) == [(ring.fileno(), select.EPOLLIN)]
         assert numbers(ring) == [1]
         assert poll.poll(timeout=0) == []

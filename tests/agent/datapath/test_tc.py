@@ -93,7 +93,7 @@ def test_attached_programs_see_packets(programs: Programs, maps: Maps, network: 
             sender.bind(("pod", 0))
             poll.register(maps["events"].fd, select.EPOLLIN)
             sender.send(b"." + bytes(59))
-            assert poll.poll(timeout=5)
+            assert poll.poll(timeout=30)
         assert maps["drops"].sums()[load().constants.DROP_MALFORMED] == 1
 
 

@@ -24,7 +24,7 @@ def inside(root: None) -> Iterator[rig.Netns]:
 
 def execute(path: str, *argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", RUN, path, *argv]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=200, check=False)
 
 
 def test_the_command_is_inside_with_our_streams_and_its_exit_status(inside: rig.Netns) -> None:

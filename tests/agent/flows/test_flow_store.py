@@ -101,7 +101,7 @@ def test_an_empty_store_shows_nothing() -> None:
 
 async def take(values: AsyncGenerator[Batch, None], count: int) -> list[Flow | Lost]:
     found: list[Flow | Lost] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(found) < count:
             found += await anext(values)
     return found

@@ -153,6 +153,6 @@ def test_settings_that_cannot_be_are_a_row() -> None:
 
 def preflight(*flags: str, launcher: list[str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [*(launcher or []), sys.executable, "-m", "agent.cli.main", "preflight", *flags]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=environment())
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=200, env=environment())
     assert "Traceback" not in done.stderr, done.stderr
     return done
