@@ -31,7 +31,7 @@ from agent.endpoints import namespaces
 from agent.instance import NOTES, Instance
 from agent.supervisor import listener_pid
 
-START_S = 60.0 * SLOWER
+START_S = 120.0 * SLOWER
 """Includes compiling the datapath on a busy machine."""
 SETTLE_S = 60.0 * SLOWER
 GONE_S = 30.0 * SLOWER
