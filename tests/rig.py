@@ -11,15 +11,14 @@ removed by the next (`sweep`). A name holds the process id, so runs side by side
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -124,11 +123,18 @@ class Netns:
         """Processes inside, our own short-lived threads apart."""
         return [pid for pid in _pids_in(os.fstat(self.fd).st_ino) if pid != os.getpid()]
 
-    def await_own(self, addresses: Sequence[str]) -> None:
-        """Until the kernel takes them for its own: those of IPv6 one of its workers makes so, after `ip` is done."""
-        for address in addresses:
-            if ":" in address:
-                wait_until(partial(self.call, _is_own, address), what=f"{address} is an address of {self.name}")
+    def await_own(self, addresses: Sequence[str], device: str) -> None:
+        """Until the kernel takes them for its own, and has a link-local one where there is a link: those of IPv6 one of
+        its workers makes so, after `ip` is done."""
+        wanted = [f"local {ipaddress.ip_address(address)} " for address in addresses if ":" in address]
+        if wanted and device != "lo":
+            wanted.append("local fe80:")
+
+        def are_own() -> bool:
+            routes = self.run("ip", "-6", "route", "show", "table", "local", "dev", device).stdout.splitlines()
+            return all(any(route.startswith(one) for route in routes) for one in wanted)
+
+        wait_until(are_own, what=f"{addresses} are {self.name}'s by {device}")
 
     def close(self) -> None:
         for process in self._processes:
@@ -156,7 +162,7 @@ class Node(Netns):
         if forwarding:
             self.sysctl(ipv4__ip_forward="1", ipv6__conf__all__forwarding="1")
         self.ip(*(f"address add {a} dev lo {'nodad' if ':' in a else ''}" for a in addresses))
-        self.await_own(addresses)
+        self.await_own(addresses, "lo")
 
     def __enter__(self) -> Node:
         return self
@@ -185,7 +191,7 @@ class Outside(Netns):
                 *(f"address replace {a} dev {there} {'nodad' if ':' in a else ''}" for a in mine),
                 *(f"route replace {a} dev {there}" for a in other),
             )
-            here.await_own(mine)
+            here.await_own(mine, there)
         gateways = {(":" in a): a for a in node.addresses}
         self.ip(*(f"route replace default via {a} dev eth0 onlink" for a in gateways.values()))
 
@@ -224,15 +230,6 @@ def wait_until(condition: Callable[[], T], timeout_s: float = WAIT_S, what: str 
             raise AssertionError(f"not within {timeout_s} s: {what or condition}")
         time.sleep(0.005)
     return value
-
-
-def _is_own(address: str) -> bool:
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as asked:
-        try:
-            asked.connect((address, 9))
-        except OSError:
-            return False
-        return bool(asked.getsockname()[0] == address)
 
 
 def _remove(name: str) -> None:
