@@ -22,6 +22,9 @@ OPTIONS = (
 )
 """It is noticed within 30 s that the other side is gone, whether or not there is anything to send."""
 
+CLOSED_S = 10.0
+"""Nobody's end waits longer than that for a socket."""
+
 
 class Sockets:
     """Those that `make` made and that are open. For one event loop."""
@@ -44,14 +47,17 @@ class Sockets:
         return made
 
     async def end(self) -> None:
-        """Ends what is open and makes no more; returns when all are closed. Their session is closed before."""
+        """Ends what is open and makes no more; returns when all are closed, or after CLOSED_S. Their session is closed
+        before."""
         self._ended = True
         for one in tuple(self._open):
             with suppress(OSError):  # that one is not connected yet: whoever would connect it fails and closes it
                 one.shutdown(socket.SHUT_RDWR)  # to its transport the other side has closed, so it closes, too
-        while self._open:
-            self._all_closed.clear()
-            await self._all_closed.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSED_S):
+                while self._open:
+                    self._all_closed.clear()
+                    await self._all_closed.wait()
 
     def _closed(self, one: _Socket) -> None:
         self._open.discard(one)
