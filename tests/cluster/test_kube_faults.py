@@ -3,6 +3,7 @@ gets through, nobody storms the server, and in the end all is as it has it."""
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
@@ -143,7 +144,14 @@ def traffic(cluster: KubeCluster) -> Iterator[Traffic]:
         cluster.add(where, app=where.rpartition("/")[2]) for where in ("n1/shop/client", "n1/shop/other", "n2/shop/web")
     ]
     with Server(pods[2].netns, "tcp", PORT, "web"), Traffic(*pods) as traffic:
+        traffic.rounds(1)
         yield traffic
+
+
+def dropped(cluster: KubeCluster, pod: str = "shop/client") -> list[Document]:
+    """Packets of the pod that may, as the nodes saw them: TCP sends them again, and all is answered."""
+    command = ("observe", "-o", "json", "--type", "drop", "--pod", pod, "--since", "1h")
+    return [json.loads(line) for agent in cluster.agents.values() for line in agent.cli(*command).stdout.splitlines()]
 
 
 def watches_end_every_second(cluster: KubeCluster, traffic: Traffic, churn: Churn) -> None:
@@ -228,6 +236,7 @@ def has_fewer_namespaces(agent: KubeAgent, number: int) -> bool:
 
 def test_deletes_in_any_order(cluster: KubeCluster, traffic: Traffic) -> None:
     """A namespace before what is in it, a Node before its NodeEndpoints, numbers before the pods that have them."""
+    before = dropped(cluster)
     Churn(cluster, random.Random(1)).step()
     cluster.api.put(far_endpoints([1, 2]))
     cluster.apply(namespace_document("gone", team="a"), policy("gone/all", {"app": "gone"}, ingress=[]))
@@ -256,6 +265,7 @@ def test_deletes_in_any_order(cluster: KubeCluster, traffic: Traffic) -> None:
     for agent in cluster.agents.values():
         assert {one["name"] for one in agent.json("nodes")} == {"n1", "n2"}
     assert traffic.wrong == []
+    assert [flow for flow in dropped(cluster) if flow not in before] == []
 
 
 @pytest.mark.parametrize("wrong", WRONGS, ids=lambda wrong: wrong.__name__)
@@ -264,7 +274,7 @@ def test_enforcement_goes_on_and_all_ends_well(
 ) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    churn = Churn(cluster, random.Random(seed))
+    churn, before = Churn(cluster, random.Random(seed)), dropped(cluster)
     cluster.api.forget_requests()
     began_s = time.monotonic()
     wrong(cluster, traffic, churn)
@@ -273,6 +283,8 @@ def test_enforcement_goes_on_and_all_ends_well(
     await_all_stored(cluster)
     took_s = time.monotonic() - began_s
     assert traffic.wrong == []
+    assert [flow for flow in dropped(cluster) if flow not in before] == []
+    assert dropped(cluster, "shop/other"), "it would be seen"
     asked = Counter((seen.verb, seen.resource) for seen in cluster.api.requests)
     most = len(cluster.agents) * (REQUESTS_A_SECOND * took_s + 4)
     assert {what: number for what, number in asked.items() if number > most} == {}
