@@ -50,6 +50,7 @@ START = """\
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root GATEHOUSE_VM={kernel}
 ln -s /proc/self/fd /dev/fd; ln -s fd/0 /dev/stdin; ln -s fd/1 /dev/stdout; ln -s fd/2 /dev/stderr
 ip link set lo up
+modprobe tun  # elsewhere udev makes its device node, and opening that loads it
 echo; echo '{begin}'
 cd {directory} && {command}
 echo "{end}$? ==="
