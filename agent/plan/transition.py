@@ -110,7 +110,8 @@ def _tightened(judged: Rejudgement) -> list[Step]:
 
 
 def _final(judged: Rejudgement) -> list[Step]:
-    """New rows without tightening first: those of single classes, then of any remote, then entries that go."""
+    """New rows without tightening first: those of single classes, then of any remote, then what goes. Any remote's goes
+    before those of single classes: nobody falls to it on the way."""
     single: Writes = {}
     rest: Writes = {}
     gone: Writes = {}
@@ -119,7 +120,7 @@ def _final(judged: Rejudgement) -> list[Step]:
             for remote, row in rows.items():
                 stage = rest if remote == CLASS_ANY else single
                 stage.setdefault(side, {})[remote] = row
-    for side, rows in (*single.items(), *rest.items()):
+    for side, rows in single.items():
         for remote in [remote for remote, row in rows.items() if row is None]:
             gone.setdefault(side, {})[remote] = rows.pop(remote)
     return [_policy(single), _policy(rest), _policy(gone)]

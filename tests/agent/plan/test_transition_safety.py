@@ -29,9 +29,11 @@ from policies.address import is_v4, parse_address
 from policies.facts import Flow, Party
 from policies.l7 import NamePattern
 from policies.model import (
+    Action,
     ContainerPort,
     Direction,
     LabelSelector,
+    NamedPort,
     ObjectRef,
     Operator,
     Origin,
@@ -303,3 +305,21 @@ def test_a_name_loses_its_address_as_a_pod_comes_under_rules_about_it(back: bool
     old, new = reversed(scenes) if back else scenes
     client, server = drawn.parties(old.cluster)[0], Party(outside)
     judge_change(old, new, [*every(old, new), *(Flow(client, server, 6, port) for port in (79, 80))])
+
+
+@pytest.mark.parametrize("back", (False, True), ids=("there", "back"))
+def test_all_rules_go_that_allow_everybody_and_deny_some(back: bool) -> None:
+    """Of a policy that isolates nobody, beside one that does: nobody falls to the row of everybody on the way."""
+    ref = ObjectRef("CiliumNetworkPolicy", "blue", "v0")
+    everyone = LabelSelector(frozenset())
+    rules = (
+        Rule(RuleRef(ref, Direction.INGRESS, 0), None, None),
+        Rule(RuleRef(ref, Direction.INGRESS, 1, "ingressDeny"), (PodSelector(everyone, "blue"),), None, Action.DENY),
+        Rule(RuleRef(ref, Direction.EGRESS, 0), None, (NamedPort(17, "dns"),)),
+    )
+    policy = Policy(ref, Origin("drawn", 0), PodSelector(everyone, None, everyone), frozenset(), rules)
+    named = msgspec.structs.replace(pod(3, "green"), ports=(ContainerPort("dns", 17, 78),))
+    cluster = cluster_of(pod(1), named, pod(4), p={"podSelector": {}, "ingress": []})
+    scenes = [Scene(msgspec.structs.replace(cluster, values=values)) for values in ((policy,), ())]
+    old, new = reversed(scenes) if back else scenes
+    judge_change(old, new, every(old, new), lossless=True)
