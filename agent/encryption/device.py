@@ -14,7 +14,7 @@ from policies.address import Prefix, format_socket
 PREFIX = "ghwg"
 
 
-class Endpoint(msgspec.Struct, frozen=True):
+class Endpoint(msgspec.Struct, frozen=True, gc=False):
     """Where a peer's UDP packets go. `address`: 16 bytes."""
 
     address: bytes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from operator import itemgetter, lt
 
 import msgspec
 
@@ -18,7 +18,7 @@ from agent.world.nodes import Peer
 from policies.address import V4_MAPPED_BITS, Prefix, format_address, is_v4
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class Wanted(msgspec.Struct, frozen=True, gc=False):
     """A peer as it is to be. `node`: whose key it is."""
 
     node: str
@@ -47,8 +47,9 @@ class Desired(msgspec.Struct):
     problems: dict[str, str] = {}
 
 
-class _Place(msgspec.Struct, frozen=True):
-    """Where a node is. `prefixes`: its blocks and addresses; `spans`: the same as first and last number of each."""
+class _Place(msgspec.Struct, frozen=True, gc=False):
+    """Where a node is. `v4`, `v6`: its first address of each family; `prefixes`: its blocks and addresses; `spans`: the
+    same as first and last number of each."""
 
     v4: bytes | None
     v6: bytes | None
@@ -81,14 +82,16 @@ def desired(local: Local, peers: Iterable[Peer], handshakes: Mapping[bytes, int]
     places = [_place(peer.addresses, peer.pod_cidrs) for peer in told]
     around = None if _apart(local, places) else _Around(local, told)
     taken: dict[Prefix, str] = {}
-    families = frozenset(map(is_v4, local.addresses))
+    v4, v6 = any(map(is_v4, local.addresses)), not all(map(is_v4, local.addresses))
     for peer, place in zip(told, places, strict=True):
-        endpoint = _endpoint(families, local.port, place)
-        problem = _refusal(local, peer, holders) or ("" if endpoint else _unreachable(peer))
-        if problem or endpoint is None:
+        # Of a family that both have, IPv4 before IPv6.
+        address = place.v4 if v4 and place.v4 is not None else place.v6 if v6 else None
+        problem = _refusal(local, peer, holders) or ("" if address else _unreachable(peer))
+        if problem or address is None:
             result.problems[peer.name] = problem
             continue
         keys = _keys(local, peer, holders, result.problems)
+        endpoint = Endpoint(address, local.port)
         if len(keys) > 1:
             keys = tuple(sorted(keys, key=lambda key: -handshakes.get(key, 0)))  # stable: of equals the first told
         allowed = _allowed(peer, taken, around, result.problems) if around else place.prefixes
@@ -97,15 +100,6 @@ def desired(local: Local, peers: Iterable[Peer], handshakes: Mapping[bytes, int]
             result.peers[key] = Wanted(peer.name, endpoint, frozenset(), local.keepalive_s)
         result.keys[peer.name] = keys
     return result
-
-
-def _endpoint(families: frozenset[bool], port: int, place: _Place) -> Endpoint | None:
-    """The first of its addresses of a family that both have, IPv4 before IPv6; None: there is none. `families`: of
-    this node; True: IPv4."""
-    for v4, address in ((True, place.v4), (False, place.v6)):
-        if address is not None and v4 in families:
-            return Endpoint(address, port)
-    return None
 
 
 def _keys(local: Local, peer: Peer, holders: Mapping[bytes, str], problems: dict[str, str]) -> tuple[bytes, ...]:
@@ -124,7 +118,8 @@ def _apart(local: Local, places: Iterable[_Place]) -> bool:
     spans = [span for place in places for span in place.spans]
     spans += _place(local.addresses, local.pod_cidrs).spans
     spans.sort()
-    return all(last < first for (_, last), (first, _) in pairwise(spans))
+    firsts, lasts = map(itemgetter(0), spans[1:]), map(itemgetter(1), spans)
+    return all(map(lt, lasts, firsts))
 
 
 def _refusal(local: Local, peer: Peer, holders: Mapping[bytes, str]) -> str:
@@ -228,10 +223,13 @@ def difference(
         if have is None:
             gaining.append(PeerChange(key, False, want.endpoint, _sorted(want.allowed), True, want.keepalive_s))
             continue
+        same = want.allowed == have.allowed
+        if same and want.endpoint == have.endpoint and want.keepalive_s == have.keepalive_s:
+            continue
         endpoint = None if _stays(want.endpoint, have.endpoint, told.get(key)) else want.endpoint
         keepalive_s = want.keepalive_s if have.keepalive_s != want.keepalive_s else None
         more = less = frozenset[Prefix]()
-        if want.allowed != have.allowed:
+        if not same:
             more, less = want.allowed - have.allowed, have.allowed - want.allowed
         if endpoint is None and keepalive_s is None and not more and not less:
             continue

@@ -127,7 +127,7 @@ class Rotation:
                 asked=self.asked,
                 told_s=None if self._told_at is None else now - self._told_at,
                 swapped_s=0.0 if self._swapped_at is None else now - self._swapped_at,
-                turned=turned(groups, self._before, handshakes, self._swapped_ns),
+                turned=self.phase is Phase.SWAPPED and turned(groups, self._before, handshakes, self._swapped_ns),
             ),
             self.bounds,
         )
