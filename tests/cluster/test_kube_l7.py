@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import rig
-from agents import START_S, allow_from, policy
+from agents import START_S, RunningAgent, allow_from, policy
 from kube_cluster import FAMILIES, EitherCluster, KubePod
 from l7_policies import cnp, ingress
 from probes import Server, tcp
@@ -99,6 +100,18 @@ def test_endpoints_and_identities(cluster: EitherCluster) -> None:
     assert numbers[0] == numbers[1]
 
 
+def _ready(agent: RunningAgent) -> dict[str, Any]:
+    """Its status, once nothing is wanting."""
+
+    def status() -> dict[str, Any] | None:
+        found = agent.status()
+        return found if (found["state"], found["reasons"]) == ("ready", []) else None
+
+    found = rig.wait_until(status, START_S, "nothing is wanting")
+    assert found
+    return found
+
+
 def test_nodes_policies_and_status(cluster: EitherCluster) -> None:
     for name, agent in cluster.agents.items():
         nodes = {one["name"]: one for one in agent.json("nodes")}
@@ -108,8 +121,7 @@ def test_nodes_policies_and_status(cluster: EitherCluster) -> None:
         (web,) = (one for one in agent.json("policies") if one["name"] == "web")
         assert (web["kind"], web["status"]) == ("CiliumNetworkPolicy", "accepted")
         assert web["endpoints"] == (["shop/web"] if name == "n2" else [])
-        status = agent.status()
-        assert (status["state"], status["reasons"]) == ("ready", [])
+        status = _ready(agent)
         assert status["endpoints"] == {"ready": 2, "remote": 2}
         assert status["cluster"]["unreachable_s"] is None
         assert not [one for one in status["cluster"]["resources"] if one["problem"]]
