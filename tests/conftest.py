@@ -13,8 +13,18 @@ from pods_at import Site
 
 from agent.datapath.mounts import check_kernel, require_host
 from agent.datapath.pins import Pins
+from agent.endpoints import namespaces
 
 _counter = itertools.count(1)
+_HOME = Path(namespaces.CURRENT).readlink()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """What a file's tests share may be in another network namespace; tests of other files need not expect that."""
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        assert Path(namespaces.CURRENT).readlink() == _HOME, "this thread is left in another network namespace"
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,7 @@ class Rig:
         ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: this thread is in another network namespace meanwhile
 def rig(datapath_host: None) -> Iterator[Rig]:
     pins = Pins.of(f"test-differential-{os.getpid()}")
     devices = [worlds.interface_of(pod).index for pod in _pods()] + [OUTSIDE_DEVICE]
