@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import rig
 from pods_at import Site
@@ -14,6 +15,11 @@ from pods_at import Site
 from agent.datapath.mounts import check_kernel, require_host
 from agent.datapath.pins import Pins
 from agent.endpoints import namespaces
+
+hypothesis.settings.register_profile(
+    "gatehouse", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("gatehouse")  # how long something took is no failure
 
 _counter = itertools.count(1)
 _HOME = Path(namespaces.CURRENT).readlink()

@@ -277,7 +277,6 @@ def test_kernel_judges_as_the_oracle(rig: Rig, shard: int, request: pytest.Fixtu
 
     @settings(
         max_examples=1 + wanted // FLOWS,  # some 1.5 judgements a flow
-        deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )

@@ -77,9 +77,7 @@ def test_packets_go_where_the_oracle_says(drawn_node: DrawnNode, shard: int, req
     @settings(
         max_examples=1 + wanted // (3 * PACKETS),
         derandomize=shard == 0,
-        deadline=None,
         database=None,
-        print_blob=True,
         suppress_health_check=list(HealthCheck),
     )
     @given(st.sampled_from(CONFIGS), histories(steps=1), st.integers(0, 1 << 30))

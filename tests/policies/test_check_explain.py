@@ -106,7 +106,7 @@ def test_unknown_surroundings_give_no_warnings_about_them() -> None:
 
 
 @given(strategies.clusters(max_policies=3))
-@settings(max_examples=50, deadline=None, print_blob=True)
+@settings(max_examples=50)
 def test_valid_policies_have_warnings_at_most(cluster: strategies.Cluster) -> None:
     around = Surroundings([pod.facts for pod in cluster.pods], cluster.namespaces)
     assert check([(raw, HERE) for raw in cluster.policies], around).errors == 0
@@ -190,7 +190,7 @@ def test_other_reasons() -> None:
 
 
 @given(cluster=strategies.clusters(), seed=st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None, print_blob=True)
+@settings(max_examples=60)
 def test_steps_agree_with_the_oracle(cluster: strategies.Cluster, seed: int) -> None:
     policies = [strategies.parsed(raw) for raw in cluster.policies]
     for flow in strategies.flows_of(cluster, seed, 10):
@@ -211,7 +211,7 @@ def test_steps_agree_with_the_oracle(cluster: strategies.Cluster, seed: int) -> 
 
 
 @given(cluster=drawn_policies.clusters(), seed=st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None, print_blob=True)
+@settings(max_examples=60)
 def test_steps_of_every_kind_agree_with_the_oracle(cluster: strategies.Cluster, seed: int) -> None:
     """Who decided is among the steps, with what it did; and every reason can be said."""
     policies = strategies.policies_of(cluster)

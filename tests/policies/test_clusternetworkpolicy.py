@@ -409,7 +409,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 
 @given(raw=st.sampled_from(VALID).map(copy.deepcopy), junk=JSON, data=st.data())
-@settings(max_examples=400, deadline=None, print_blob=True)
+@settings(max_examples=400)
 def test_junk_anywhere_is_refused_and_what_is_left_opens_nothing(raw: Any, junk: Any, data: st.DataObject) -> None:
     """Never anything but InvalidPolicy; what is salvaged accepts at most by rules as they were written."""
     written = {(r.ref, r.peers, r.ports) for r in parse(raw, HERE).rules if r.action is Action.ALLOW}
@@ -427,7 +427,7 @@ def test_junk_anywhere_is_refused_and_what_is_left_opens_nothing(raw: Any, junk:
 
 
 @given(JSON)
-@settings(max_examples=100, deadline=None, print_blob=True)
+@settings(max_examples=100)
 def test_any_document(raw: Any) -> None:
     with pytest.raises(InvalidPolicy):
         parse(raw, HERE)

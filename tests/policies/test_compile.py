@@ -50,7 +50,7 @@ def test_resolve(
 
 @pytest.mark.parametrize(("few", "peers"), [(0, 0), (1, 0), (compiler.FEW_CLASSES, 0), (0, compiler.FEW_PEERS)])
 @given(cluster=strategies.clusters(max_policies=4) | drawn_policies.clusters())
-@settings(max_examples=40, deadline=None, print_blob=True)
+@settings(max_examples=40)
 def test_rows_are_those_of_single_classes(few: int, peers: int, cluster: strategies.Cluster) -> None:
     """As if all policies selected one pod."""
     policies = strategies.policies_of(cluster)

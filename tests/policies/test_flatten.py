@@ -87,7 +87,7 @@ def well_formed(row: Row) -> None:
 
 
 @given(claims())
-@settings(max_examples=250, deadline=None, print_blob=True)
+@settings(max_examples=250)
 def test_first_claim_that_covers_a_port_is_named(drawn: list[Claim]) -> None:
     row = flatten(drawn)
     well_formed(row)
@@ -200,7 +200,7 @@ def passing(row: Row, protocol: int, port: int) -> frozenset[L7] | None:
 @given(ROW, ROW)
 @example((cell(None, *ANY, 0),), (cell(None, *ANY, 1), cell(6, 80, 80, 2, DENY)))
 @example((cell(6, 80, 80, 0),), (cell(None, *ANY, 1),))
-@settings(max_examples=250, deadline=None, print_blob=True)
+@settings(max_examples=250)
 def test_meet_allows_what_both_allow(old: Row, new: Row) -> None:
     """Of rows that ask different things, where neither asks less: nothing."""
     met = meet(old, new)
@@ -219,7 +219,7 @@ def test_meet_allows_what_both_allow(old: Row, new: Row) -> None:
 
 
 @given(ROW)
-@settings(max_examples=100, deadline=None, print_blob=True)
+@settings(max_examples=100)
 def test_meet_with_itself_and_with_nothing(row: Row) -> None:
     for protocol in PROTOCOLS:
         for port in EDGES:

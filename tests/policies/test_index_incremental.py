@@ -11,7 +11,7 @@ import drawn_policies
 import msgspec
 import pytest
 import strategies
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.address import Prefix
@@ -236,7 +236,7 @@ def beginnings(draw: st.DrawFn) -> list[Event]:
     batches=st.lists(st.lists(events(), min_size=1, max_size=3), min_size=4, max_size=8),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES)
 def test_follows_random_events(beginning: list[Event], batches: list[list[Event]], seed: int) -> None:
     model = Model()
     for batch in (beginning, *batches):
@@ -294,7 +294,7 @@ def few_things(draw: st.DrawFn) -> list[list[Event]]:
     enforce_always=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES)
 def test_what_goes_may_come_back(
     things: list[list[Event]], batches: list[list[int]], enforce_always: bool, seed: int
 ) -> None:

@@ -72,12 +72,12 @@ def check(cluster: Cluster, seed: int) -> None:
 
 
 @given(cluster=strategies.clusters(), seed=st.integers(0, 2**32))
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True)
+@settings(max_examples=EXAMPLES)
 def test_random_clusters(cluster: Cluster, seed: int) -> None:
     check(cluster, seed)
 
 
 @given(cluster=drawn_policies.clusters(), seed=st.integers(0, 2**32))
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True)
+@settings(max_examples=EXAMPLES)
 def test_random_clusters_with_policies_of_every_kind(cluster: Cluster, seed: int) -> None:
     check(cluster, seed)

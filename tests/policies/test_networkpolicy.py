@@ -381,7 +381,7 @@ def test_nothing_to_salvage_of_a_valid_policy_or_another_kind() -> None:
 
 
 @given(strategies.policies())
-@settings(max_examples=100, deadline=None, print_blob=True)
+@settings(max_examples=100)
 def test_drawn_policies_are_valid(raw: strategies.Raw) -> None:
     policy = parse(raw, HERE)
     assert policy.isolates
@@ -399,7 +399,7 @@ JSON = st.recursive(
 
 
 @given(raw=strategies.policies(), junk=JSON, data=st.data())
-@settings(max_examples=300, deadline=None, print_blob=True)
+@settings(max_examples=300)
 def test_junk_anywhere_is_reported_and_never_opens(raw: strategies.Raw, junk: Any, data: st.DataObject) -> None:
     """One value somewhere in a valid policy replaced: parsed or refused, never another exception."""
     spots: list[tuple[Any, Any]] = []

@@ -104,7 +104,7 @@ def events() -> st.SearchStrategy[Event]:
 
 
 @given(st.lists(events(), min_size=1, max_size=25))
-@settings(max_examples=300, deadline=None, print_blob=True)
+@settings(max_examples=300)
 def test_follows_random_events(drawn: list[Event]) -> None:
     model = Model()
     before: set[tuple[PodSelector, int]] = set()

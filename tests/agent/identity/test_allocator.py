@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.identity.allocator import AddressPool, Allocator, ExhaustedError
@@ -28,7 +28,6 @@ def test_the_first_choice_does_not_depend_on_who_asked_before(keys: list[str]) -
 
 
 @given(keys=KEYS, gone=st.sets(st.integers(0, 9)))
-@settings(deadline=None)
 def test_restored_numbers_are_the_same(keys: list[str], gone: set[int]) -> None:
     first = Allocator("number", 0, 12)
     for key in keys:

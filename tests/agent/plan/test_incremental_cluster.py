@@ -29,7 +29,7 @@ PORTS = ((6, 78), (6, 80), (17, 82), (132, 80))
 
 
 @given(scenes=histories(), config=st.sampled_from(CONFIGS))
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 def test_a_cluster_s_plan_is_the_plan_from_scratch(scenes: list[Scene], config: NodeConfig) -> None:
     world, plan, maps = World(config), Plan(), MapModel()
     before: Scene | None = None
@@ -61,7 +61,7 @@ def from_scratch(world: World, scene: Scene) -> tuple[World, Plan]:
 
 
 @given(scenes=histories(steps=4), config=st.sampled_from(CONFIGS))
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 def test_a_cluster_s_plan_agrees_with_the_oracle(scenes: list[Scene], config: NodeConfig) -> None:
     world, plan, maps = World(config), Plan(), MapModel()
     before: Scene | None = None

@@ -22,7 +22,7 @@ EXAMPLES = int(os.environ.get("GATEHOUSE_EXAMPLES", "30"))
 
 
 @given(scenes=histories(kinds=EVERY_KIND) | served(steps=3), config=st.sampled_from(CONFIGS))
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 def test_incremental_plan_is_the_plan_from_scratch(scenes: list[Scene], config: NodeConfig) -> None:
     world, plan, maps = World(config, derive), Plan(), MapModel()
     before: Scene | None = None
@@ -49,7 +49,7 @@ def assert_counts_are_right(plan: Plan) -> None:
 
 
 @given(scenes=histories(steps=2, batch=8, kinds=EVERY_KIND) | served(steps=2), data=st.data())
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 def test_reconcile_ends_at_the_plan_from_any_state(scenes: list[Scene], data: st.DataObject) -> None:
     """After a restart: the maps hold an older plan, of which any part may be missing, and blocks half written."""
     kernel = built(scenes[0]).state.maps()

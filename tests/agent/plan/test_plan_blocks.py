@@ -70,14 +70,12 @@ def met(one: Demands | None, other: Demands | None) -> Demands | None:
 
 
 @given(one=ROWS)
-@settings(deadline=None)
 def test_a_row_survives_its_entries(one: Row) -> None:
     names = Names()
     assert cells(row(one, names), names) == one
 
 
 @given(one=ROWS, other=ROWS)
-@settings(deadline=None)
 def test_the_meet_allows_what_both_allow(one: Row, other: Row) -> None:
     names = Names()
     blocks = {block.id: block for block in (row(one, names), row(other, names))}
@@ -98,7 +96,7 @@ def test_a_meet_that_is_one_of_the_rows_is_that_row() -> None:
 
 
 @given(members=st.lists(st.tuples(st.sampled_from(("10.1.0.1", "fd00::1")), st.integers(1, 65535)), max_size=300))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_pool_keeps_the_order_of_its_backends(members: list[tuple[str, int]]) -> None:
     given_members = [(parse_address(address), port) for address, port in members]
     assert backends(pool(given_members)) == given_members

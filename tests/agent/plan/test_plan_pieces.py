@@ -18,7 +18,7 @@ EXAMPLES = int(os.environ.get("GATEHOUSE_EXAMPLES", "30"))
 
 
 @given(scenes=histories(steps=2, batch=8) | served(steps=2))
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 def test_all_pieces_one_by_one_end_at_the_whole(scenes: list[Scene]) -> None:
     older, wanted = built(scenes[0]).state, built(scenes[-1])
     kernel, maps = State.read(older.maps()), MapModel(older.maps())
@@ -39,7 +39,7 @@ def adds(piece: Changes) -> bool:
 
 
 @given(scenes=histories(steps=1, batch=8))
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, suppress_health_check=list(HealthCheck))
 def test_nothing_differs_nothing_to_do(scenes: list[Scene]) -> None:
     plan = built(scenes[-1])
     kernel = State.read(plan.state.maps())

@@ -47,7 +47,7 @@ def answers(maps: MapModel, questions: list[Asked]) -> list[Served]:
 
 
 @given(scenes=histories(steps=6, batch=6, kinds=ABOUT_SERVICES) | served(steps=3), config=st.sampled_from(CONFIGS))
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 def test_on_the_way_it_is_as_before_or_as_after(scenes: list[Scene], config: NodeConfig) -> None:
     world, plan, maps = World(config, derive), Plan(), MapModel()
     before: Scene | None = None
@@ -66,7 +66,7 @@ def test_on_the_way_it_is_as_before_or_as_after(scenes: list[Scene], config: Nod
 
 
 @given(scenes=served(steps=2), config=st.sampled_from(CONFIGS))
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 def test_after_a_kill_at_any_write_the_rest_is_made_up_for(scenes: list[Scene], config: NodeConfig) -> None:
     """Of a start from an older plan, and of a change."""
     wanted = built(scenes[2], config)

@@ -48,7 +48,7 @@ from policies.model import (
 FLOWS = 25
 EXAMPLES = int(os.environ.get("GATEHOUSE_EXAMPLES", "30"))
 CLUSTERS = drawn.clusters() | drawn_policies.clusters()
-CAREFUL = settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+CAREFUL = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 
 
 def sampled(old: Scene, new: Scene, seed: int) -> list[Flow]:

@@ -30,7 +30,7 @@ CLIENTS = tuple(
 
 
 @given(scenes=histories(steps=1, batch=12, kinds=ABOUT_SERVICES) | served(steps=1), config=st.sampled_from(CONFIGS))
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 def test_trace_says_what_the_entries_say(scenes: list[Scene], config: NodeConfig) -> None:
     world, plan = World(config, derive), Plan()
     change_world(world, None, scenes[-1])

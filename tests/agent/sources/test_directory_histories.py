@@ -50,7 +50,7 @@ def edit(place: Place, what: str, file: str, argument: str) -> None:
             path.rename(place.root / argument)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(edits=EDITS)
 def test_any_edits_end_like_a_fresh_start(tmp_path_factory: pytest.TempPathFactory, edits: list[Any]) -> None:
     place = Place(tmp_path_factory.mktemp("history"))

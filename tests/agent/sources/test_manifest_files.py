@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from manifest_texts import items
 
@@ -117,14 +117,12 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(text=st.lists(PIECES, max_size=30).map("".join))
 def test_no_text_stops_the_reader(text: str) -> None:
     for item in items(text):
         assert item.object is not None or item.problems
 
 
-@settings(deadline=None)
 @given(value=JSON_VALUES, kind=st.sampled_from([*VERSIONS, "List"]), cut=st.integers(0, 3))
 def test_no_value_stops_the_reader(value: Any, kind: str, cut: int) -> None:
     if isinstance(value, dict):
@@ -135,7 +133,6 @@ def test_no_value_stops_the_reader(value: Any, kind: str, cut: int) -> None:
             assert item.object is not None or item.problems
 
 
-@settings(deadline=None)
 @given(data=st.binary(max_size=40))
 def test_no_bytes_stop_the_reader(data: bytes) -> None:
     for file in ("m.json", "m.yaml"):

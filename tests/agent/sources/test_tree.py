@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, note, settings
+from hypothesis import given, note
 from hypothesis import strategies as st
 
 from agent.objects import Change, Object, PolicySet
@@ -344,7 +344,6 @@ def final(history: list[dict[str, str | None]]) -> dict[str, str | None]:
     return {file: text for file, text in state.items() if text is not None}
 
 
-@settings(deadline=None)
 @given(history=edits(VALID))
 def test_valid_edits_end_like_a_fresh_start(history: list[dict[str, str | None]]) -> None:
     after, seen = run(history)
@@ -354,7 +353,6 @@ def test_valid_edits_end_like_a_fresh_start(history: list[dict[str, str | None]]
     assert after.problems == fresh.problems
 
 
-@settings(deadline=None)
 @given(history=edits(VALID | BROKEN))
 def test_broken_edits_lose_nothing_and_heal(history: list[dict[str, str | None]]) -> None:
     """Whatever was broken on the way: repairing every file is like a fresh start."""
@@ -371,7 +369,6 @@ def test_broken_edits_lose_nothing_and_heal(history: list[dict[str, str | None]]
     assert healed.problems == fresh.problems
 
 
-@settings(deadline=None)
 @given(history=edits(VALID | BROKEN), file=FILES, names=st.lists(NAMES, unique=True))
 def test_breaking_a_document_changes_nothing_in_force(history: Any, file: str, names: list[str]) -> None:
     good: dict[str, str | None] = {file: docs(*(policy(name) for name in names))}

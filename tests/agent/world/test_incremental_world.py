@@ -23,7 +23,7 @@ def facts(world: World, ref: ObjectRef) -> tuple[tuple[Frontend, ...], int]:
 
 
 @given(scenes=histories(steps=12, kinds=ABOUT_SERVICES), config=st.sampled_from(CONFIGS))
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 def test_incremental_frontends_are_those_from_scratch(scenes: list[Scene], config: NodeConfig) -> None:
     world = World(config, derive)
     known: dict[ObjectRef, tuple[tuple[Frontend, ...], int]] = {}
@@ -49,7 +49,7 @@ def test_incremental_frontends_are_those_from_scratch(scenes: list[Scene], confi
 
 
 @given(scenes=histories(steps=1, batch=12, kinds=ABOUT_SERVICES), config=st.sampled_from(CONFIGS))
-@settings(max_examples=EXAMPLES // 2, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES // 2, suppress_health_check=list(HealthCheck))
 def test_what_goes_leaves_nothing(scenes: list[Scene], config: NodeConfig) -> None:
     world = World(config, derive)
     empty = world.allocations.snapshot()

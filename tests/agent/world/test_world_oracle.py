@@ -106,7 +106,7 @@ def party(world: World, scene: Scene, address: bytes) -> Party:
 
 
 @given(scenes=histories(steps=6, kinds=EVERY_KIND), config=st.sampled_from(CONFIGS))
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 def test_marks_are_what_the_oracle_says(scenes: list[Scene], config: NodeConfig) -> None:
     world = World(config, derive)
     before: Scene | None = None

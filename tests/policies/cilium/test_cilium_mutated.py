@@ -52,7 +52,7 @@ def mutated(raw: Any, path: tuple[Any, ...], junk: Any, rename: bool) -> Any:
     return changed
 
 
-@settings(deadline=None, max_examples=600, print_blob=True)
+@settings(max_examples=600)
 @given(data=st.data())
 def test_whatever_is_written_is_read_or_refused_with_paths(data: st.DataObject) -> None:
     raw: Any = data.draw(st.sampled_from(WHOLE))

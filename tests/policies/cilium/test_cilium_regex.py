@@ -95,7 +95,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(pattern=st.lists(PIECES, max_size=12).map("".join))
 @example("[[:alpha:]]{2}(?:a|b)*?$")
 def test_whatever_is_written_is_refused_or_spelt_once(pattern: str) -> None:
@@ -121,7 +121,6 @@ SIMPLE = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(pattern=SIMPLE, value=st.text("ab/_1", max_size=6))
 def test_the_spelling_means_what_was_written(pattern: str, value: str) -> None:
     meant = re.compile(pattern.replace("[[:alpha:]]", "[A-Za-z]"), re.ASCII)
