@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import drawn_policies
 import msgspec
-import pytest
 import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,8 +17,6 @@ from policies.address import Prefix
 from policies.entities import LOCAL_MIN
 from policies.index import PolicyIndex
 from policies.model import Action, ContainerPort, Direction, ObjectRef, Policy, RemoteClass, Row, Subject, Workload
-
-pytestmark = pytest.mark.timeout(420)  # of a failure, hypothesis may take five minutes to find the smallest
 
 Entries = dict[tuple[Direction, RemoteClass | None], Row]
 

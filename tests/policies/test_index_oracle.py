@@ -18,8 +18,6 @@ from policies.flatten import allows_everything, lookup
 from policies.index import PolicyIndex
 from policies.model import DEFAULT_DENY, Direction, Policy, Verdict
 
-pytestmark = pytest.mark.timeout(420)  # of a failure, hypothesis may take five minutes to find the smallest
-
 EXAMPLES = int(os.environ.get("GATEHOUSE_EXAMPLES", "100"))
 GROUPINGS = ((0, 0), (compiler.FEW_CLASSES, 0), (0, compiler.FEW_PEERS))
 
